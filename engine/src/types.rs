@@ -1,0 +1,134 @@
+//! Newtypes for identities, positions and times. Each wraps one integer and carries its unit in its name.
+
+use std::fmt;
+
+macro_rules! id_type {
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub $inner);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}", self.0)
+            }
+        }
+    };
+}
+
+id_type!(
+    /// Log sequence number: per partition, +1 per record, never reused. `Lsn(0)` is "before the first record".
+    Lsn(u64)
+);
+id_type!(
+    /// Ownership generation of a partition; rises on every commit and every abort of a move.
+    Epoch(u64)
+);
+id_type!(
+    /// A partition: the unit of ownership and of shadowing. Unique in the cluster.
+    PartitionId(u64)
+);
+id_type!(
+    /// A segment of a partition: the unit of scoring, residency, compaction and copying. Unique in its partition, never reused.
+    SegmentId(u64)
+);
+id_type!(
+    /// One attempt to move a partition. Unique in the cluster; a closed attempt changes nothing any more.
+    AttemptId(u64)
+);
+id_type!(
+    /// A host of the cluster.
+    HostId(u32)
+);
+id_type!(
+    /// A shard: one pinned core with its executor, numbered from 0 on each host.
+    ShardId(u16)
+);
+id_type!(
+    /// A table file of a shard (run or segment base). Never reused.
+    FileId(u64)
+);
+id_type!(
+    /// Position in a shard's WAL: the number of a group-commit batch, +1 per batch, never reused.
+    WalSeq(u64)
+);
+
+impl Lsn {
+    /// The next LSN.
+    #[must_use]
+    pub fn next(self) -> Lsn {
+        Lsn(self.0 + 1)
+    }
+}
+
+impl Epoch {
+    /// The next epoch.
+    #[must_use]
+    pub fn next(self) -> Epoch {
+        Epoch(self.0 + 1)
+    }
+}
+
+/// Hybrid logical clock timestamp: 48 bits of milliseconds since the Unix epoch, 16 bits of logical counter.
+///
+/// Source: Kulkarni et al., "Logical Physical Clocks", 2014.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Hlc(pub u64);
+
+impl Hlc {
+    /// Timestamp of `wall_ms` (milliseconds since the Unix epoch) with logical counter 0.
+    #[must_use]
+    pub fn from_wall_ms(wall_ms: u64) -> Hlc {
+        Hlc(wall_ms << 16)
+    }
+
+    /// The physical part, in milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn wall_ms(self) -> u64 {
+        self.0 >> 16
+    }
+}
+
+/// A half-open range of routing keys, `[start, end)`; no `end` means "to the end of the keyspace".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRange {
+    /// First key of the range; empty means "from the beginning".
+    pub start: Vec<u8>,
+    /// First key after the range.
+    pub end: Option<Vec<u8>>,
+}
+
+impl KeyRange {
+    /// The whole keyspace.
+    #[must_use]
+    pub fn all() -> KeyRange {
+        KeyRange { start: Vec::new(), end: None }
+    }
+
+    /// Whether `key` lies in the range.
+    #[must_use]
+    pub fn contains(&self, key: &[u8]) -> bool {
+        key >= self.start.as_slice() && self.end.as_deref().is_none_or(|end| key < end)
+    }
+
+    /// Whether the two ranges share a key.
+    #[must_use]
+    pub fn overlaps(&self, other: &KeyRange) -> bool {
+        let starts_before = |a: &KeyRange, b: &KeyRange| a.end.as_deref().is_none_or(|end| b.start.as_slice() < end);
+        starts_before(self, other) && starts_before(other, self)
+    }
+}
+
+/// The validation token of a copy request: which version of which segment is meant.
+///
+/// `checksum` is the crc32c of (partition, segment, bounds, version), so a token of a segment that has been split or
+/// merged since never matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ValidationToken {
+    /// The segment.
+    pub segment: SegmentId,
+    /// LSN of the last write to the segment.
+    pub version: Lsn,
+    /// crc32c of the identity.
+    pub checksum: u32,
+}
