@@ -1,8 +1,29 @@
 //! One host of Antumbra: a thread-per-core io_uring storage engine that can be embedded without the rest.
+//!
+//! [`Engine::open`] starts the shards; [`PartitionHandle`] is the way in from any thread and runtime, and
+//! [`Engine::on_shard`] ships code to the data. The life of a put, a get and a move is drawn in `ARCHITECTURE.md`.
 
+pub mod chain;
+mod clock;
+pub mod config;
+mod engine;
 pub mod error;
+mod event;
+mod io;
 pub mod limits;
+mod manifest;
+mod memtable;
+mod merge;
+pub mod partition;
 pub mod record;
+pub mod shard;
+pub mod table;
 pub mod types;
+mod wal;
 
+pub use config::{Durability, EngineConfig, PartitionOptions};
+pub use engine::{Engine, PartitionHandle};
 pub use error::{Error, Result};
+pub use io::runtime;
+pub use partition::{KeyValue, Partition, PartitionStats, ScanPage, Serving, Write, Written};
+pub use shard::{PartitionSpec, Shard};

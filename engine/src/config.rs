@@ -1,0 +1,120 @@
+//! What an embedder chooses.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use antumbra_predictor::model::Model;
+
+use crate::error::{Error, Result};
+use crate::types::HostId;
+
+/// How a write is acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// On the device (and, under a synchronous mirror, at the target) before the acknowledgement.
+    #[default]
+    Durable,
+    /// In the WAL's queue; on the device with the next group commit. A crash may lose the last moments.
+    Buffered,
+}
+
+/// Options of one partition; part of its manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionOptions {
+    /// Segments are split above twice this size and merged below a quarter of it, in bytes.
+    pub segment_target_bytes: u64,
+    /// Uncompressed size that a data block is closed at, in bytes.
+    pub block_bytes: u32,
+}
+
+impl Default for PartitionOptions {
+    fn default() -> PartitionOptions {
+        PartitionOptions { segment_target_bytes: 4 << 20, block_bytes: 8 << 10 }
+    }
+}
+
+/// Configuration of an engine.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Data folder; created when missing.
+    pub dir: PathBuf,
+    /// This host's id, stamped on nothing but moves.
+    pub host: HostId,
+    /// Shards (threads). An existing folder keeps the number it was created with.
+    pub shards: usize,
+    /// Pin shard `i` to CPU `first_cpu + i`; `None` leaves placement to the kernel.
+    pub first_cpu: Option<usize>,
+    /// How long an idle shard polls before it sleeps. Zero suits machines that share their cores.
+    pub spin: Duration,
+    /// How long a task may run before others get their turn.
+    pub preempt: Duration,
+    /// Size of one WAL file, in bytes.
+    pub wal_file_bytes: u64,
+    /// Bytes of all memtables and caches together, divided evenly over the shards.
+    pub memory_budget_bytes: usize,
+    /// Length of an access window.
+    pub window: Duration,
+    /// Weights of the GRU; `None` takes the model that ships with the predictor.
+    pub model: Option<Arc<Model>>,
+    /// How long to wait for another process to let go of the folder.
+    pub lock_timeout: Duration,
+}
+
+/// Smallest WAL file: a record of the largest value must fit.
+pub const WAL_FILE_BYTES_MIN: u64 = 32 << 20;
+/// Smallest memory budget.
+pub const MEMORY_BUDGET_BYTES_MIN: usize = 16 << 20;
+
+impl EngineConfig {
+    /// The defaults for data in `dir`.
+    pub fn new(dir: impl AsRef<Path>) -> EngineConfig {
+        EngineConfig {
+            dir: dir.as_ref().to_path_buf(),
+            host: HostId(1),
+            shards: 1,
+            first_cpu: None,
+            spin: Duration::ZERO,
+            preempt: Duration::from_micros(200),
+            wal_file_bytes: 64 << 20,
+            memory_budget_bytes: 256 << 20,
+            window: Duration::from_secs(1),
+            model: None,
+            lock_timeout: Duration::from_secs(10),
+        }
+    }
+
+    /// Checks the values against each other.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names the first value that cannot work.
+    pub fn check(&self) -> Result<()> {
+        let invalid = |what: String| Err(Error::Invalid { what });
+        if self.shards == 0 || self.shards > usize::from(u16::MAX) {
+            return invalid(format!("shards = {}: an engine has 1 to 65535", self.shards));
+        }
+        if self.wal_file_bytes < WAL_FILE_BYTES_MIN {
+            return invalid(format!("wal_file_bytes = {}: at least {WAL_FILE_BYTES_MIN}", self.wal_file_bytes));
+        }
+        if self.memory_budget_bytes < MEMORY_BUDGET_BYTES_MIN {
+            return invalid(format!(
+                "memory_budget_bytes = {}: at least {MEMORY_BUDGET_BYTES_MIN}",
+                self.memory_budget_bytes
+            ));
+        }
+        if self.window < Duration::from_millis(10) {
+            return invalid(format!("window = {:?}: at least 10 ms", self.window));
+        }
+        Ok(())
+    }
+
+    /// Bytes that the memtables of one shard may hold.
+    pub(crate) fn memtable_budget_bytes(&self) -> usize {
+        self.memory_budget_bytes / self.shards / 4
+    }
+
+    /// Bytes that the block cache of one shard may hold.
+    pub(crate) fn cache_budget_bytes(&self) -> usize {
+        self.memory_budget_bytes / self.shards / 2
+    }
+}

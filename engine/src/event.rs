@@ -1,0 +1,69 @@
+//! Wake-ups between tasks of one shard: no threads, no locks, no lost wake-up.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::task::{Poll, Waker};
+
+/// Tasks that wait for a condition which other tasks of the same executor change.
+#[derive(Debug, Default)]
+pub(crate) struct Event {
+    wakers: RefCell<Vec<Waker>>,
+}
+
+impl Event {
+    /// Lets every waiting task look at its condition again.
+    pub fn notify_all(&self) {
+        for waker in self.wakers.take() {
+            waker.wake();
+        }
+    }
+
+    /// Waits until `ready` gives a value; it is called at once and after each [`Event::notify_all`].
+    /// Cancel: leaves nothing behind but a spurious wake-up.
+    pub async fn wait_for<T>(&self, mut ready: impl FnMut() -> Option<T>) -> T {
+        poll_fn(|context| match ready() {
+            Some(value) => Poll::Ready(value),
+            None => {
+                self.wakers.borrow_mut().push(context.waker().clone());
+                Poll::Pending
+            }
+        })
+        .await
+    }
+}
+
+/// Mutual exclusion between tasks of one shard whose critical sections await.
+#[derive(Debug, Default)]
+pub(crate) struct TaskLock {
+    held: std::cell::Cell<bool>,
+    released: Event,
+}
+
+impl TaskLock {
+    /// Waits for the lock; it is released when the guard is dropped.
+    pub async fn lock(&self) -> TaskGuard<'_> {
+        self.released
+            .wait_for(|| {
+                if self.held.get() {
+                    return None;
+                }
+                self.held.set(true);
+                Some(())
+            })
+            .await;
+        TaskGuard { lock: self }
+    }
+}
+
+/// Holds a [`TaskLock`].
+#[derive(Debug)]
+pub(crate) struct TaskGuard<'a> {
+    lock: &'a TaskLock,
+}
+
+impl Drop for TaskGuard<'_> {
+    fn drop(&mut self) {
+        self.lock.held.set(false);
+        self.lock.released.notify_all();
+    }
+}

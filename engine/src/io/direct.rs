@@ -1,0 +1,235 @@
+//! Files read and written past the page cache through the executor's ring.
+
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use glommio::io::{DmaBuffer, DmaFile, OpenOptions};
+use rkyv::util::AlignedVec;
+
+use crate::error::{Error, Result};
+
+/// Offsets and lengths of writes are multiples of this: the largest block of the devices in use.
+pub(crate) const BLOCK_BYTES: usize = 4096;
+
+/// A growable buffer that the device can write from directly.
+pub(crate) struct AlignedBuf {
+    buffer: DmaBuffer,
+    len: usize,
+}
+
+impl std::fmt::Debug for AlignedBuf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AlignedBuf").field("len", &self.len).field("capacity", &self.buffer.len()).finish()
+    }
+}
+
+impl AlignedBuf {
+    /// An empty buffer with room for `capacity` bytes.
+    pub fn with_capacity(capacity: usize) -> AlignedBuf {
+        let capacity = capacity.max(BLOCK_BYTES).next_multiple_of(BLOCK_BYTES);
+        AlignedBuf { buffer: glommio::allocate_dma_buffer_global(capacity), len: 0 }
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn as_slice(&self) -> &[u8] {
+        &self.buffer.as_bytes()[..self.len]
+    }
+
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.buffer.as_bytes_mut()[..self.len]
+    }
+
+    pub fn extend_from_slice(&mut self, bytes: &[u8]) {
+        self.reserve(bytes.len());
+        self.buffer.as_bytes_mut()[self.len..self.len + bytes.len()].copy_from_slice(bytes);
+        self.len += bytes.len();
+    }
+
+    /// Appends zeros up to the next multiple of `multiple`.
+    pub fn pad_to(&mut self, multiple: usize) {
+        let padded = self.len.next_multiple_of(multiple);
+        self.reserve(padded - self.len);
+        self.buffer.as_bytes_mut()[self.len..padded].fill(0);
+        self.len = padded;
+    }
+
+    fn reserve(&mut self, more: usize) {
+        let needed = self.len + more;
+        if needed > self.buffer.len() {
+            let mut grown = AlignedBuf::with_capacity(needed.max(self.buffer.len() * 2));
+            grown.buffer.as_bytes_mut()[..self.len].copy_from_slice(self.as_slice());
+            self.buffer = grown.buffer;
+        }
+    }
+
+    fn into_dma(mut self) -> DmaBuffer {
+        self.buffer.trim_to_size(self.len);
+        self.buffer
+    }
+}
+
+/// A file of one executor.
+#[derive(Debug)]
+pub(crate) struct DirectFile {
+    file: DmaFile,
+    path: PathBuf,
+}
+
+/// Prepares this executor for files under `dir`. The first file that an executor opens on a device decides how it reads
+/// there, and the probe needs a file that exists, is not empty and is open for reading.
+pub(crate) async fn warm_up(dir: &Path) -> Result<()> {
+    let path = dir.join("PROBE");
+    if std::fs::metadata(&path).map_or(0, |metadata| metadata.len()) == 0 {
+        super::fs::write_file_atomic(&path, &[0xA5; BLOCK_BYTES])?;
+    }
+    let file = DirectFile::open_read(&path).await?;
+    file.read(0, BLOCK_BYTES).await?;
+    file.close().await
+}
+
+impl DirectFile {
+    /// Opens for reading.
+    pub async fn open_read(path: &Path) -> Result<DirectFile> {
+        let file = DmaFile::open(path).await.map_err(|cause| glommio_error("open", path, cause))?;
+        Ok(DirectFile { file, path: path.to_path_buf() })
+    }
+
+    /// Creates (or empties) a file whose writes are on the device when they return.
+    pub async fn create_durable(path: &Path) -> Result<DirectFile> {
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(true);
+        DirectFile::open_durable(&mut options, path).await
+    }
+
+    /// Opens an existing file whose writes are on the device when they return, and locks it through this descriptor
+    /// (see [`super::lock`]).
+    pub async fn open_write_locked(path: &Path) -> Result<DirectFile> {
+        let file = DirectFile::open_durable(&mut OpenOptions::new(), path).await?;
+        // SAFETY: the descriptor is open for as long as `file` lives.
+        let status = unsafe { libc::flock(file.file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+        if status != 0 {
+            return Err(Error::Locked { path: path.to_path_buf() });
+        }
+        Ok(file)
+    }
+
+    async fn open_durable(options: &mut OpenOptions, path: &Path) -> Result<DirectFile> {
+        let opened = options.read(true).write(true).custom_flags(libc::O_DSYNC).dma_open(path).await;
+        let file = opened.map_err(|cause| glommio_error("open", path, cause))?;
+        Ok(DirectFile { file, path: path.to_path_buf() })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Exactly `len` bytes at `offset`, whatever their alignment.
+    ///
+    /// Errors: [`Error::Corruption`] when the file ends before, [`Error::Io`].
+    /// Cost: one copy, since a device buffer kept would pin the ring's registered memory.
+    pub async fn read(&self, offset: u64, len: usize) -> Result<AlignedVec<16>> {
+        let found = self.file.read_at(offset, len).await.map_err(|cause| glommio_error("read", &self.path, cause))?;
+        if found.len() != len {
+            let what = format!("the file ends after {} of {len} bytes", found.len());
+            return Err(Error::corruption(&self.path, offset, what));
+        }
+        let mut bytes = AlignedVec::with_capacity(len);
+        bytes.extend_from_slice(&found);
+        Ok(bytes)
+    }
+
+    /// Writes the whole buffer; offset and length are multiples of [`BLOCK_BYTES`].
+    pub async fn write_all(&self, offset: u64, buffer: AlignedBuf) -> Result<()> {
+        let len = buffer.len();
+        assert!(
+            offset.is_multiple_of(BLOCK_BYTES as u64) && len.is_multiple_of(BLOCK_BYTES),
+            "INV-DIRECT: writes are made of whole blocks"
+        );
+        let written = self.file.write_at(buffer.into_dma(), offset).await;
+        let written = written.map_err(|cause| glommio_error("write", &self.path, cause))?;
+        if written != len {
+            let cause = std::io::Error::new(std::io::ErrorKind::WriteZero, format!("{written} of {len} bytes written"));
+            return Err(Error::io("write", &self.path, cause));
+        }
+        Ok(())
+    }
+
+    /// Closes the file. Dropping it closes it later, with the error lost.
+    pub async fn close(self) -> Result<()> {
+        let path = self.path;
+        self.file.close().await.map_err(|cause| glommio_error("close", &path, cause))
+    }
+
+    #[cfg(test)]
+    pub fn raw_fd(&self) -> i32 {
+        self.file.as_raw_fd()
+    }
+}
+
+/// glommio's errors cannot leave their thread; ours can.
+fn glommio_error(op: &'static str, path: &Path, cause: glommio::GlommioError<()>) -> Error {
+    Error::io(op, path, std::io::Error::from(cause))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::io::runtime::{self, RuntimeOptions};
+
+    /// Runs a future on an executor of its own.
+    fn on_executor<F: Future<Output = T> + 'static, T: Send + 'static>(
+        start: impl FnOnce() -> F + Send + 'static,
+    ) -> T {
+        let options = RuntimeOptions {
+            name: "test".into(),
+            cpu: None,
+            spin: Duration::ZERO,
+            preempt: Duration::from_micros(200),
+        };
+        runtime::spawn(options, start).unwrap().join().unwrap()
+    }
+
+    #[test]
+    fn write_then_read_any_range_returns_the_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_path_buf();
+        on_executor(move || async move {
+            warm_up(&path).await.unwrap();
+            let file = DirectFile::create_durable(&path.join("f")).await.unwrap();
+            let flags = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.raw_fd())).unwrap();
+            let flags = flags.lines().find_map(|line| line.strip_prefix("flags:\t")).unwrap();
+            let flags = i32::from_str_radix(flags, 8).unwrap();
+            assert_ne!(flags & libc::O_DSYNC, 0, "O_DSYNC is on");
+            assert_ne!(flags & libc::O_DIRECT, 0, "O_DIRECT is on");
+            let content: Vec<u8> = (0..10_000_u32).map(|index| index as u8).collect();
+            let mut buffer = AlignedBuf::with_capacity(10);
+            buffer.extend_from_slice(&content[..5_000]);
+            buffer.extend_from_slice(&content[5_000..]);
+            buffer.pad_to(BLOCK_BYTES);
+            file.write_all(0, buffer).await.unwrap();
+            assert_eq!(&file.read(4_000, 5_000).await.unwrap()[..], &content[4_000..9_000]);
+            assert!(matches!(file.read(12_000, 1_000).await, Err(Error::Corruption { .. })), "behind the end");
+            file.close().await.unwrap();
+        });
+    }
+
+    #[test]
+    fn open_write_locked_twice_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_path_buf();
+        on_executor(move || async move {
+            warm_up(&path).await.unwrap();
+            let name = path.join("w");
+            std::fs::write(&name, [0; BLOCK_BYTES]).unwrap();
+            let held = DirectFile::open_write_locked(&name).await.unwrap();
+            assert!(matches!(DirectFile::open_write_locked(&name).await, Err(Error::Locked { .. })));
+            held.close().await.unwrap();
+        });
+    }
+}

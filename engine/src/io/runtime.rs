@@ -1,0 +1,175 @@
+//! Executors: one glommio executor per shard, on a thread of its own.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use glommio::timer::Timer;
+use glommio::{ExecutorJoinHandle, Latency, LocalExecutorBuilder, Placement, Shares, TaskQueueHandle};
+
+use crate::error::{Error, Result};
+
+use super::watchdog::Beat;
+
+/// Memory that an executor registers with its ring; small, since it counts against `ulimit -l`.
+const IO_MEMORY_BYTES: usize = 1 << 20;
+/// Requests want to run within this time.
+const FOREGROUND_LATENCY: Duration = Duration::from_millis(1);
+
+/// How an executor is set up.
+#[derive(Clone, Debug)]
+pub(crate) struct RuntimeOptions {
+    pub name: String,
+    pub cpu: Option<usize>,
+    pub spin: Duration,
+    pub preempt: Duration,
+}
+
+/// A running executor.
+pub(crate) struct RuntimeHandle<T: Send + 'static> {
+    handle: ExecutorJoinHandle<T>,
+}
+
+impl<T: Send + 'static> RuntimeHandle<T> {
+    /// Waits for the executor to end.
+    pub fn join(self) -> Result<T> {
+        self.handle.join().map_err(|cause| Error::Environment { what: format!("a shard's thread died: {cause}") })
+    }
+}
+
+/// Starts an executor on its own thread and runs what `start` returns on it.
+///
+/// Errors: [`Error::Environment`] when the thread or its rings cannot be had. Call [`super::probe`] first.
+pub(crate) fn spawn<F, T>(
+    options: RuntimeOptions,
+    start: impl FnOnce() -> F + Send + 'static,
+) -> Result<RuntimeHandle<T>>
+where
+    F: Future<Output = T> + 'static,
+    T: Send + 'static,
+{
+    let placement = options.cpu.map_or(Placement::Unbound, Placement::Fixed);
+    let mut builder = LocalExecutorBuilder::new(placement)
+        .name(&options.name)
+        .io_memory(IO_MEMORY_BYTES)
+        .preempt_timer(options.preempt);
+    // Spinning pays only where nobody else wants the core.
+    if options.cpu.is_some() && !options.spin.is_zero() {
+        builder = builder.spin_before_park(options.spin);
+    }
+    let spawned = builder.spawn(move || async move {
+        // Requests run in a queue of their own, so that background work gets what they leave.
+        let latency = Latency::Matters(FOREGROUND_LATENCY);
+        let foreground = glommio::executor().create_task_queue(Shares::Static(1000), latency, "foreground");
+        match glommio::spawn_local_into(start(), foreground) {
+            Ok(task) => KeepAwake::new(task).await,
+            Err(cause) => unreachable!("a queue that was just created: {cause}"),
+        }
+    });
+    let handle =
+        spawned.map_err(|cause| Error::Environment { what: format!("cannot start {}: {cause}", options.name) })?;
+    Ok(RuntimeHandle { handle })
+}
+
+/// Shortest and longest time that an executor sleeps without looking for work.
+const NAP_MIN: Duration = Duration::from_micros(250);
+const NAP_MAX: Duration = Duration::from_millis(50);
+
+/// Bounds what a defect of glommio costs: an executor whose preemption timer expires before it has run anything (its
+/// thread was displaced at the wrong moment) goes to sleep with work to do, and sleeps until the next event from
+/// outside, however long that takes. Its main future, which this is, is polled before every sleep: it keeps a timer
+/// armed that ends the sleep soon while the executor is busy, and seldom while it is idle. See also [`super::watchdog`].
+struct KeepAwake<T> {
+    task: glommio::Task<T>,
+    timer: Timer,
+    nap: Duration,
+    tasks_executed: u64,
+    beat: Arc<Beat>,
+}
+
+impl<T> KeepAwake<T> {
+    fn new(task: glommio::Task<T>) -> KeepAwake<T> {
+        let (beat, woken) = Beat::start();
+        beat.expect_within(NAP_MIN);
+        // Receiving is all that is needed: the message itself wakes the executor.
+        glommio::spawn_local(async move { while woken.recv().await.is_ok() {} }).detach();
+        KeepAwake { task, timer: Timer::new(NAP_MIN), nap: NAP_MIN, tasks_executed: 0, beat }
+    }
+}
+
+impl<T> Future for KeepAwake<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        if let Poll::Ready(result) = Pin::new(&mut self.task).poll(context) {
+            return Poll::Ready(result);
+        }
+        let executed = glommio::executor().executor_stats().tasks_executed();
+        if executed != self.tasks_executed {
+            self.tasks_executed = executed;
+            if self.nap > NAP_MIN {
+                self.nap = NAP_MIN;
+                self.timer = Timer::new(NAP_MIN);
+                self.beat.expect_within(NAP_MIN);
+            }
+        }
+        while Pin::new(&mut self.timer).poll(context).is_ready() {
+            self.nap = (self.nap * 2).min(NAP_MAX);
+            self.timer = Timer::new(self.nap);
+            self.beat.expect_within(self.nap);
+        }
+        Poll::Pending
+    }
+}
+
+/// Starts a task in the caller's queue that nobody waits for.
+pub fn spawn_detached(task: impl Future<Output = ()> + 'static) {
+    glommio::spawn_local(task).detach();
+}
+
+/// Tasks that get what requests leave: flush, compaction, digests, copies.
+#[derive(Clone, Debug)]
+pub(crate) struct Background {
+    queue: Rc<TaskQueueHandle>,
+}
+
+impl Background {
+    pub fn new() -> Background {
+        let queue = glommio::executor().create_task_queue(Shares::Static(100), Latency::NotImportant, "background");
+        Background { queue: Rc::new(queue) }
+    }
+
+    /// Runs a task in the background and returns its result.
+    pub async fn run<T: 'static>(&self, task: impl Future<Output = T> + 'static) -> T {
+        match glommio::spawn_local_into(task, *self.queue) {
+            Ok(task) => task.await,
+            Err(cause) => unreachable!("the background queue lives as long as its executor: {cause}"),
+        }
+    }
+
+    /// Starts a task in the background that nobody waits for.
+    pub fn spawn_detached(&self, task: impl Future<Output = ()> + 'static) {
+        match glommio::spawn_local_into(task, *self.queue) {
+            Ok(task) => drop(task.detach()),
+            Err(cause) => unreachable!("the background queue lives as long as its executor: {cause}"),
+        }
+    }
+}
+
+/// Lets other tasks of the executor run if this one has used up its time.
+pub async fn yield_now() {
+    glommio::yield_if_needed().await;
+}
+
+/// Waits.
+pub async fn sleep(duration: Duration) {
+    glommio::timer::sleep(duration).await;
+}
+
+/// Runs blocking code on a thread of its own.
+pub(crate) async fn unblock<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    glommio::executor().spawn_blocking(work).await
+}

@@ -1,0 +1,383 @@
+//! The manifest on disk. Blocking I/O by `std::fs`: callers run it off the shard's core.
+//!
+//! `INV-MANIFEST`: after a failed write the log is latched; nothing is appended to a file whose end is unknown.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::io::fs;
+
+use super::edit::{self, ManifestEdit};
+use super::state::ManifestState;
+
+const HEADER_LEN: usize = 16;
+const VERSION: u8 = 1;
+const CURRENT: &str = "CURRENT";
+/// A new snapshot is written when the edits behind the last one take more than this, and more than the snapshot.
+const LOG_BYTES_MIN: u64 = 256 << 10;
+
+/// The open manifest of a shard.
+#[derive(Debug)]
+pub struct ManifestLog {
+    dir: PathBuf,
+    number: u64,
+    file: File,
+    groups: u64,
+    snapshot_bytes: u64,
+    log_bytes: u64,
+    state: ManifestState,
+    failed: Option<Error>,
+}
+
+impl ManifestLog {
+    /// Opens the manifest in `dir`, or creates an empty one. A torn last group is cut off.
+    ///
+    /// # Errors
+    /// [`Error::Corruption`] for a broken group that is not the last, [`Error::Io`].
+    pub fn open(dir: &Path) -> Result<ManifestLog> {
+        let current = dir.join(CURRENT);
+        let (number, state) = match std::fs::read_to_string(&current) {
+            Ok(name) => {
+                let number = parse_name(name.trim())
+                    .ok_or_else(|| Error::corruption(&current, 0, format!("{name:?} is no manifest's name")))?;
+                (number, read_manifest(&dir.join(name.trim()))?)
+            }
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => (0, ManifestState::default()),
+            Err(cause) => return Err(Error::io("read", current, cause)),
+        };
+        // A fresh file after each start: nothing is appended behind a cut.
+        let log = ManifestLog::install(dir, number + 1, state)?;
+        log.remove_others()?;
+        Ok(log)
+    }
+
+    /// The state as of the last successful append.
+    #[must_use]
+    pub fn state(&self) -> &ManifestState {
+        &self.state
+    }
+
+    /// Makes the edits durable together: one write and one fdatasync.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when an edit does not fit the state (nothing is written); [`Error::Io`] latches the log.
+    pub fn append(&mut self, edits: &[ManifestEdit]) -> Result<()> {
+        if let Some(cause) = &self.failed {
+            return Err(cause.clone());
+        }
+        let mut state = self.state.clone();
+        for edit in edits {
+            state.apply(edit).map_err(|what| Error::Invalid { what: format!("manifest edit: {what}") })?;
+        }
+        let result = self.write(edits);
+        match result {
+            Ok(()) => self.state = state,
+            Err(cause) => {
+                self.failed = Some(cause.clone());
+                return Err(cause);
+            }
+        }
+        if self.log_bytes > LOG_BYTES_MIN.max(self.snapshot_bytes) {
+            let next = ManifestLog::install(&self.dir, self.number + 1, std::mem::take(&mut self.state))?;
+            *self = next;
+            self.remove_others()?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, edits: &[ManifestEdit]) -> Result<()> {
+        let group = encode_group(self.groups, edits)?;
+        let path = self.dir.join(name(self.number));
+        self.file.write_all(&group).map_err(|cause| Error::io("write", &path, cause))?;
+        self.file.sync_data().map_err(|cause| Error::io("fdatasync", &path, cause))?;
+        self.groups += 1;
+        self.log_bytes += group.len() as u64;
+        Ok(())
+    }
+
+    /// Writes `state` as a new manifest file and makes it the one in force.
+    fn install(dir: &Path, number: u64, state: ManifestState) -> Result<ManifestLog> {
+        let path = dir.join(name(number));
+        let group = encode_group(0, &state.snapshot())?;
+        let open = OpenOptions::new().create(true).write(true).truncate(true).open(&path);
+        let mut file = open.map_err(|cause| Error::io("create", &path, cause))?;
+        file.write_all(&group).map_err(|cause| Error::io("write", &path, cause))?;
+        file.sync_all().map_err(|cause| Error::io("fsync", &path, cause))?;
+        fs::sync_dir(dir)?;
+        fs::write_file_atomic(&dir.join(CURRENT), name(number).as_bytes())?;
+        Ok(ManifestLog {
+            dir: dir.to_path_buf(),
+            number,
+            file,
+            groups: 1,
+            snapshot_bytes: group.len() as u64,
+            log_bytes: 0,
+            state,
+            failed: None,
+        })
+    }
+
+    /// Removes manifest files that are not in force (left by a crash, or superseded).
+    fn remove_others(&self) -> Result<()> {
+        for found in fs::list_dir(&self.dir)? {
+            if parse_name(&found).is_some_and(|number| number != self.number) {
+                fs::remove_file(&self.dir.join(found))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn name(number: u64) -> String {
+    format!("MANIFEST-{number:06}")
+}
+
+fn parse_name(name: &str) -> Option<u64> {
+    name.strip_prefix("MANIFEST-")?.parse().ok()
+}
+
+fn encode_group(group: u64, edits: &[ManifestEdit]) -> Result<Vec<u8>> {
+    let payload = edit::encode(edits)?;
+    let mut identity = group.to_le_bytes();
+    assert_eq!(identity[7], 0, "INV-MANIFEST: fewer than 2^56 groups");
+    identity[7] = VERSION;
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&identity), &payload);
+    let mut bytes = Vec::with_capacity(HEADER_LEN + payload.len());
+    bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&crc.to_le_bytes());
+    bytes.extend_from_slice(&identity);
+    bytes.extend_from_slice(&payload);
+    Ok(bytes)
+}
+
+/// Reads every whole group of a manifest file.
+pub(super) fn read_manifest(path: &Path) -> Result<ManifestState> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|mut file| file.read_to_end(&mut bytes));
+    read.map_err(|cause| Error::io("read", path, cause))?;
+    let mut state = ManifestState::default();
+    let (mut offset, mut group) = (0, 0);
+    while offset < bytes.len() {
+        match decode_group(&bytes[offset..], group) {
+            Ok((edits, len)) => {
+                for edit in &edits {
+                    state.apply(edit).map_err(|what| Error::corruption(path, offset as u64, what))?;
+                }
+                offset += len;
+                group += 1;
+            }
+            // The snapshot was complete before the file came into force, so its loss is never a torn append.
+            Err(what) if group == 0 || has_group_behind(&bytes[offset..], group) => {
+                return Err(Error::corruption(path, offset as u64, what));
+            }
+            Err(what) => {
+                tracing::warn!(path = %path.display(), offset, what, "cut a torn group off the manifest");
+                break;
+            }
+        }
+    }
+    Ok(state)
+}
+
+fn decode_group(bytes: &[u8], group: u64) -> std::result::Result<(Vec<ManifestEdit>, usize), String> {
+    let Some((header, rest)) = bytes.split_at_checked(HEADER_LEN) else {
+        return Err("group header cut short".into());
+    };
+    let field = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let Some(payload) = rest.get(..field(0) as usize) else {
+        return Err(format!("group of {} bytes cut short", field(0)));
+    };
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&header[8..]), payload);
+    if crc != field(4) {
+        return Err(format!("group checksum {crc:08x}, header says {:08x}", field(4)));
+    }
+    if header[15] != VERSION {
+        return Err(format!("manifest version {}, this build reads {VERSION}", header[15]));
+    }
+    if header[8..15] != group.to_le_bytes()[..7] {
+        return Err(format!("not group {group}: groups repeated or out of order"));
+    }
+    Ok((edit::decode(payload)?, HEADER_LEN + payload.len()))
+}
+
+/// Whether a later group stands whole behind a broken one: then it was no torn append.
+fn has_group_behind(bytes: &[u8], group: u64) -> bool {
+    (1..bytes.len().saturating_sub(HEADER_LEN)).any(|at| {
+        let later = u64::from_le_bytes(std::array::from_fn(|index| if index < 7 { bytes[at + 8 + index] } else { 0 }));
+        bytes[at + 15] == VERSION
+            && later > group
+            && later <= group + bytes.len() as u64
+            && decode_group(&bytes[at..], later).is_ok()
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::manifest::{NewPartition, Role, SegmentDesc, TableRef};
+    use crate::types::{AttemptId, Epoch, FileId, HostId, KeyRange, Lsn, PartitionId, SegmentId, WalSeq};
+
+    fn create(partition: u64) -> ManifestEdit {
+        ManifestEdit::CreatePartition(NewPartition {
+            partition: PartitionId(partition),
+            keyspace: "default".into(),
+            range: KeyRange { start: vec![1], end: Some(vec![200]) },
+            epoch: Epoch(1),
+            role: Role::Owner,
+            segment_target_bytes: 4096,
+            block_bytes: 512,
+            segments: vec![(SegmentId(1), vec![1])],
+            replay_from: WalSeq(3),
+            last_lsn: Lsn(0),
+        })
+    }
+
+    fn table(file: u64) -> TableRef {
+        TableRef { file: FileId(file), offset: 4096, len: 777, max_lsn: Lsn(file) }
+    }
+
+    /// A history in which each group fits the state before it.
+    fn history(steps: &[u8]) -> Vec<Vec<ManifestEdit>> {
+        let (mut next_segment, mut splits) = (2, 0);
+        let mut groups = vec![vec![create(1), create(2)]];
+        for (step, kind) in steps.iter().enumerate() {
+            let (step, partition) = (step as u64 + 1, PartitionId(1));
+            let first = SegmentId(if splits == 0 { 1 } else { next_segment - 2 });
+            groups.push(match kind % 3 {
+                0 => vec![ManifestEdit::AddRun {
+                    partition,
+                    slices: vec![(first, table(step))],
+                    replay_from: WalSeq(step),
+                    last_lsn: Lsn(step),
+                }],
+                1 => {
+                    let piece = |id, start: u8| SegmentDesc {
+                        id: SegmentId(id),
+                        start_key: vec![start],
+                        base: Some(table(step)),
+                        slices: vec![],
+                    };
+                    let start = 1;
+                    splits += 1;
+                    next_segment += 2;
+                    if splits > 90 {
+                        continue;
+                    }
+                    vec![ManifestEdit::ReplaceSegments {
+                        partition,
+                        remove: vec![first],
+                        add: vec![piece(next_segment - 2, start), piece(next_segment - 1, 100 - splits as u8)],
+                    }]
+                }
+                _ => vec![ManifestEdit::SetRole {
+                    partition: PartitionId(2),
+                    role: if step % 2 == 0 {
+                        Role::Shadow { attempt: AttemptId(step) }
+                    } else {
+                        Role::Released { owner: HostId(4) }
+                    },
+                    epoch: Epoch(step + 1),
+                    last_lsn: Lsn(0),
+                }],
+            });
+        }
+        groups
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn open_after_any_truncation_has_the_whole_groups(steps in prop::collection::vec(any::<u8>(), 1..12)) {
+            let dir = tempfile::tempdir().unwrap();
+            let mut log = ManifestLog::open(dir.path()).unwrap();
+            let path = dir.path().join(name(log.number));
+            let mut states = vec![(std::fs::metadata(&path).unwrap().len(), log.state().clone())];
+            for group in history(&steps) {
+                log.append(&group).unwrap();
+                states.push((std::fs::metadata(&path).unwrap().len(), log.state().clone()));
+            }
+            drop(log);
+            let bytes = std::fs::read(&path).unwrap();
+            let snapshot_len = states[0].0 as usize;
+            for len in (snapshot_len..=bytes.len()).step_by(7).chain([bytes.len()]) {
+                std::fs::write(&path, &bytes[..len]).unwrap();
+                let expected = states.iter().rev().find(|(end, _)| *end <= len as u64).unwrap();
+                prop_assert_eq!(&read_manifest(&path).unwrap(), &expected.1);
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            let reopened = ManifestLog::open(dir.path()).unwrap();
+            prop_assert_eq!(reopened.state(), &states.last().unwrap().1);
+        }
+
+        #[test]
+        fn read_bit_flip_in_the_middle_is_corruption(at in any::<prop::sample::Index>(), bit in 0..8u8) {
+            let dir = tempfile::tempdir().unwrap();
+            let mut log = ManifestLog::open(dir.path()).unwrap();
+            let path = dir.path().join(name(log.number));
+            log.append(&[create(1)]).unwrap();
+            let last_group_at = std::fs::metadata(&path).unwrap().len() as usize;
+            log.append(&[create(2)]).unwrap();
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes[at.index(last_group_at)] ^= 1 << bit;
+            std::fs::write(&path, &bytes).unwrap();
+            let refused = matches!(read_manifest(&path), Err(Error::Corruption { .. }));
+            prop_assert!(refused);
+        }
+
+        #[test]
+        fn decode_random_bytes_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = edit::decode(&bytes);
+            let _ = decode_group(&bytes, 0);
+        }
+    }
+
+    #[test]
+    fn append_edit_that_does_not_fit_writes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = ManifestLog::open(dir.path()).unwrap();
+        let refused = log.append(&[create(1), create(1)]);
+        assert!(matches!(refused, Err(Error::Invalid { .. })));
+        assert!(log.state().partitions.is_empty());
+        log.append(&[create(1)]).unwrap();
+    }
+
+    #[test]
+    fn append_log_outgrows_snapshot_is_rewritten_and_old_file_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = ManifestLog::open(dir.path()).unwrap();
+        let first = log.number;
+        log.append(&[create(1)]).unwrap();
+        let role = |epoch| ManifestEdit::SetRole {
+            partition: PartitionId(1),
+            role: Role::Owner,
+            epoch: Epoch(epoch),
+            last_lsn: Lsn(0),
+        };
+        let many: Vec<ManifestEdit> = (1..20_000).map(role).collect();
+        log.append(&many).unwrap();
+        assert!(log.number > first);
+        assert!(!dir.path().join(name(first)).exists());
+        let state = log.state().clone();
+        drop(log);
+        assert_eq!(ManifestLog::open(dir.path()).unwrap().state(), &state);
+    }
+
+    #[test]
+    fn open_crash_before_current_was_renamed_keeps_the_old_manifest() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = ManifestLog::open(dir.path()).unwrap();
+        log.append(&[create(1)]).unwrap();
+        let (number, state) = (log.number, log.state().clone());
+        drop(log);
+        // The next file was written, CURRENT.tmp too, and the power went before the rename.
+        std::fs::write(dir.path().join(name(number + 1)), b"half a snapsh").unwrap();
+        std::fs::write(dir.path().join("CURRENT.tmp"), name(number + 1)).unwrap();
+        assert_eq!(ManifestLog::open(dir.path()).unwrap().state(), &state);
+    }
+}

@@ -1,0 +1,288 @@
+//! Merging ordered record sources, and which versions survive.
+
+use std::cmp::Reverse;
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::error::Result;
+use crate::memtable::MemtableCursor;
+use crate::record::{RecordKind, RecordView};
+use crate::shard::files::{Table, TableRecords};
+use crate::types::Lsn;
+
+/// One ordered source of a merge: (key ascending, LSN descending).
+pub(crate) enum Source {
+    Memtable(MemtableCursor),
+    /// Tables of neighbouring segments, walked one after another.
+    Tables {
+        open: Option<TableRecords>,
+        waiting: std::vec::IntoIter<Rc<Table>>,
+        start: Bytes,
+        end: Option<Bytes>,
+    },
+    #[cfg(test)]
+    Records(std::vec::IntoIter<crate::record::Record>, Option<crate::record::Record>),
+}
+
+impl Source {
+    /// Tables that follow each other in key order.
+    pub fn tables(tables: Vec<Rc<Table>>, start: Bytes, end: Option<Bytes>) -> Source {
+        Source::Tables { open: None, waiting: tables.into_iter(), start, end }
+    }
+
+    async fn advance(&mut self) -> Result<bool> {
+        match self {
+            Source::Memtable(cursor) => Ok(cursor.advance()),
+            Source::Tables { open, waiting, start, end } => loop {
+                if let Some(records) = open
+                    && records.advance().await?
+                {
+                    return Ok(true);
+                }
+                match waiting.next() {
+                    Some(table) => *open = Some(table.records(start.clone(), end.clone())),
+                    None => return Ok(false),
+                }
+            },
+            #[cfg(test)]
+            Source::Records(records, current) => {
+                *current = records.next();
+                Ok(current.is_some())
+            }
+        }
+    }
+
+    fn current(&self) -> RecordView<'_> {
+        match self {
+            Source::Memtable(cursor) => cursor.current(),
+            Source::Tables { open, .. } => match open {
+                Some(records) => records.current(),
+                None => unreachable!("INV-ITER: current follows a true advance"),
+            },
+            #[cfg(test)]
+            Source::Records(_, current) => match current {
+                Some(record) => record.view(),
+                None => unreachable!("INV-ITER: current follows a true advance"),
+            },
+        }
+    }
+}
+
+/// Which versions of a key a merge keeps.
+#[derive(Clone, Debug)]
+pub(crate) struct Retain {
+    /// For each of these LSNs, descending, the newest version at or below it is kept.
+    bounds: Vec<Lsn>,
+    /// Versions at or below are left out (a delta begins behind them).
+    after: Lsn,
+    /// Tombstones and expired records at or below this LSN are left out.
+    forget_up_to: Lsn,
+    /// Records with a deadline at or before this time have expired.
+    now_ms: u64,
+}
+
+impl Retain {
+    /// What a reader at `lsn` sees: one live record a key.
+    pub fn visible_at(lsn: Lsn, now_ms: u64) -> Retain {
+        Retain { bounds: vec![lsn], after: Lsn(0), forget_up_to: lsn, now_ms }
+    }
+
+    /// What changed behind `after` up to `lsn`: the newest version a key, tombstones included.
+    pub fn changed_between(after: Lsn, lsn: Lsn) -> Retain {
+        Retain { bounds: vec![lsn], after, forget_up_to: Lsn(0), now_ms: 0 }
+    }
+
+    /// What any reader may still need, tombstones included, since older versions may lie below.
+    pub fn needed(snapshots: &[Lsn]) -> Retain {
+        let mut bounds = vec![Lsn(u64::MAX)];
+        bounds.extend(snapshots.iter().rev());
+        Retain { bounds, after: Lsn(0), forget_up_to: Lsn(0), now_ms: 0 }
+    }
+
+    /// As [`Retain::needed`] where nothing lies below: tombstones that every reader sees are forgotten.
+    pub fn needed_at_bottom(snapshots: &[Lsn], horizon_ms: u64) -> Retain {
+        let forget_up_to = snapshots.first().copied().unwrap_or(Lsn(u64::MAX));
+        Retain { forget_up_to, now_ms: horizon_ms, ..Retain::needed(snapshots) }
+    }
+
+    fn forgets(&self, record: RecordView<'_>) -> bool {
+        let gone = record.kind == RecordKind::Delete || !record.is_live(self.now_ms);
+        gone && record.lsn <= self.forget_up_to
+    }
+}
+
+/// Merges sources and keeps what [`Retain`] says.
+pub(crate) struct MergeIter {
+    sources: Vec<Source>,
+    retain: Retain,
+    current: Option<usize>,
+    started: bool,
+    /// The key of the last record seen, and which bounds still want a version of it.
+    key: Vec<u8>,
+    lsn: Lsn,
+    next_bound: usize,
+    seen_any: bool,
+}
+
+impl MergeIter {
+    pub fn new(sources: Vec<Source>, retain: Retain) -> MergeIter {
+        MergeIter {
+            sources,
+            retain,
+            current: None,
+            started: false,
+            key: Vec::new(),
+            lsn: Lsn(0),
+            next_bound: 0,
+            seen_any: false,
+        }
+    }
+
+    /// Moves to the next kept record; false at the end.
+    pub async fn advance(&mut self) -> Result<bool> {
+        loop {
+            if !self.step().await? {
+                return Ok(false);
+            }
+            if self.keeps_current() {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// The record it stands on.
+    pub fn current(&self) -> RecordView<'_> {
+        match self.current {
+            Some(index) => self.sources[index].current(),
+            None => unreachable!("INV-ITER: current follows a true advance"),
+        }
+    }
+
+    /// Moves to the next record of any source.
+    async fn step(&mut self) -> Result<bool> {
+        if !self.started {
+            self.started = true;
+            let mut index = 0;
+            while index < self.sources.len() {
+                if self.sources[index].advance().await? {
+                    index += 1;
+                } else {
+                    self.sources.swap_remove(index);
+                }
+            }
+        } else if let Some(index) = self.current
+            && !self.sources[index].advance().await?
+        {
+            self.sources.swap_remove(index);
+        }
+        let order = |index: &usize| {
+            let record = self.sources[*index].current();
+            (record.key, Reverse(record.lsn))
+        };
+        self.current = (0..self.sources.len()).min_by(|a, b| order(a).cmp(&order(b)));
+        Ok(self.current.is_some())
+    }
+
+    fn keeps_current(&mut self) -> bool {
+        let Some(index) = self.current else {
+            return false;
+        };
+        let record = self.sources[index].current();
+        if !self.seen_any || record.key != self.key.as_slice() {
+            self.key.clear();
+            self.key.extend_from_slice(record.key);
+            self.next_bound = 0;
+            self.seen_any = true;
+        } else if record.lsn == self.lsn {
+            // The same record from two sources (a replayed one that had been flushed).
+            return false;
+        }
+        self.lsn = record.lsn;
+        if record.lsn <= self.retain.after {
+            return false;
+        }
+        let bounds = &self.retain.bounds;
+        let wanted = self.next_bound < bounds.len() && record.lsn <= bounds[self.next_bound];
+        while self.next_bound < bounds.len() && record.lsn <= bounds[self.next_bound] {
+            self.next_bound += 1;
+        }
+        wanted && !self.retain.forgets(record)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use futures_lite::future::block_on;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::record::Record;
+    use crate::table::tests_support::arbitrary_records;
+
+    fn merged(parts: Vec<Vec<Record>>, retain: Retain) -> Vec<Record> {
+        let sources = parts.into_iter().map(|part| Source::Records(part.into_iter(), None)).collect();
+        let mut iter = MergeIter::new(sources, retain);
+        let mut out = Vec::new();
+        while block_on(iter.advance()).unwrap() {
+            out.push(iter.current().to_record());
+        }
+        out
+    }
+
+    /// What a reader at `lsn` sees, by brute force.
+    fn visible(records: &[Record], lsn: Lsn, now_ms: u64) -> Vec<Record> {
+        let mut keys: Vec<_> = records.iter().map(|record| record.key.clone()).collect();
+        keys.sort();
+        keys.dedup();
+        keys.iter()
+            .filter_map(|key| records.iter().filter(|r| r.key == key && r.lsn <= lsn).max_by_key(|r| r.lsn))
+            .filter(|record| record.is_live(now_ms))
+            .cloned()
+            .collect()
+    }
+
+    fn dealt(records: &[Record], parts: usize) -> Vec<Vec<Record>> {
+        // A record may lie in two sources (replay after a flush): deal each to one part, every third to the next as well.
+        let mut dealt = vec![Vec::new(); parts];
+        for (index, record) in records.iter().enumerate() {
+            dealt[index % parts].push(record.clone());
+            if index % 3 == 0 && parts > 1 {
+                dealt[(index + 1) % parts].push(record.clone());
+            }
+        }
+        dealt
+    }
+
+    proptest! {
+        #[test]
+        fn merge_for_a_reader_equals_model(records in arbitrary_records(120), parts in 1..5usize, lsn in 0..60u64, now in 0..3u64) {
+            let found = merged(dealt(&records, parts), Retain::visible_at(Lsn(lsn), now));
+            prop_assert_eq!(found, visible(&records, Lsn(lsn), now));
+        }
+
+        #[test]
+        fn compaction_keeps_what_every_snapshot_sees(
+            records in arbitrary_records(120), parts in 1..5usize, mut snapshots in prop::collection::vec(0..60u64, 0..4), bottom: bool
+        ) {
+            snapshots.sort_unstable();
+            snapshots.dedup();
+            let snapshots: Vec<Lsn> = snapshots.into_iter().map(Lsn).collect();
+            let retain = if bottom { Retain::needed_at_bottom(&snapshots, 0) } else { Retain::needed(&snapshots) };
+            let kept = merged(dealt(&records, parts), retain);
+            for lsn in snapshots.iter().copied().chain([Lsn(u64::MAX)]) {
+                prop_assert_eq!(visible(&kept, lsn, 0), visible(&records, lsn, 0));
+            }
+        }
+
+        #[test]
+        fn changes_applied_to_old_state_give_new_state(records in arbitrary_records(120), from in 0..60u64, to in 0..60u64) {
+            let (from, to) = (Lsn(from.min(to)), Lsn(from.max(to)));
+            let mut changed = merged(vec![records.clone()], Retain::changed_between(from, to));
+            changed.extend(visible(&records, from, 0));
+            changed.sort_by(|a, b| (&a.key, b.lsn).cmp(&(&b.key, a.lsn)));
+            prop_assert_eq!(visible(&changed, to, 0), visible(&records, to, 0));
+        }
+    }
+}

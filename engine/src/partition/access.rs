@@ -1,0 +1,94 @@
+//! What is counted on the data path, and what the predictor makes of it.
+
+use antumbra_predictor::scorer::{EWMA_ALPHA, Ewma, Gru, Scorer, ScorerKind};
+use antumbra_predictor::window::{AccessWindows, SegmentCounts};
+
+use antumbra_predictor::model::Model;
+
+/// Access windows and scorers of one partition. All indices are those of the segment layout.
+pub(crate) struct Access {
+    pub windows: AccessWindows,
+    /// The scorers whose scores are kept: the learned one and the simple rule it has to beat.
+    scorers: [(ScorerKind, Box<dyn Scorer>); 2],
+    /// Operations in the window that closed last: reads, writes, bytes.
+    last_totals: Totals,
+    windows_closed: u64,
+}
+
+/// Sums over one closed window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Reads.
+    pub reads: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Bytes of keys and values read and written.
+    pub bytes: u64,
+}
+
+impl std::fmt::Debug for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Access").field("segments", &self.windows.len()).finish_non_exhaustive()
+    }
+}
+
+impl Access {
+    pub fn new(model: &Model, segments: usize) -> Access {
+        Access {
+            windows: AccessWindows::new(segments),
+            scorers: [
+                (ScorerKind::Gru, Box::new(Gru::new(model, segments))),
+                (ScorerKind::Ewma, Box::new(Ewma::new(segments, EWMA_ALPHA))),
+            ],
+            last_totals: Totals::default(),
+            windows_closed: 0,
+        }
+    }
+
+    /// Closes the open window and hands it to the scorers; [`Access::step`] does their work.
+    pub fn close_window(&mut self) {
+        let counts: &[SegmentCounts] = self.windows.close();
+        let mut totals = Totals::default();
+        for count in counts {
+            totals.reads += u64::from(count.reads);
+            totals.writes += u64::from(count.writes);
+            totals.bytes += count.bytes;
+        }
+        for (_, scorer) in &mut self.scorers {
+            scorer.begin(counts);
+        }
+        self.last_totals = totals;
+        self.windows_closed += 1;
+    }
+
+    /// Scores up to `budget` segments with each scorer; true when the pass is complete.
+    pub fn step(&mut self, budget: usize) -> bool {
+        self.scorers.iter_mut().fold(true, |done, (_, scorer)| scorer.step(budget) && done)
+    }
+
+    /// Scores of one scorer, by segment index; empty if that scorer is not kept.
+    pub fn scores(&self, kind: ScorerKind) -> &[f32] {
+        self.scorers.iter().find(|(other, _)| *other == kind).map_or(&[], |(_, scorer)| scorer.scores())
+    }
+
+    /// The last closed window's sums and how many windows have been closed.
+    pub fn totals(&self) -> (Totals, u64) {
+        (self.last_totals, self.windows_closed)
+    }
+
+    /// Segment `index` became two; `left_share` of its history stays left.
+    pub fn split(&mut self, index: usize, left_share: f32) {
+        self.windows.split(index, left_share);
+        for (_, scorer) in &mut self.scorers {
+            scorer.split(index, left_share);
+        }
+    }
+
+    /// Segments `index` and `index + 1` became one.
+    pub fn merge(&mut self, index: usize) {
+        self.windows.merge(index);
+        for (_, scorer) in &mut self.scorers {
+            scorer.merge(index);
+        }
+    }
+}

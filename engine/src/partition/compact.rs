@@ -1,0 +1,235 @@
+//! Compaction: the base and the slices of one segment become a new base, cut where it has outgrown the target.
+//!
+//! The unit of work is one segment, so the time until the next foreground request stays short. Segments next to each
+//! other that have become small are merged. While the layout is pinned (a shadow is attached, or a digest runs)
+//! segments keep their bounds and are only rewritten.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::clock;
+use crate::error::Result;
+use crate::manifest::ManifestEdit;
+use crate::merge::{MergeIter, Retain};
+use crate::shard::files::Table;
+use crate::types::SegmentId;
+
+use super::layout::{Layout, Segment};
+use super::output::TableFileWriter;
+use super::read::table_sources;
+use super::{Partition, Serving};
+
+/// Slices of a segment at which it is compacted.
+const SLICES_MAX: usize = 4;
+/// A segment above `target * SPLIT_FACTOR` is cut.
+const SPLIT_FACTOR: u64 = 2;
+/// Neighbours that together stay below `target / MERGE_DIVISOR` become one.
+const MERGE_DIVISOR: u64 = 4;
+
+/// A piece of the new base.
+struct Piece {
+    /// First key; for the first piece the segment's own start.
+    start: Bytes,
+    table: Option<Rc<Table>>,
+}
+
+/// Keeps the layout's bounds as they are while it lives.
+#[derive(Debug)]
+pub(crate) struct LayoutPin {
+    pins: Rc<Cell<u32>>,
+}
+
+impl Drop for LayoutPin {
+    fn drop(&mut self) {
+        self.pins.set(self.pins.get() - 1);
+    }
+}
+
+impl Partition {
+    /// Keeps every segment's bounds until the pin is dropped.
+    pub(crate) async fn pin_layout(&self) -> LayoutPin {
+        // A compaction under way may still split: wait it out.
+        let _guard = self.maintenance.lock().await;
+        self.layout_pins.set(self.layout_pins.get() + 1);
+        LayoutPin { pins: Rc::clone(&self.layout_pins) }
+    }
+
+    /// Compacts the segment that needs it most; false if none does.
+    pub(crate) async fn compact_next(&self) -> Result<bool> {
+        let _guard = self.maintenance.lock().await;
+        let layout = self.layout();
+        let needs = |segment: &&Rc<Segment>| segment.slices.len() >= SLICES_MAX || self.is_oversized(segment);
+        let candidate =
+            layout.segments.iter().filter(needs).max_by_key(|segment| (segment.slices.len(), segment.bytes()));
+        if let Some(segment) = candidate {
+            self.compact_run(&layout, segment.id, 1).await?;
+            return Ok(true);
+        }
+        if let Some(index) = self.small_neighbours(&layout) {
+            self.compact_run(&layout, layout.segments[index].id, 2).await?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Flushes and compacts until every segment is one base table of its proper size.
+    ///
+    /// # Errors
+    /// As the I/O below; what has been installed until then stays.
+    pub async fn compact_all(&self) -> Result<()> {
+        self.freeze_memtable();
+        while self.flush_oldest().await? {}
+        loop {
+            let guard = self.maintenance.lock().await;
+            let layout = self.layout();
+            let dirty = |segment: &&Rc<Segment>| !segment.slices.is_empty() || self.is_oversized(segment);
+            let Some(segment) = layout.segments.iter().find(dirty) else {
+                return Ok(());
+            };
+            self.compact_run(&layout, segment.id, 1).await?;
+            drop(guard);
+        }
+    }
+
+    fn is_oversized(&self, segment: &Segment) -> bool {
+        self.layout_pins.get() == 0 && segment.bytes() > self.options.segment_target_bytes * SPLIT_FACTOR
+    }
+
+    fn small_neighbours(&self, layout: &Layout) -> Option<usize> {
+        if self.layout_pins.get() > 0 {
+            return None;
+        }
+        let limit = self.options.segment_target_bytes / MERGE_DIVISOR;
+        layout.segments.windows(2).position(|pair| pair[0].bytes() + pair[1].bytes() < limit)
+    }
+
+    /// Rewrites `count` neighbouring segments from `first` on.
+    async fn compact_run(&self, layout: &Rc<Layout>, first: SegmentId, count: usize) -> Result<()> {
+        let Some(index) = layout.index_of(first) else {
+            return Ok(());
+        };
+        let run = &layout.segments[index..index + count];
+        let may_cut = self.layout_pins.get() == 0;
+        let pieces = self.write_pieces(run, may_cut).await?;
+        let version = run.iter().map(|segment| segment.version.get()).max().unwrap_or_default();
+        let replacement: Vec<Rc<Segment>> = self.segments_of(run, &pieces, version);
+        let edit = ManifestEdit::ReplaceSegments {
+            partition: self.id,
+            remove: run.iter().map(|segment| segment.id).collect(),
+            add: replacement.iter().map(|segment| segment.desc()).collect(),
+        };
+        self.shard.log_edits(vec![edit]).await?;
+        self.install(index, run, replacement);
+        Ok(())
+    }
+
+    /// Merges the run into new base tables; each goes into a file of its own.
+    async fn write_pieces(&self, run: &[Rc<Segment>], may_cut: bool) -> Result<Vec<Piece>> {
+        let (start, end) = (run[0].start.clone(), run[run.len() - 1].end.clone());
+        let sources = table_sources(run.iter(), &start, end.as_ref(), |_| true);
+        let snapshots = self.snapshots.lsns();
+        let retain = match self.serving() {
+            // A shadow takes records out of order: an older one may still come and must find the tombstone.
+            Serving::Shadow { .. } => Retain::needed(&snapshots),
+            Serving::Owner | Serving::Frozen | Serving::Released { .. } => {
+                Retain::needed_at_bottom(&snapshots, self.snapshots.expiry_horizon_ms(clock::wall_ms()))
+            }
+        };
+        let mut records = MergeIter::new(sources, retain);
+        let mut pieces = vec![Piece { start, table: None }];
+        let mut writer: Option<TableFileWriter> = None;
+        let mut last_key = Bytes::new();
+        while records.advance().await? {
+            let record = records.current();
+            let grown =
+                writer.as_ref().is_some_and(|open| open.table_bytes() as u64 >= self.options.segment_target_bytes);
+            if may_cut && grown && record.key != last_key.as_ref() {
+                self.end_piece(writer.take(), &mut pieces).await?;
+                pieces.push(Piece { start: Bytes::copy_from_slice(record.key), table: None });
+            }
+            if writer.is_none() {
+                writer = Some(TableFileWriter::create(&self.shard, self.options).await?);
+            }
+            if let Some(open) = writer.as_mut() {
+                if record.key != last_key.as_ref() {
+                    last_key = Bytes::copy_from_slice(record.key);
+                }
+                open.add(record).await?;
+            }
+        }
+        self.end_piece(writer, &mut pieces).await?;
+        Ok(pieces)
+    }
+
+    async fn end_piece(&self, writer: Option<TableFileWriter>, pieces: &mut [Piece]) -> Result<()> {
+        if let (Some(mut writer), Some(piece)) = (writer, pieces.last_mut())
+            && let Some(location) = writer.end_table().await?
+        {
+            let file = writer.finish().await?;
+            piece.table = Some(self.shard.open_table(&file, location).await?);
+        }
+        Ok(())
+    }
+
+    /// One segment per piece. A run that stays one segment keeps its id, so that tokens and scores stay meaningful.
+    fn segments_of(&self, run: &[Rc<Segment>], pieces: &[Piece], version: crate::types::Lsn) -> Vec<Rc<Segment>> {
+        let keeps_bounds = run.len() == 1 && pieces.len() == 1;
+        pieces
+            .iter()
+            .enumerate()
+            .map(|(position, piece)| {
+                let end = match pieces.get(position + 1) {
+                    Some(next) => Some(next.start.clone()),
+                    None => run[run.len() - 1].end.clone(),
+                };
+                Rc::new(Segment {
+                    id: if keeps_bounds { run[0].id } else { self.allocate_segment() },
+                    start: piece.start.clone(),
+                    end,
+                    base: piece.table.clone(),
+                    slices: Vec::new(),
+                    version: Cell::new(version),
+                })
+            })
+            .collect()
+    }
+
+    /// Installs the replacement in one step and divides or adds the history.
+    fn install(&self, index: usize, run: &[Rc<Segment>], replacement: Vec<Rc<Segment>>) {
+        {
+            let mut access = self.access.borrow_mut();
+            for _ in 1..run.len() {
+                access.merge(index);
+            }
+            let pieces = replacement.len();
+            for cut in 0..pieces - 1 {
+                // Equal shares: of what is left, one part in as many as there are pieces to come.
+                access.split(index + cut, 1.0 / (pieces - cut) as f32);
+            }
+        }
+        // Writes since this compaction began have raised the old segments' versions.
+        let version = run.iter().map(|segment| segment.version.get()).max().unwrap_or_default();
+        for segment in &replacement {
+            segment.version.set(segment.version.get().max(version));
+        }
+        let current = self.layout();
+        *self.layout.borrow_mut() = current.replaced(index, run.len(), replacement);
+        for segment in run {
+            self.retire_tables(segment);
+        }
+    }
+
+    /// Marks the files that no segment of the present layout reads any more.
+    pub(super) fn retire_tables(&self, old: &Segment) {
+        let layout = self.layout();
+        for table in old.tables() {
+            let used =
+                layout.segments.iter().flat_map(|segment| segment.tables()).any(|other| other.file.id == table.file.id);
+            if !used {
+                table.file.mark_obsolete();
+            }
+        }
+    }
+}

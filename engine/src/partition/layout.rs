@@ -1,0 +1,106 @@
+//! The segments of a partition and the tables each of them reads, as one immutable value.
+//!
+//! Readers hold the layout that they began with; flush and compaction install a new one in one step. A table file goes
+//! when the last layout that names it is gone and the manifest no longer does.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::manifest::{SegmentDesc, TableRef};
+use crate::shard::files::Table;
+use crate::types::{KeyRange, Lsn, SegmentId};
+
+/// One segment.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub id: SegmentId,
+    /// First routing key.
+    pub start: Bytes,
+    /// First routing key behind the segment; `None` at the end of the keyspace.
+    pub end: Option<Bytes>,
+    /// The compacted table under the slices.
+    pub base: Option<Rc<Table>>,
+    /// What flushes left since, newest first.
+    pub slices: Vec<Rc<Table>>,
+    /// LSN of the last write to the segment.
+    pub version: Cell<Lsn>,
+}
+
+impl Segment {
+    /// The tables, newest first.
+    pub fn tables(&self) -> impl Iterator<Item = &Rc<Table>> {
+        self.slices.iter().chain(self.base.as_ref())
+    }
+
+    /// Bytes of all tables.
+    pub fn bytes(&self) -> u64 {
+        self.tables().map(|table| table.location.len).sum()
+    }
+
+    /// What the manifest says of it.
+    pub fn desc(&self) -> SegmentDesc {
+        SegmentDesc {
+            id: self.id,
+            start_key: self.start.to_vec(),
+            base: self.base.as_ref().map(|table| table.location),
+            slices: self.slices.iter().map(|table| table.location).collect::<Vec<TableRef>>(),
+        }
+    }
+
+    /// The same segment with one more slice on top.
+    pub fn with_slice(&self, slice: Rc<Table>) -> Segment {
+        let mut slices = Vec::with_capacity(self.slices.len() + 1);
+        slices.push(slice);
+        slices.extend(self.slices.iter().cloned());
+        Segment {
+            id: self.id,
+            start: self.start.clone(),
+            end: self.end.clone(),
+            base: self.base.clone(),
+            slices,
+            version: self.version.clone(),
+        }
+    }
+
+    /// The key range.
+    pub fn range(&self) -> KeyRange {
+        KeyRange { start: self.start.to_vec(), end: self.end.as_ref().map(|end| end.to_vec()) }
+    }
+}
+
+/// The segments of a partition, ascending by key, without a gap.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    pub segments: Vec<Rc<Segment>>,
+}
+
+impl Layout {
+    /// A layout of these segments.
+    pub fn new(segments: Vec<Rc<Segment>>) -> Rc<Layout> {
+        assert!(!segments.is_empty(), "INV-LAYOUT: a partition has at least one segment");
+        assert!(
+            segments.windows(2).all(|pair| pair[0].end.as_ref() == Some(&pair[1].start)),
+            "INV-LAYOUT: segments meet without gap or overlap"
+        );
+        Rc::new(Layout { segments })
+    }
+
+    /// Index of the segment that holds `key` (a key of the partition).
+    pub fn locate(&self, key: &[u8]) -> usize {
+        self.segments.partition_point(|segment| segment.start.as_ref() <= key).saturating_sub(1)
+    }
+
+    /// Index of segment `id`.
+    pub fn index_of(&self, id: SegmentId) -> Option<usize> {
+        self.segments.iter().position(|segment| segment.id == id)
+    }
+
+    /// The layout in which the segments from `index` on, `count` of them, are replaced.
+    pub fn replaced(&self, index: usize, count: usize, with: Vec<Rc<Segment>>) -> Rc<Layout> {
+        let mut segments = self.segments.clone();
+        segments.splice(index..index + count, with);
+        Layout::new(segments)
+    }
+}

@@ -1,0 +1,302 @@
+//! One partition on its shard: memtables, segments, progress, mirror. Everything here runs on one core; nothing is
+//! shared with another thread.
+//!
+//! - `INV-GATE`: writes are accepted only while the partition serves as [`Serving::Owner`]; a frozen partition parks
+//!   them, a released one answers who owns it now.
+//! - `INV-VISIBLE`: a reader sees exactly the records at or below the visible LSN at the moment it began.
+//! - `INV-MAINT`: flush, compaction and image installation of one partition exclude each other.
+
+mod access;
+mod compact;
+mod digest;
+mod flush;
+pub(crate) mod layout;
+mod mirror;
+mod output;
+mod progress;
+mod read;
+mod shadow;
+mod snapshots;
+mod transfer;
+mod write;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::config::PartitionOptions;
+use crate::error::{Error, Result};
+use crate::event::{Event, TaskLock};
+use crate::memtable::Memtable;
+use crate::shard::Shard;
+use crate::types::{AttemptId, Epoch, HostId, KeyRange, Lsn, PartitionId, SegmentId, WalSeq};
+
+use access::Access;
+use layout::Layout;
+use mirror::MirrorTap;
+use progress::Progress;
+use snapshots::Snapshots;
+
+pub use access::Totals;
+pub use digest::RangeDigest;
+pub use mirror::{MirrorItem, MirrorReceiver};
+pub use read::{KeyValue, ScanPage};
+pub use shadow::Applied;
+pub use snapshots::SnapshotPin;
+pub use transfer::{Frozen, Image, SegmentDelta, SegmentSummary};
+pub use write::{Write, Written};
+
+/// Who serves the partition, as this host knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serving {
+    /// This host serves reads and writes.
+    Owner,
+    /// This host serves reads; writes are parked (switchover under way).
+    Frozen,
+    /// This host fills a shadow; it serves nobody.
+    Shadow {
+        /// The attempt that fills it.
+        attempt: AttemptId,
+    },
+    /// Another host serves; the data may still be here until it is dropped.
+    Released {
+        /// The owner.
+        owner: HostId,
+    },
+}
+
+/// A partition as its shard sees it. Shared by `Rc` among the tasks of the shard.
+pub struct Partition {
+    pub(crate) id: PartitionId,
+    pub(crate) keyspace: String,
+    pub(crate) range: KeyRange,
+    pub(crate) options: PartitionOptions,
+    pub(crate) shard: Rc<Shard>,
+    epoch: Cell<Epoch>,
+    serving: Cell<Serving>,
+    /// Notified when `serving` changes.
+    serving_changed: Event,
+    progress: RefCell<Progress>,
+    active: RefCell<Rc<Memtable>>,
+    /// Memtables waiting for their flush, newest first.
+    frozen: RefCell<Vec<Rc<Memtable>>>,
+    layout: RefCell<Rc<Layout>>,
+    /// While above 0 no segment is split or merged.
+    layout_pins: Rc<Cell<u32>>,
+    next_segment: Cell<u64>,
+    access: RefCell<Access>,
+    mirror: RefCell<Option<MirrorTap>>,
+    outgoing: RefCell<Option<transfer::Outgoing>>,
+    final_pin: RefCell<Option<digest::FinalPin>>,
+    shadow: RefCell<Option<shadow::ShadowState>>,
+    snapshots: Rc<Snapshots>,
+    maintenance: TaskLock,
+    /// First batch that the durable manifest still needs for this partition.
+    replay_from: Cell<WalSeq>,
+}
+
+impl std::fmt::Debug for Partition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Partition").field("id", &self.id).field("serving", &self.serving.get()).finish_non_exhaustive()
+    }
+}
+
+/// What recovery or creation knows of a partition.
+pub(crate) struct PartitionInit {
+    pub id: PartitionId,
+    pub keyspace: String,
+    pub range: KeyRange,
+    pub options: PartitionOptions,
+    pub epoch: Epoch,
+    pub serving: Serving,
+    pub layout: Rc<Layout>,
+    pub memtable: Memtable,
+    pub last_lsn: Lsn,
+    pub next_segment: u64,
+    pub replay_from: WalSeq,
+}
+
+/// Counts and sizes of a partition, for people and for the controller.
+#[derive(Clone, Debug)]
+pub struct PartitionStats {
+    /// The partition.
+    pub id: PartitionId,
+    /// Its keyspace.
+    pub keyspace: String,
+    /// Its key range.
+    pub range: KeyRange,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Who serves it.
+    pub serving: Serving,
+    /// Number of segments.
+    pub segments: usize,
+    /// Bytes in tables.
+    pub table_bytes: u64,
+    /// Bytes in memtables.
+    pub memtable_bytes: usize,
+    /// Last LSN that readers see.
+    pub visible: Lsn,
+    /// Sums of the last closed window.
+    pub totals: Totals,
+    /// Windows closed so far.
+    pub windows_closed: u64,
+}
+
+impl Partition {
+    pub(crate) fn new(shard: Rc<Shard>, init: PartitionInit) -> Rc<Partition> {
+        let segments = init.layout.segments.len();
+        Rc::new(Partition {
+            id: init.id,
+            keyspace: init.keyspace,
+            range: init.range,
+            options: init.options,
+            epoch: Cell::new(init.epoch),
+            serving: Cell::new(init.serving),
+            serving_changed: Event::default(),
+            progress: RefCell::new(Progress::new(init.last_lsn)),
+            active: RefCell::new(Rc::new(init.memtable)),
+            frozen: RefCell::default(),
+            layout: RefCell::new(init.layout),
+            layout_pins: Rc::default(),
+            next_segment: Cell::new(init.next_segment),
+            access: RefCell::new(Access::new(shard.model(), segments)),
+            mirror: RefCell::default(),
+            outgoing: RefCell::default(),
+            final_pin: RefCell::default(),
+            shadow: RefCell::default(),
+            snapshots: Rc::default(),
+            maintenance: TaskLock::default(),
+            replay_from: Cell::new(init.replay_from),
+            shard,
+        })
+    }
+
+    /// The partition's id.
+    #[must_use]
+    pub fn id(&self) -> PartitionId {
+        self.id
+    }
+
+    /// The partition's key range.
+    #[must_use]
+    pub fn range(&self) -> &KeyRange {
+        &self.range
+    }
+
+    /// The ownership generation.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch.get()
+    }
+
+    /// Who serves it.
+    #[must_use]
+    pub fn serving(&self) -> Serving {
+        self.serving.get()
+    }
+
+    /// The last LSN assigned.
+    #[must_use]
+    pub fn assigned(&self) -> Lsn {
+        self.progress.borrow().assigned()
+    }
+
+    /// Counts and sizes.
+    #[must_use]
+    pub fn stats(&self) -> PartitionStats {
+        let layout = self.layout();
+        let (totals, windows_closed) = self.access.borrow().totals();
+        PartitionStats {
+            id: self.id,
+            keyspace: self.keyspace.clone(),
+            range: self.range.clone(),
+            epoch: self.epoch.get(),
+            serving: self.serving.get(),
+            segments: layout.segments.len(),
+            table_bytes: layout.segments.iter().map(|segment| segment.bytes()).sum(),
+            memtable_bytes: self.memtable_bytes(),
+            visible: self.progress.borrow().visible(),
+            totals,
+            windows_closed,
+        }
+    }
+
+    /// Bytes of all memtables, active and waiting for their flush.
+    pub(crate) fn memtable_bytes(&self) -> usize {
+        self.active.borrow().bytes() + self.frozen.borrow().iter().map(|table| table.bytes()).sum::<usize>()
+    }
+
+    pub(crate) fn layout(&self) -> Rc<Layout> {
+        Rc::clone(&self.layout.borrow())
+    }
+
+    fn set_serving(&self, serving: Serving) {
+        self.serving.set(serving);
+        self.serving_changed.notify_all();
+        self.progress.borrow_mut().wake_all();
+    }
+
+    fn allocate_segment(&self) -> SegmentId {
+        let id = self.next_segment.get();
+        self.next_segment.set(id + 1);
+        SegmentId(id)
+    }
+
+    /// Every batch up to `seq` is on the device.
+    pub(crate) fn handle_durable(&self, seq: WalSeq) {
+        self.progress.borrow_mut().handle_durable(seq);
+    }
+
+    /// The WAL failed: nobody needs to wait any longer.
+    pub(crate) fn handle_wal_failed(&self) {
+        self.progress.borrow_mut().wake_all();
+        self.serving_changed.notify_all();
+    }
+
+    /// One access window ended: hands the counts to the scorers, in slices that let other tasks run.
+    pub(crate) async fn close_window(&self) {
+        /// Segments scored between two chances for other tasks; about 50 us.
+        const SCORE_SLICE_SEGMENTS: usize = 256;
+        self.access.borrow_mut().close_window();
+        loop {
+            let done = self.access.borrow_mut().step(SCORE_SLICE_SEGMENTS);
+            if done {
+                return;
+            }
+            crate::io::runtime::yield_now().await;
+        }
+    }
+
+    /// Waits until no maintenance runs; the partition is about to be dropped.
+    pub(crate) async fn retire(&self) {
+        let _guard = self.maintenance.lock().await;
+        self.mirror.take();
+        self.outgoing.take();
+        self.shadow.take();
+        self.final_pin.take();
+    }
+
+    fn check_key(&self, key: &[u8]) -> Result<()> {
+        crate::limits::check_key(key)?;
+        if !self.range.contains(key) {
+            return Err(Error::WrongPartition { partition: self.id });
+        }
+        Ok(())
+    }
+
+    fn moved(&self, owner: HostId) -> Error {
+        Error::Moved { partition: self.id, owner, epoch: self.epoch.get() }
+    }
+
+    /// The first and last key of a sub-range of the partition, as cursors want them.
+    fn clamp(&self, range: &KeyRange) -> (Bytes, Option<Bytes>) {
+        let start = range.start.as_slice().max(self.range.start.as_slice());
+        let end = match (range.end.as_deref(), self.range.end.as_deref()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        (Bytes::copy_from_slice(start), end.map(Bytes::copy_from_slice))
+    }
+}

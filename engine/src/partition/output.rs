@@ -1,0 +1,95 @@
+//! Writes tables one after another into a new table file, in bounded pieces, letting other tasks run in between.
+
+use std::rc::Rc;
+
+use crate::config::PartitionOptions;
+use crate::error::Result;
+use crate::io::direct::{AlignedBuf, DirectFile};
+use crate::io::runtime;
+use crate::manifest::TableRef;
+use crate::record::RecordView;
+use crate::shard::Shard;
+use crate::shard::files::TableFile;
+use crate::table::{TableBuilder, TableOptions};
+use crate::types::FileId;
+
+/// Tables of a file begin at multiples of this.
+const TABLE_ALIGN_BYTES: usize = 4096;
+/// Records added between two chances for other tasks.
+const YIELD_RECORDS: u32 = 32;
+/// Bytes per write request; bounds how long a foreground request waits behind it at the device.
+const WRITE_CHUNK_BYTES: usize = 256 << 10;
+
+/// The options of a partition's tables.
+pub(super) fn table_options(options: PartitionOptions) -> TableOptions {
+    TableOptions { block_bytes: options.block_bytes as usize, ..TableOptions::default() }
+}
+
+/// A table file being written. Dropped before [`TableFileWriter::finish`], it leaves an orphan that the next start
+/// removes.
+pub(super) struct TableFileWriter {
+    shard: Rc<Shard>,
+    id: FileId,
+    file: DirectFile,
+    options: PartitionOptions,
+    builder: TableBuilder,
+    offset: u64,
+    since_yield: u32,
+}
+
+impl TableFileWriter {
+    pub async fn create(shard: &Rc<Shard>, options: PartitionOptions) -> Result<TableFileWriter> {
+        let id = shard.allocate_file();
+        let file = DirectFile::create_durable(&shard.table_path(id)).await?;
+        let builder = TableBuilder::new(table_options(options));
+        Ok(TableFileWriter { shard: Rc::clone(shard), id, file, options, builder, offset: 0, since_yield: 0 })
+    }
+
+    /// Adds a record to the open table.
+    pub async fn add(&mut self, record: RecordView<'_>) -> Result<()> {
+        self.builder.add(record)?;
+        self.since_yield += 1;
+        if self.since_yield == YIELD_RECORDS {
+            self.since_yield = 0;
+            runtime::yield_now().await;
+        }
+        Ok(())
+    }
+
+    /// Bytes of the open table so far.
+    pub fn table_bytes(&self) -> usize {
+        self.builder.estimated_len()
+    }
+
+    /// Ends the open table and begins the next; `None` if it held no record.
+    pub async fn end_table(&mut self) -> Result<Option<TableRef>> {
+        if self.builder.is_empty() {
+            return Ok(None);
+        }
+        let builder = std::mem::replace(&mut self.builder, TableBuilder::new(table_options(self.options)));
+        let built = builder.finish()?;
+        self.write_table(&built.bytes, built.meta.max_lsn).await.map(Some)
+    }
+
+    /// Writes a complete table (of this builder or of another host).
+    pub async fn write_table(&mut self, bytes: &[u8], max_lsn: crate::types::Lsn) -> Result<TableRef> {
+        let location = TableRef { file: self.id, offset: self.offset, len: bytes.len() as u64, max_lsn };
+        for chunk in bytes.chunks(WRITE_CHUNK_BYTES) {
+            let mut buffer = AlignedBuf::with_capacity(chunk.len().next_multiple_of(TABLE_ALIGN_BYTES));
+            buffer.extend_from_slice(chunk);
+            buffer.pad_to(TABLE_ALIGN_BYTES);
+            let len = buffer.len() as u64;
+            self.file.write_all(self.offset, buffer).await?;
+            self.offset += len;
+        }
+        Ok(location)
+    }
+
+    /// Makes the file and its name durable and opens it for reading.
+    pub async fn finish(self) -> Result<Rc<TableFile>> {
+        let dir = self.shard.dir().to_path_buf();
+        self.file.close().await?;
+        runtime::unblock(move || crate::io::fs::sync_dir(&dir)).await?;
+        self.shard.open_file(self.id).await
+    }
+}

@@ -1,0 +1,175 @@
+//! The life of a get and of a scan.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::memtable::{Memtable, MemtableCursor};
+use crate::merge::{MergeIter, Retain, Source};
+use crate::record::Record;
+use crate::shard::files::Table;
+use crate::types::{KeyRange, Lsn};
+
+use super::layout::{Layout, Segment};
+use super::snapshots::SnapshotPin;
+use super::{Partition, Serving};
+
+/// A key and its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyValue {
+    /// Routing key.
+    pub key: Bytes,
+    /// Value.
+    pub value: Bytes,
+}
+
+/// One page of a scan.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScanPage {
+    /// Ascending by key.
+    pub items: Vec<KeyValue>,
+    /// Where the next page begins; `None` at the end of the range.
+    pub next: Option<Bytes>,
+}
+
+/// Everything that a reader of one moment reads from.
+pub(super) struct ReadView {
+    pub layout: Rc<Layout>,
+    /// Newest first.
+    pub memtables: Vec<Rc<Memtable>>,
+    pub pin: SnapshotPin,
+}
+
+impl Partition {
+    /// The value of `key`, or `None`.
+    ///
+    /// Errors: [`Error::KeyLength`], [`Error::WrongPartition`], [`Error::Moved`], [`Error::NotOwner`],
+    /// [`Error::Corruption`], [`Error::Io`].
+    /// Cost: no I/O when the memtable or the block cache holds the key; else one block read a table that may hold it.
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        self.check_key(key)?;
+        self.check_readable()?;
+        let snapshot = self.progress.borrow().visible();
+        let (index, found) = self.find(key, snapshot).await?;
+        let live = found.filter(|record| record.is_live(clock::wall_ms()));
+        let bytes = key.len() + live.as_ref().map_or(0, |record| record.value.len());
+        self.count_read(index, key, bytes);
+        Ok(live.map(|record| record.value))
+    }
+
+    /// Up to `limit` live keys of `range` in ascending order, all of one moment.
+    ///
+    /// Errors: as [`Partition::get`].
+    /// Cancel: a scan that is dropped has no effect.
+    pub async fn scan(&self, range: &KeyRange, limit: usize) -> Result<ScanPage> {
+        self.check_readable()?;
+        let view = self.view_latest();
+        let now_ms = clock::wall_ms();
+        let (start, end) = self.clamp(range);
+        let mut page = ScanPage::default();
+        let mut iter = self.iterate(&view, start, end, Retain::visible_at(view.pin.lsn(), now_ms));
+        while iter.advance().await? {
+            if page.items.len() == limit {
+                page.next = Some(Bytes::copy_from_slice(iter.current().key));
+                break;
+            }
+            let record = iter.current();
+            page.items.push(KeyValue {
+                key: Bytes::copy_from_slice(record.key),
+                value: Bytes::copy_from_slice(record.value),
+            });
+        }
+        Ok(page)
+    }
+
+    /// The newest version of `key` at or below `snapshot` (tombstones included), and its segment's index.
+    async fn find(&self, key: &[u8], snapshot: Lsn) -> Result<(usize, Option<Record>)> {
+        let layout = self.layout();
+        let index = layout.locate(key);
+        let mut found = self.find_in_memtables(key, snapshot);
+        // A memtable record is newer than every table's, except in a shadow, which takes records out of order.
+        for table in layout.segments[index].tables() {
+            if found.as_ref().is_some_and(|record| record.lsn >= table.location.max_lsn) {
+                continue;
+            }
+            let candidate = table.get(key, snapshot).await?;
+            if candidate.as_ref().map(|record| record.lsn) > found.as_ref().map(|record| record.lsn) {
+                found = candidate;
+            }
+        }
+        Ok((index, found))
+    }
+
+    fn find_in_memtables(&self, key: &[u8], snapshot: Lsn) -> Option<Record> {
+        let newest = self.active.borrow().get(key, snapshot);
+        let frozen = self.frozen.borrow();
+        let older = frozen.iter().filter_map(|table| table.get(key, snapshot));
+        newest.into_iter().chain(older).max_by_key(|record| record.lsn)
+    }
+
+    fn check_readable(&self) -> Result<()> {
+        match self.serving.get() {
+            Serving::Owner | Serving::Frozen => Ok(()),
+            Serving::Shadow { attempt } => Err(Error::NotOwner { partition: self.id, attempt }),
+            Serving::Released { owner } => Err(self.moved(owner)),
+        }
+    }
+
+    /// Counts a read; the layout may have changed since `index` was found.
+    fn count_read(&self, index: usize, key: &[u8], bytes: usize) {
+        let layout = self.layout.borrow();
+        let fits = |segment: &Rc<Segment>| {
+            segment.start.as_ref() <= key && segment.end.as_ref().is_none_or(|end| key < end.as_ref())
+        };
+        let index = if layout.segments.get(index).is_some_and(fits) { index } else { layout.locate(key) };
+        self.access.borrow_mut().windows.record_read(index, bytes as u64);
+    }
+
+    /// A view of what readers see now.
+    pub(super) fn view_latest(&self) -> ReadView {
+        let visible = self.progress.borrow().visible();
+        self.view_at(visible)
+    }
+
+    /// A view of the history up to `lsn`.
+    pub(super) fn view_at(&self, lsn: Lsn) -> ReadView {
+        let mut memtables = vec![Rc::clone(&self.active.borrow())];
+        memtables.extend(self.frozen.borrow().iter().cloned());
+        ReadView { layout: self.layout(), memtables, pin: self.snapshots.pin(lsn, clock::wall_ms()) }
+    }
+
+    /// Iterates `[start, end)` of a view through every segment it touches.
+    pub(super) fn iterate(&self, view: &ReadView, start: Bytes, end: Option<Bytes>, retain: Retain) -> MergeIter {
+        let lsn = view.pin.lsn();
+        let cursor = |table: &Rc<Memtable>| MemtableCursor::new(Rc::clone(table), start.clone(), end.clone(), lsn);
+        let mut sources: Vec<Source> = view.memtables.iter().map(|table| Source::Memtable(cursor(table))).collect();
+        let first = view.layout.locate(&start);
+        let touched = view.layout.segments[first..]
+            .iter()
+            .take_while(|segment| end.as_ref().is_none_or(|end| segment.start < *end));
+        sources.extend(table_sources(touched, &start, end.as_ref(), |_| true));
+        MergeIter::new(sources, retain)
+    }
+}
+
+/// The tables of neighbouring segments that `wanted` accepts, as sources. The n-th tables of neighbours do not overlap,
+/// so one source walks them one after another.
+pub(super) fn table_sources<'a>(
+    segments: impl Iterator<Item = &'a Rc<Segment>>,
+    start: &Bytes,
+    end: Option<&Bytes>,
+    wanted: impl Fn(&Table) -> bool,
+) -> Vec<Source> {
+    let mut levels: Vec<Vec<Rc<Table>>> = Vec::new();
+    for segment in segments {
+        for (level, table) in segment.tables().filter(|table| wanted(table)).enumerate() {
+            if level == levels.len() {
+                levels.push(Vec::new());
+            }
+            levels[level].push(Rc::clone(table));
+        }
+    }
+    levels.into_iter().map(|tables| Source::tables(tables, start.clone(), end.cloned())).collect()
+}

@@ -1,0 +1,263 @@
+//! The target's side of a move: a shadow takes images, deltas and the mirror, and becomes the owner.
+//!
+//! A segment's image lies below everything that the mirror brought meanwhile, and its delta right above the image;
+//! records carry their LSNs, so the order of arrival does not matter to readers.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use crate::chain::{ChainState, Seal};
+use crate::error::{Error, Result};
+use crate::manifest::{ManifestEdit, Role, SegmentDesc, TableRef};
+use crate::record::Record;
+use crate::table::{self, TableBuilder};
+use crate::types::{AttemptId, Epoch, Hlc, Lsn, SegmentId, WalSeq};
+
+use super::compact::LayoutPin;
+use super::layout::Segment;
+use super::mirror::MirrorItem;
+use super::output::{TableFileWriter, table_options};
+use super::{Partition, Serving};
+
+/// What a shadow knows beside its data.
+#[derive(Debug)]
+pub(super) struct ShadowState {
+    attempt: AttemptId,
+    chain: ChainState,
+    held: BTreeSet<SegmentId>,
+    /// Largest timestamp seen.
+    clock: Hlc,
+    /// Segments keep the source's bounds.
+    _layout: LayoutPin,
+}
+
+/// How far the mirror has been taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The last LSN taken in.
+    pub last: Lsn,
+    /// The WAL batch that makes it durable.
+    pub seq: WalSeq,
+}
+
+impl Partition {
+    /// Readies a partition that was just created as a shadow, for the mirror that begins after `from`.
+    pub(crate) async fn begin_shadow(self: &Rc<Self>, attempt: AttemptId, from: Lsn) {
+        let layout = self.pin_layout().await;
+        *self.shadow.borrow_mut() = Some(ShadowState {
+            attempt,
+            chain: ChainState::new(from),
+            held: BTreeSet::new(),
+            clock: Hlc::default(),
+            _layout: layout,
+        });
+    }
+
+    /// Takes in a stretch of the mirror: WAL and memtable. [`Partition::mirror_durable`] tells when it is on the
+    /// device.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] for another attempt or a gap (nothing behind the gap is taken), [`Error::ReadOnly`].
+    pub async fn apply_mirror(&self, attempt: AttemptId, items: Vec<MirrorItem>) -> Result<Applied> {
+        let mut seq = self.shard.wal().durable();
+        for item in items {
+            while !self.shard.wal().has_room() || self.shard.memtables_full() {
+                self.shard.wal().wait_room().await?;
+                self.shard.wait_memtable_room().await?;
+            }
+            self.fold(attempt, &item)?;
+            if let MirrorItem::Record { record, .. } = item {
+                seq = self.log(attempt, &record)?;
+                self.note_version(&record);
+                self.insert(record);
+            }
+        }
+        let last = self.with_shadow(attempt, |shadow| Ok(shadow.chain.last()))?;
+        Ok(Applied { last, seq })
+    }
+
+    fn fold(&self, attempt: AttemptId, item: &MirrorItem) -> Result<()> {
+        self.with_shadow(attempt, |shadow| {
+            let due = shadow.chain.last().next();
+            if item.lsn() != due {
+                return Err(self.stale(format!("mirror brings LSN {}, {due} is due", item.lsn())));
+            }
+            match item {
+                MirrorItem::Record { segment, record } => {
+                    shadow.chain.fold_record(*segment, record.view());
+                    shadow.clock = shadow.clock.max(record.hlc);
+                }
+                MirrorItem::Elided { lsn } => shadow.chain.fold_elided(*lsn, 1),
+            }
+            Ok(())
+        })
+    }
+
+    fn note_version(&self, record: &Record) {
+        let layout = self.layout();
+        let version = &layout.segments[layout.locate(&record.key)].version;
+        version.set(version.get().max(record.lsn));
+    }
+
+    /// Waits until what [`Partition::apply_mirror`] took in is on the device.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`].
+    pub async fn mirror_durable(&self, applied: Applied) -> Result<()> {
+        self.shard.wal().wait_durable(applied.seq).await
+    }
+
+    /// Installs a segment's image and its delta, durably.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] for another attempt or a segment held already, [`Error::UnknownSegment`],
+    /// [`Error::Corruption`] when the image is not what was built; in each case nothing is installed.
+    pub async fn install_image(
+        self: &Rc<Self>,
+        attempt: AttemptId,
+        segment: SegmentId,
+        image: Vec<u8>,
+        delta: Vec<Record>,
+    ) -> Result<()> {
+        let partition = Rc::clone(self);
+        let task = async move { partition.install_tables(attempt, segment, image, delta).await };
+        self.shard.background().run(task).await
+    }
+
+    async fn install_tables(
+        &self,
+        attempt: AttemptId,
+        id: SegmentId,
+        image: Vec<u8>,
+        delta: Vec<Record>,
+    ) -> Result<()> {
+        let held = self.with_shadow(attempt, |shadow| Ok(shadow.held.contains(&id)))?;
+        if held {
+            return Err(self.stale(format!("segment {id} is held already")));
+        }
+        let segment = self.segment(id)?;
+        let foreign = delta.iter().any(|record| !segment.range().contains(&record.key));
+        if foreign {
+            return Err(Error::corruption("<delta>", 0, format!("a key outside segment {id}")));
+        }
+        let mut tables: Vec<(Vec<u8>, Lsn)> = Vec::new();
+        if !image.is_empty() {
+            let meta = table::verify_image(&image).await?;
+            tables.push((image, meta.max_lsn));
+        }
+        if !delta.is_empty() {
+            let mut builder = TableBuilder::new(table_options(self.options));
+            for record in &delta {
+                builder.add(record.view())?;
+            }
+            let built = builder.finish()?;
+            tables.push((built.bytes, built.meta.max_lsn));
+        }
+        let clock = delta.iter().map(|record| record.hlc).max().unwrap_or_default();
+        if !tables.is_empty() {
+            self.install_below(id, tables).await?;
+        }
+        self.with_shadow(attempt, |shadow| {
+            shadow.held.insert(id);
+            shadow.clock = shadow.clock.max(clock);
+            Ok(())
+        })
+    }
+
+    /// Writes tables, oldest first, into one file and puts them below what the segment has.
+    async fn install_below(&self, id: SegmentId, tables: Vec<(Vec<u8>, Lsn)>) -> Result<()> {
+        let mut writer = TableFileWriter::create(&self.shard, self.options).await?;
+        let mut locations: Vec<TableRef> = Vec::new();
+        for (bytes, max_lsn) in &tables {
+            locations.push(writer.write_table(bytes, *max_lsn).await?);
+        }
+        let file = writer.finish().await?;
+        let mut opened = Vec::new();
+        for location in locations {
+            opened.push(self.shard.open_table(&file, location).await?);
+        }
+        let _guard = self.maintenance.lock().await;
+        let layout = self.layout();
+        let index = layout.index_of(id).ok_or(Error::UnknownSegment { partition: self.id, segment: id })?;
+        let old = &layout.segments[index];
+        // What a compaction of early mirror records made the base is newer than the image: it becomes a slice.
+        let mut slices = old.slices.clone();
+        slices.extend(old.base.iter().cloned());
+        let version = old.version.get().max(tables.iter().map(|(_, lsn)| *lsn).max().unwrap_or_default());
+        let base = opened.remove(0);
+        slices.extend(opened);
+        let segment = Rc::new(Segment {
+            id,
+            start: old.start.clone(),
+            end: old.end.clone(),
+            base: Some(base),
+            slices,
+            version: version.into(),
+        });
+        let add: Vec<SegmentDesc> = vec![segment.desc()];
+        let edit = ManifestEdit::ReplaceSegments { partition: self.id, remove: vec![id], add };
+        self.shard.log_edits(vec![edit]).await?;
+        // Mirror records that came during the write raised the version further.
+        segment.version.set(segment.version.get().max(old.version.get()));
+        *self.layout.borrow_mut() = layout.replaced(index, 1, vec![segment]);
+        Ok(())
+    }
+
+    /// Compares the source's seal with what this shadow holds, and makes the readiness durable.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] for another attempt; [`Error::Invalid`] naming the first difference: the shadow is not the
+    /// source's equal and must not be promoted.
+    pub async fn make_ready(&self, attempt: AttemptId, seal: &Seal) -> Result<()> {
+        let layout = self.layout();
+        self.with_shadow(attempt, |shadow| {
+            if let Some(missing) = layout.segments.iter().find(|segment| !shadow.held.contains(&segment.id)) {
+                return Err(Error::Invalid { what: format!("segment {} is not held", missing.id) });
+            }
+            match seal.difference(&shadow.chain.seal()) {
+                Some(difference) => Err(Error::Invalid { what: format!("source and shadow differ: {difference}") }),
+                None => Ok(()),
+            }
+        })?;
+        self.shard.wal().wait_durable(self.shard.wal().collecting()).await?;
+        let edit = ManifestEdit::SetRole {
+            partition: self.id,
+            role: Role::Shadow { attempt },
+            epoch: self.epoch(),
+            last_lsn: seal.final_lsn,
+        };
+        self.shard.log_edits(vec![edit]).await
+    }
+
+    /// Becomes the owner in `epoch`, which the coordinator has recorded. The history goes on after `last`, timestamps
+    /// after `clock`; the state at `last` and `wall_ms` is kept for the digest.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] when this is no shadow of the attempt, [`Error::Io`].
+    pub async fn promote(&self, attempt: AttemptId, epoch: Epoch, last: Lsn, clock: Hlc, wall_ms: u64) -> Result<()> {
+        if self.serving() != (Serving::Shadow { attempt }) {
+            return Err(self.stale(format!("promotion by attempt {attempt}")));
+        }
+        let edit = ManifestEdit::SetRole { partition: self.id, role: Role::Owner, epoch, last_lsn: last };
+        self.shard.log_edits(vec![edit]).await?;
+        let seen = self.shadow.take().map_or(clock, |shadow| shadow.clock.max(clock));
+        self.shard.clock().observe(seen);
+        self.progress.borrow_mut().adopt(last);
+        self.pin_final(attempt, last, wall_ms);
+        self.epoch.set(epoch);
+        self.set_serving(Serving::Owner);
+        Ok(())
+    }
+
+    /// Segments that the shadow holds.
+    #[must_use]
+    pub fn held_segments(&self) -> usize {
+        self.shadow.borrow().as_ref().map_or(0, |shadow| shadow.held.len())
+    }
+
+    fn with_shadow<T>(&self, attempt: AttemptId, with: impl FnOnce(&mut ShadowState) -> Result<T>) -> Result<T> {
+        let mut shadow = self.shadow.borrow_mut();
+        let shadow = shadow.as_mut().filter(|shadow| shadow.attempt == attempt);
+        with(shadow.ok_or_else(|| self.stale(format!("attempt {attempt}")))?)
+    }
+}

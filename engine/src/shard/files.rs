@@ -1,0 +1,116 @@
+//! Table files of a shard: names, reading, and removal when nobody needs them any more.
+//!
+//! `INV-FILES`: a file is removed only when the durable manifest no longer names it and no reader holds a table in it.
+
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use crate::error::Result;
+use crate::io::direct::DirectFile;
+use crate::manifest::TableRef;
+use crate::record::Record;
+use crate::record::RecordView;
+use crate::table::{BlockSource, Frame, ShardBlockCache, TableIter, TableReader};
+use crate::types::{FileId, Lsn};
+use bytes::Bytes;
+
+/// Path of table file `id` under a shard's folder.
+pub(crate) fn table_path(dir: &Path, id: FileId) -> PathBuf {
+    dir.join(format!("{:012}.tab", id.0))
+}
+
+/// The id in a table file's name.
+pub(crate) fn parse_table_name(name: &str) -> Option<FileId> {
+    name.strip_suffix(".tab")?.parse().ok().map(FileId)
+}
+
+/// One open table file. Dropping the last reference to an obsolete file removes it.
+pub(crate) struct TableFile {
+    pub id: FileId,
+    file: DirectFile,
+    obsolete: Cell<bool>,
+    removals: async_channel::Sender<PathBuf>,
+}
+
+impl std::fmt::Debug for TableFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TableFile").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl TableFile {
+    pub fn new(id: FileId, file: DirectFile, removals: async_channel::Sender<PathBuf>) -> Rc<TableFile> {
+        Rc::new(TableFile { id, file, obsolete: Cell::new(false), removals })
+    }
+
+    /// The durable manifest no longer names the file.
+    pub fn mark_obsolete(&self) {
+        self.obsolete.set(true);
+    }
+
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+}
+
+impl Drop for TableFile {
+    fn drop(&mut self) {
+        if self.obsolete.get() {
+            // A full or closed queue leaves the file for the next start, which removes what no manifest names.
+            let _ = self.removals.try_send(self.file.path().to_path_buf());
+        }
+    }
+}
+
+impl BlockSource for Rc<TableFile> {
+    async fn read(&self, offset: u64, len: usize) -> Result<Frame> {
+        self.file.read(offset, len).await
+    }
+}
+
+/// An open table: where it lies, its index and filter in memory, and the cache its blocks go through.
+pub(crate) struct Table {
+    pub location: TableRef,
+    pub file: Rc<TableFile>,
+    reader: Rc<TableReader<Rc<TableFile>>>,
+    cache: Rc<ShardBlockCache>,
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Table").field("location", &self.location).finish_non_exhaustive()
+    }
+}
+
+impl Table {
+    /// Opens the table at `location` of `file`; reads and verifies its footer, index and filter.
+    pub async fn open(file: Rc<TableFile>, location: TableRef, cache: Rc<ShardBlockCache>) -> Result<Rc<Table>> {
+        let path = file.path().to_path_buf();
+        let reader = TableReader::open(Rc::clone(&file), file.id, location.offset, location.len, &path).await?;
+        Ok(Rc::new(Table { location, file, reader: Rc::new(reader), cache }))
+    }
+
+    /// The newest version of `key` at or below `max_lsn`.
+    pub async fn get(&self, key: &[u8], max_lsn: Lsn) -> Result<Option<Record>> {
+        self.reader.get(key, max_lsn, &*self.cache).await
+    }
+
+    /// The records of `[start, end)`.
+    pub fn records(&self, start: Bytes, end: Option<Bytes>) -> TableRecords {
+        TableRecords(TableIter::new(Rc::clone(&self.reader), start, end, Rc::clone(&self.cache)))
+    }
+}
+
+/// Walks records of one table.
+pub(crate) struct TableRecords(TableIter<Rc<TableFile>, ShardBlockCache>);
+
+impl TableRecords {
+    pub async fn advance(&mut self) -> Result<bool> {
+        self.0.advance().await
+    }
+
+    pub fn current(&self) -> RecordView<'_> {
+        self.0.current()
+    }
+}

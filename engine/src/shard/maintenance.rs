@@ -1,0 +1,122 @@
+//! The background task of a shard: flush, compaction, recycling of the log, removal of files, access windows.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::io::{fs, runtime};
+
+use super::Shard;
+
+/// Work is looked for at least this often.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// Time in which the executor closes files that were dropped.
+const CLOSE_GRACE: Duration = Duration::from_millis(2);
+/// Log files in use above which idle memtables are flushed, so that the log can be recycled.
+const WAL_FILES_MAX: usize = 4;
+
+impl Shard {
+    /// Starts the tasks that run until the shard closes.
+    pub(super) fn start_tasks(self: &Rc<Shard>, removals: async_channel::Receiver<std::path::PathBuf>) {
+        let shard = Rc::clone(self);
+        self.background().spawn_detached(async move { shard.maintain().await });
+        let shard = Rc::clone(self);
+        self.background().spawn_detached(async move { shard.tick().await });
+        let shard = Rc::clone(self);
+        self.background().spawn_detached(async move { shard.close_windows().await });
+        self.background().spawn_detached(async move {
+            while let Ok(path) = removals.recv().await {
+                if let Err(cause) = runtime::unblock(move || fs::remove_file(&path)).await {
+                    tracing::warn!(%cause, "an obsolete table file stays until the next start");
+                }
+            }
+        });
+    }
+
+    async fn tick(self: Rc<Shard>) {
+        while !self.closing.get() {
+            runtime::sleep(INTERVAL).await;
+            self.request_maintenance();
+        }
+    }
+
+    async fn maintain(self: Rc<Shard>) {
+        loop {
+            self.maintenance_wanted
+                .wait_for(|| (self.maintenance_pending.get() || self.closing.get()).then_some(()))
+                .await;
+            if self.closing.get() {
+                self.tasks_ended.set(true);
+                self.memtable_room.notify_all();
+                return;
+            }
+            if let Err(cause) = self.maintain_once().await {
+                tracing::error!(%cause, shard = self.id.0, "maintenance failed; it is tried again");
+                runtime::sleep(INTERVAL).await;
+            } else {
+                self.maintenance_pending.set(false);
+            }
+        }
+    }
+
+    /// Does all the work there is.
+    async fn maintain_once(self: &Rc<Shard>) -> Result<()> {
+        loop {
+            let mut worked = false;
+            for partition in self.partitions() {
+                while partition.flush_oldest().await? {
+                    worked = true;
+                    self.memtable_room.notify_all();
+                }
+            }
+            for partition in self.partitions() {
+                // One segment at a time: a memtable that fills up meanwhile goes first.
+                worked |= partition.compact_next().await?;
+            }
+            self.recycle_wal().await?;
+            if !worked || self.closing.get() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn recycle_wal(self: &Rc<Shard>) -> Result<()> {
+        let (files, Some(second)) = self.wal.backlog() else {
+            return Ok(());
+        };
+        for partition in self.partitions() {
+            if partition.unflushed_from() < second && files > WAL_FILES_MAX {
+                partition.freeze_memtable();
+                while partition.flush_oldest().await? {}
+            }
+            if partition.unflushed_from() >= second {
+                partition.advance_replay().await?;
+            }
+        }
+        let needed = self.partitions().iter().map(|partition| partition.replay_from()).min();
+        self.wal.release_before(needed.unwrap_or_else(|| self.wal.durable()));
+        Ok(())
+    }
+
+    async fn close_windows(self: Rc<Shard>) {
+        while !self.closing.get() {
+            runtime::sleep(self.config.window).await;
+            for partition in self.partitions() {
+                partition.close_window().await;
+            }
+        }
+    }
+
+    /// Ends the shard: what was accepted is on the device on return.
+    pub(crate) async fn close(self: &Rc<Shard>) -> Result<()> {
+        self.closing.set(true);
+        self.maintenance_wanted.notify_all();
+        self.memtable_room.wait_for(|| self.tasks_ended.get().then_some(())).await;
+        let failure = self.wal.failure().filter(|cause| !matches!(cause, Error::Closed));
+        self.wal.close().await;
+        self.partitions.borrow_mut().clear();
+        // Files that were just dropped are closed by the executor, which has to live until then.
+        runtime::sleep(CLOSE_GRACE).await;
+        failure.map_or(Ok(()), Err)
+    }
+}

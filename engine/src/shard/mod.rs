@@ -1,0 +1,312 @@
+//! One shard: a pinned core that owns its partitions whole.
+//!
+//! Start-up order (see [`recovery`]): data lock, manifest, WAL (which waits out ghost writes of a killed process),
+//! replay into memtables, removal of files that no manifest names, then service.
+
+pub(crate) mod files;
+mod maintenance;
+mod manifest;
+pub(crate) mod recovery;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use antumbra_predictor::model::Model;
+
+use crate::clock::HlcClock;
+use crate::config::{EngineConfig, PartitionOptions};
+use crate::engine::Directory;
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::io::direct::DirectFile;
+use crate::io::runtime::Background;
+use crate::manifest::{ManifestEdit, NewPartition, Role, TableRef};
+use crate::memtable::Memtable;
+use crate::partition::layout::{Layout, Segment};
+use crate::partition::{Partition, PartitionInit, Serving};
+use crate::table::ShardBlockCache;
+use crate::types::{AttemptId, Epoch, FileId, KeyRange, Lsn, PartitionId, SegmentId, ShardId};
+use crate::wal::Wal;
+
+use files::{Table, TableFile};
+use manifest::ShardManifest;
+
+/// What a new partition is to be.
+#[derive(Clone, Debug)]
+pub struct PartitionSpec {
+    /// Id, unique in the cluster.
+    pub id: PartitionId,
+    /// Keyspace it belongs to.
+    pub keyspace: String,
+    /// Routing keys it holds.
+    pub range: KeyRange,
+    /// Ownership generation.
+    pub epoch: Epoch,
+    /// Options.
+    pub options: PartitionOptions,
+}
+
+/// A shard as its own tasks see it.
+pub struct Shard {
+    id: ShardId,
+    dir: PathBuf,
+    config: Arc<EngineConfig>,
+    model: Arc<Model>,
+    wal: Wal,
+    manifest: ShardManifest,
+    cache: Rc<ShardBlockCache>,
+    clock: HlcClock,
+    background: Background,
+    directory: Arc<Directory>,
+    partitions: RefCell<BTreeMap<PartitionId, Rc<Partition>>>,
+    next_file: Cell<u64>,
+    removals: async_channel::Sender<PathBuf>,
+    maintenance_wanted: Event,
+    maintenance_pending: Cell<bool>,
+    memtable_room: Event,
+    closing: Cell<bool>,
+    tasks_ended: Cell<bool>,
+}
+
+impl std::fmt::Debug for Shard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shard").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Shard {
+    /// The shard's number on this host.
+    #[must_use]
+    pub fn id(&self) -> ShardId {
+        self.id
+    }
+
+    /// The partition with this id.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPartition`].
+    pub fn partition(&self, id: PartitionId) -> Result<Rc<Partition>> {
+        self.partitions.borrow().get(&id).cloned().ok_or(Error::UnknownPartition { partition: id })
+    }
+
+    /// All partitions of this shard, ascending by id.
+    #[must_use]
+    pub fn partitions(&self) -> Vec<Rc<Partition>> {
+        self.partitions.borrow().values().cloned().collect()
+    }
+
+    /// Creates a partition that this host owns.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the id is taken, [`Error::Io`] when the manifest cannot be written (nothing is created).
+    pub async fn create_partition(self: &Rc<Shard>, spec: PartitionSpec) -> Result<Rc<Partition>> {
+        let first = (SegmentId(1), spec.range.start.clone());
+        self.install_partition(spec, Role::Owner, vec![first], Lsn(0)).await
+    }
+
+    /// Writes a new partition's manifest entry and brings it to life.
+    pub(crate) async fn install_partition(
+        self: &Rc<Shard>,
+        spec: PartitionSpec,
+        role: Role,
+        segments: Vec<(SegmentId, Vec<u8>)>,
+        last_lsn: Lsn,
+    ) -> Result<Rc<Partition>> {
+        if self.partitions.borrow().contains_key(&spec.id) {
+            return Err(Error::Invalid { what: format!("partition {} exists already on this host", spec.id) });
+        }
+        let next_segment = segments.iter().map(|(id, _)| id.0).max().unwrap_or(0) + 1;
+        let replay_from = self.wal.collecting();
+        let edit = ManifestEdit::CreatePartition(NewPartition {
+            partition: spec.id,
+            keyspace: spec.keyspace.clone(),
+            range: spec.range.clone(),
+            epoch: spec.epoch,
+            role,
+            segment_target_bytes: spec.options.segment_target_bytes,
+            block_bytes: spec.options.block_bytes,
+            segments: segments.clone(),
+            replay_from,
+            last_lsn,
+        });
+        self.manifest.append(vec![edit]).await?;
+        let ends = segments.iter().skip(1).map(|(_, start)| Some(start.clone())).chain([spec.range.end.clone()]);
+        let layout = segments
+            .iter()
+            .zip(ends)
+            .map(|((id, start), end)| {
+                Rc::new(Segment {
+                    id: *id,
+                    start: start.clone().into(),
+                    end: end.map(Into::into),
+                    base: None,
+                    slices: Vec::new(),
+                    version: Cell::new(Lsn(0)),
+                })
+            })
+            .collect();
+        let partition = Partition::new(
+            Rc::clone(self),
+            PartitionInit {
+                id: spec.id,
+                keyspace: spec.keyspace,
+                range: spec.range,
+                options: spec.options,
+                epoch: spec.epoch,
+                serving: Serving::from(role),
+                layout: Layout::new(layout),
+                memtable: Memtable::new(replay_from),
+                last_lsn,
+                next_segment,
+                replay_from,
+            },
+        );
+        self.partitions.borrow_mut().insert(spec.id, Rc::clone(&partition));
+        self.directory.insert(spec.id, self.id);
+        Ok(partition)
+    }
+
+    /// Removes a partition and its data from this host.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPartition`], [`Error::Io`].
+    pub async fn drop_partition(&self, id: PartitionId) -> Result<()> {
+        let partition = self.partition(id)?;
+        partition.retire().await;
+        self.manifest.append(vec![ManifestEdit::DropPartition { partition: id }]).await?;
+        self.partitions.borrow_mut().remove(&id);
+        self.directory.remove(id);
+        for segment in &partition.layout().segments {
+            segment.tables().for_each(|table| table.file.mark_obsolete());
+        }
+        Ok(())
+    }
+
+    /// Creates a partition that is filled by a move: the segments are the source's, its mirror begins after `from`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the partition is on this host already, [`Error::Io`].
+    pub async fn create_shadow(
+        self: &Rc<Shard>,
+        spec: PartitionSpec,
+        attempt: AttemptId,
+        segments: Vec<(SegmentId, Vec<u8>)>,
+        from: Lsn,
+    ) -> Result<Rc<Partition>> {
+        let partition = self.install_partition(spec, Role::Shadow { attempt }, segments, Lsn(0)).await?;
+        partition.begin_shadow(attempt, from).await;
+        Ok(partition)
+    }
+
+    /// Discards the shadow of an attempt; a partition that is no such shadow is left alone.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub async fn discard_shadow(&self, id: PartitionId, attempt: AttemptId) -> Result<()> {
+        match self.partition(id) {
+            Ok(partition) if partition.serving() == (Serving::Shadow { attempt }) => self.drop_partition(id).await,
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn background(&self) -> &Background {
+        &self.background
+    }
+
+    pub(crate) fn wal(&self) -> &Wal {
+        &self.wal
+    }
+
+    pub(crate) fn clock(&self) -> &HlcClock {
+        &self.clock
+    }
+
+    pub(crate) fn model(&self) -> &Model {
+        &self.model
+    }
+
+    pub(crate) async fn log_edits(&self, edits: Vec<ManifestEdit>) -> Result<()> {
+        self.manifest.append(edits).await
+    }
+
+    pub(crate) fn allocate_file(&self) -> FileId {
+        let id = self.next_file.get();
+        self.next_file.set(id + 1);
+        FileId(id)
+    }
+
+    pub(crate) fn table_path(&self, id: FileId) -> PathBuf {
+        files::table_path(&self.dir, id)
+    }
+
+    /// Opens a table file that is complete and durable.
+    pub(crate) async fn open_file(&self, id: FileId) -> Result<Rc<TableFile>> {
+        let file = DirectFile::open_read(&self.table_path(id)).await?;
+        Ok(TableFile::new(id, file, self.removals.clone()))
+    }
+
+    pub(crate) async fn open_table(&self, file: &Rc<TableFile>, location: TableRef) -> Result<Rc<Table>> {
+        Table::open(Rc::clone(file), location, Rc::clone(&self.cache)).await
+    }
+
+    /// Bytes at which one partition's active memtable is closed: half the shard's budget, shared by those that write.
+    pub(crate) fn memtable_bytes_max(&self) -> usize {
+        self.config.memtable_budget_bytes() / 2
+    }
+
+    fn memtable_bytes(&self) -> usize {
+        self.partitions.borrow().values().map(|partition| partition.memtable_bytes()).sum()
+    }
+
+    pub(crate) fn memtables_full(&self) -> bool {
+        self.maintenance_pending.get() && self.memtable_bytes() >= self.config.memtable_budget_bytes()
+    }
+
+    pub(crate) async fn wait_memtable_room(&self) -> Result<()> {
+        self.memtable_room
+            .wait_for(|| {
+                if let Some(cause) = self.wal.failure() {
+                    return Some(Err(cause));
+                }
+                (!self.memtables_full()).then_some(Ok(()))
+            })
+            .await
+    }
+
+    /// Asks the maintenance task to look for work.
+    pub(crate) fn request_maintenance(&self) {
+        self.maintenance_pending.set(true);
+        self.maintenance_wanted.notify_all();
+    }
+
+    /// The WAL made every batch up to `seq` durable.
+    fn handle_durable(&self, seq: crate::types::WalSeq) {
+        for partition in self.partitions.borrow().values() {
+            partition.handle_durable(seq);
+        }
+    }
+
+    fn handle_wal_failed(&self) {
+        for partition in self.partitions.borrow().values() {
+            partition.handle_wal_failed();
+        }
+        self.memtable_room.notify_all();
+    }
+}
+
+impl From<Role> for Serving {
+    fn from(role: Role) -> Serving {
+        match role {
+            Role::Owner => Serving::Owner,
+            Role::Shadow { attempt } => Serving::Shadow { attempt },
+            Role::Released { owner } => Serving::Released { owner },
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! From a folder to a serving shard.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use antumbra_predictor::model::Model;
+use bytes::Bytes;
+
+use crate::clock::HlcClock;
+use crate::config::{EngineConfig, PartitionOptions};
+use crate::engine::Directory;
+use crate::error::Result;
+use crate::event::Event;
+use crate::io::runtime::Background;
+use crate::io::{direct, fs};
+use crate::manifest::{ManifestLog, ManifestState, PartitionState, Role};
+use crate::memtable::Memtable;
+use crate::partition::layout::{Layout, Segment};
+use crate::partition::{Partition, PartitionInit, Serving};
+use crate::table::ShardBlockCache;
+use crate::types::{FileId, Lsn, PartitionId, ShardId, WalSeq};
+use crate::wal::{self, Entry, Wal, WalEvent};
+
+use super::Shard;
+use super::files::{self, TableFile};
+use super::manifest::ShardManifest;
+
+/// Block size that the cache is laid out for.
+const CACHE_BLOCK_BYTES: usize = 8 << 10;
+/// Removals that may wait; more are left to the next start.
+const REMOVALS_MAX: usize = 4096;
+
+/// What the log has for one partition.
+struct Replayed {
+    memtable: Memtable,
+    last_lsn: Lsn,
+}
+
+impl Shard {
+    /// Opens shard `id` in `dir`: manifest, log, tables, then its tasks.
+    pub(crate) async fn open(
+        id: ShardId,
+        dir: PathBuf,
+        config: Arc<EngineConfig>,
+        model: Arc<Model>,
+        directory: Arc<Directory>,
+    ) -> Result<Rc<Shard>> {
+        fs::create_dir(&dir)?;
+        direct::warm_up(&dir).await?;
+        let manifest = ManifestLog::open(&dir)?;
+        let state = manifest.state().clone();
+        let clock = HlcClock::default();
+        let mut replayed = empty_memtables(&state);
+        let needed_from = state.partitions.values().map(|partition| partition.replay_from).min().unwrap_or_default();
+        let beyond = state.partitions.values().map(|partition| partition.replay_from).max().unwrap_or_default();
+        let recovered = wal::recover(
+            &dir.join("wal"),
+            config.wal_file_bytes,
+            needed_from,
+            beyond,
+            config.lock_timeout,
+            |seq, entry| {
+                replay(&state, &mut replayed, &clock, seq, entry);
+                Ok(())
+            },
+        )?;
+        let background = Background::new();
+        let wal = Wal::open(recovered, background.clone()).await?;
+        let next_file = remove_orphans(&dir, &state)?;
+        let (removals, removed) = async_channel::bounded(REMOVALS_MAX);
+        let shard = Rc::new(Shard {
+            id,
+            dir,
+            cache: Rc::new(ShardBlockCache::new(config.cache_budget_bytes(), CACHE_BLOCK_BYTES)),
+            config,
+            model,
+            wal,
+            manifest: ShardManifest::new(manifest),
+            clock,
+            background,
+            directory,
+            partitions: RefCell::default(),
+            next_file: Cell::new(next_file),
+            removals,
+            maintenance_wanted: Event::default(),
+            maintenance_pending: Cell::new(true),
+            memtable_room: Event::default(),
+            closing: Cell::new(false),
+            tasks_ended: Cell::new(false),
+        });
+        shard.open_partitions(state, replayed).await?;
+        let weak = Rc::downgrade(&shard);
+        shard.wal.observe(move |event| {
+            if let Some(shard) = weak.upgrade() {
+                match event {
+                    WalEvent::Durable(seq) => shard.handle_durable(seq),
+                    WalEvent::Failed => shard.handle_wal_failed(),
+                }
+            }
+        });
+        shard.start_tasks(removed);
+        Ok(shard)
+    }
+
+    async fn open_partitions(
+        self: &Rc<Shard>,
+        state: ManifestState,
+        mut replayed: BTreeMap<PartitionId, Replayed>,
+    ) -> Result<()> {
+        let mut opened = BTreeMap::new();
+        for (id, partition) in state.partitions {
+            let Some(found) = replayed.remove(&id) else {
+                unreachable!("INV-RECOVER: every partition of the manifest has a memtable");
+            };
+            let built = self.open_partition(id, partition, found, &mut opened).await?;
+            built.freeze_if_full();
+            self.partitions.borrow_mut().insert(id, built);
+            self.directory.insert(id, self.id);
+        }
+        Ok(())
+    }
+
+    async fn open_partition(
+        self: &Rc<Shard>,
+        id: PartitionId,
+        state: PartitionState,
+        replayed: Replayed,
+        opened: &mut BTreeMap<FileId, Rc<TableFile>>,
+    ) -> Result<Rc<Partition>> {
+        let layout = self.open_layout(&state, opened).await?;
+        replayed.memtable.for_each_key(|key, lsn| {
+            let version = &layout.segments[layout.locate(key)].version;
+            version.set(version.get().max(lsn));
+        });
+        let next_segment = state.segments.iter().map(|segment| segment.id.0).max().unwrap_or(0) + 1;
+        Ok(Partition::new(
+            Rc::clone(self),
+            PartitionInit {
+                id,
+                keyspace: state.keyspace,
+                range: state.range,
+                options: PartitionOptions {
+                    segment_target_bytes: state.segment_target_bytes,
+                    block_bytes: state.block_bytes,
+                },
+                epoch: state.epoch,
+                serving: Serving::from(state.role),
+                layout,
+                memtable: replayed.memtable,
+                last_lsn: replayed.last_lsn,
+                next_segment,
+                replay_from: state.replay_from,
+            },
+        ))
+    }
+
+    async fn open_layout(
+        &self,
+        state: &PartitionState,
+        opened: &mut BTreeMap<FileId, Rc<TableFile>>,
+    ) -> Result<Rc<Layout>> {
+        let mut segments = Vec::with_capacity(state.segments.len());
+        for (index, desc) in state.segments.iter().enumerate() {
+            let end = state.segments.get(index + 1).map(|next| &next.start_key).or(state.range.end.as_ref());
+            let mut tables = Vec::new();
+            for location in desc.slices.iter().chain(&desc.base) {
+                if !opened.contains_key(&location.file) {
+                    opened.insert(location.file, self.open_file(location.file).await?);
+                }
+                tables.push(self.open_table(&opened[&location.file], *location).await?);
+            }
+            let base = if desc.base.is_some() { tables.pop() } else { None };
+            let version = desc.slices.iter().chain(&desc.base).map(|table| table.max_lsn).max().unwrap_or_default();
+            segments.push(Rc::new(Segment {
+                id: desc.id,
+                start: Bytes::copy_from_slice(&desc.start_key),
+                end: end.map(|end| Bytes::copy_from_slice(end)),
+                base,
+                slices: tables,
+                version: Cell::new(version),
+            }));
+        }
+        Ok(Layout::new(segments))
+    }
+}
+
+fn empty_memtables(state: &ManifestState) -> BTreeMap<PartitionId, Replayed> {
+    state
+        .partitions
+        .iter()
+        .map(|(id, partition)| {
+            let memtable = Memtable::new(partition.replay_from);
+            (*id, Replayed { memtable, last_lsn: partition.last_lsn })
+        })
+        .collect()
+}
+
+/// Takes a record of the log in, unless it is flushed already or belongs to an earlier life of the partition.
+fn replay(
+    state: &ManifestState,
+    replayed: &mut BTreeMap<PartitionId, Replayed>,
+    clock: &HlcClock,
+    seq: WalSeq,
+    entry: Entry<'_>,
+) {
+    clock.observe(entry.record.hlc);
+    let Some((partition, found)) = state.partitions.get(&entry.partition).zip(replayed.get_mut(&entry.partition))
+    else {
+        return;
+    };
+    let of_this_shadow = match partition.role {
+        Role::Shadow { attempt } => entry.attempt == attempt,
+        Role::Owner | Role::Released { .. } => true,
+    };
+    if seq < partition.replay_from || !of_this_shadow {
+        return;
+    }
+    found.last_lsn = found.last_lsn.max(entry.record.lsn);
+    found.memtable.insert(entry.record.to_record());
+}
+
+/// Removes table files that no manifest names (a crash left them); returns the next free id.
+fn remove_orphans(dir: &std::path::Path, state: &ManifestState) -> Result<u64> {
+    let named: BTreeSet<FileId> = state.referenced_files().collect();
+    let mut largest = named.last().map_or(0, |id| id.0);
+    for name in fs::list_dir(dir)? {
+        let Some(id) = files::parse_table_name(&name) else {
+            continue;
+        };
+        largest = largest.max(id.0);
+        if !named.contains(&id) {
+            tracing::debug!(file = name, "removed a table file that no manifest names");
+            fs::remove_file(&dir.join(name))?;
+        }
+    }
+    Ok(largest + 1)
+}

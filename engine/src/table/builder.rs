@@ -1,0 +1,248 @@
+//! Builds a table in memory, record by record.
+
+use crate::chain::RecordDigest;
+use crate::error::{Error, Result};
+use crate::record::{RecordKind, RecordView};
+use crate::types::Lsn;
+
+use super::block::Columns;
+use super::filter;
+use super::footer::{FOOTER_LEN, Footer, Part};
+use super::index::{BlockEntry, Index};
+
+/// Data blocks and parts start at multiples of this, for the archives' alignment.
+const PART_ALIGN: usize = 16;
+
+/// How a table is cut into blocks.
+#[derive(Clone, Copy, Debug)]
+pub struct TableOptions {
+    /// Size at which a data block is closed, in bytes.
+    pub block_bytes: usize,
+}
+
+impl Default for TableOptions {
+    fn default() -> TableOptions {
+        TableOptions { block_bytes: 8 << 10 }
+    }
+}
+
+/// What is known of a finished table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableMeta {
+    /// Bytes of the table.
+    pub len: u64,
+    /// Records in it.
+    pub records: u64,
+    /// Tombstones among them.
+    pub tombstones: u64,
+    /// Smallest LSN.
+    pub min_lsn: Lsn,
+    /// Largest LSN.
+    pub max_lsn: Lsn,
+    /// Digest of all records in order (see [`crate::chain`]).
+    pub digest: u128,
+    /// Bytes of keys and values.
+    pub raw_bytes: u64,
+}
+
+/// A finished table.
+#[derive(Debug)]
+pub struct BuiltTable {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// What is known of it.
+    pub meta: TableMeta,
+}
+
+/// Takes records in (key ascending, LSN descending) order.
+#[derive(Debug)]
+pub struct TableBuilder {
+    options: TableOptions,
+    bytes: Vec<u8>,
+    open: Columns,
+    index: Index,
+    hashes: Vec<u64>,
+    last_key: Vec<u8>,
+    last_lsn: Lsn,
+    digest: RecordDigest,
+    footer: Footer,
+}
+
+impl TableBuilder {
+    /// An empty table.
+    #[must_use]
+    pub fn new(options: TableOptions) -> TableBuilder {
+        TableBuilder {
+            options,
+            bytes: Vec::new(),
+            open: Columns::default(),
+            index: Index::default(),
+            hashes: Vec::new(),
+            last_key: Vec::new(),
+            last_lsn: Lsn(0),
+            digest: RecordDigest::default(),
+            footer: Footer { min_lsn: Lsn(u64::MAX), ..Footer::default() },
+        }
+    }
+
+    /// Whether no record has been added.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.footer.records == 0
+    }
+
+    /// Bytes the table would have about now.
+    #[must_use]
+    pub fn estimated_len(&self) -> usize {
+        self.bytes.len() + self.open.estimated_len()
+    }
+
+    /// Adds a record.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when it does not come after the one before, or a block cannot be archived.
+    pub fn add(&mut self, record: RecordView<'_>) -> Result<()> {
+        let same_key = !self.is_empty() && self.last_key == record.key;
+        let follows =
+            self.is_empty() || record.key > self.last_key.as_slice() || (same_key && record.lsn < self.last_lsn);
+        if !follows {
+            return Err(Error::Invalid { what: "table records out of order".into() });
+        }
+        if !same_key {
+            if self.open.estimated_len() >= self.options.block_bytes {
+                self.close_block()?;
+            }
+            self.hashes.push(filter::key_hash(record.key));
+            self.last_key.clear();
+            self.last_key.extend_from_slice(record.key);
+        }
+        self.last_lsn = record.lsn;
+        self.open.push(record);
+        self.digest.update(record);
+        self.footer.records += 1;
+        self.footer.tombstones += u64::from(record.kind == RecordKind::Delete);
+        self.footer.raw_bytes += (record.key.len() + record.value.len()) as u64;
+        self.footer.min_lsn = self.footer.min_lsn.min(record.lsn);
+        self.footer.max_lsn = self.footer.max_lsn.max(record.lsn);
+        Ok(())
+    }
+
+    /// Finishes the table.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when it is empty or cannot be archived.
+    pub fn finish(mut self) -> Result<BuiltTable> {
+        if self.is_empty() {
+            return Err(Error::Invalid { what: "a table holds at least one record".into() });
+        }
+        self.close_block()?;
+        let filter = filter::build(&self.hashes);
+        self.footer.filter = self.append(&filter);
+        let index = self.index.encode()?;
+        // The filter is a multiple of 32 bytes, so the index follows it aligned.
+        self.footer.index = self.append(&index);
+        self.footer.digest = self.digest.finish();
+        self.footer.total_len = (self.bytes.len() + FOOTER_LEN) as u64;
+        let footer = self.footer.encode();
+        self.bytes.extend_from_slice(&footer);
+        let meta = meta_of(&self.footer);
+        Ok(BuiltTable { bytes: self.bytes, meta })
+    }
+
+    fn close_block(&mut self) -> Result<()> {
+        if self.open.len() == 0 {
+            return Ok(());
+        }
+        let archive = self.open.archive()?;
+        let last_key = self.last_key_of_open();
+        let part = self.append(&archive);
+        self.index.push(&last_key, BlockEntry { offset: part.offset, len: part.len as usize, crc: part.crc });
+        self.bytes.resize(self.bytes.len().next_multiple_of(PART_ALIGN), 0);
+        self.open.clear();
+        Ok(())
+    }
+
+    fn last_key_of_open(&self) -> Vec<u8> {
+        let count = self.open.key_ends.len();
+        let start = if count < 2 { 0 } else { self.open.key_ends[count - 2] as usize };
+        self.open.key_bytes[start..].to_vec()
+    }
+
+    fn append(&mut self, part: &[u8]) -> Part {
+        let offset = self.bytes.len() as u64;
+        self.bytes.extend_from_slice(part);
+        Part { offset, len: part.len() as u32, crc: crc32c::crc32c(part) }
+    }
+}
+
+pub(super) fn meta_of(footer: &Footer) -> TableMeta {
+    TableMeta {
+        len: footer.total_len,
+        records: footer.records,
+        tombstones: footer.tombstones,
+        min_lsn: footer.min_lsn,
+        max_lsn: footer.max_lsn,
+        digest: footer.digest,
+        raw_bytes: footer.raw_bytes,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::record::Record;
+    use crate::types::Hlc;
+
+    /// Records in table order: distinct (key, LSN), key ascending, LSN descending.
+    pub(crate) fn arbitrary_records(count_max: usize) -> impl Strategy<Value = Vec<Record>> {
+        let one = (
+            prop::collection::vec(0..4u8, 1..6),
+            1..50u64,
+            any::<bool>(),
+            0..3u64,
+            prop::collection::vec(any::<u8>(), 0..80),
+        );
+        prop::collection::vec(one, 1..count_max).prop_map(|parts| {
+            let mut records: Vec<Record> = parts
+                .into_iter()
+                .map(|(key, lsn, put, expires, value)| Record {
+                    key: key.into(),
+                    lsn: Lsn(lsn),
+                    hlc: Hlc(lsn * 7),
+                    kind: if put { RecordKind::Put } else { RecordKind::Delete },
+                    expires_at_ms: expires,
+                    value: if put { value.into() } else { bytes::Bytes::new() },
+                })
+                .collect();
+            records.sort_by(|a, b| (&a.key, b.lsn).cmp(&(&b.key, a.lsn)));
+            records.dedup_by(|a, b| a.key == b.key && a.lsn == b.lsn);
+            records
+        })
+    }
+
+    pub(crate) fn build(records: &[Record], block_bytes: usize) -> BuiltTable {
+        let mut builder = TableBuilder::new(TableOptions { block_bytes });
+        records.iter().for_each(|record| builder.add(record.view()).unwrap());
+        builder.finish().unwrap()
+    }
+
+    #[test]
+    fn add_out_of_order_is_refused() {
+        let record = |key: &'static [u8], lsn| RecordView {
+            key,
+            lsn: Lsn(lsn),
+            hlc: Hlc(1),
+            kind: RecordKind::Put,
+            expires_at_ms: 0,
+            value: b"v",
+        };
+        let mut builder = TableBuilder::new(TableOptions::default());
+        builder.add(record(b"b", 5)).unwrap();
+        assert!(builder.add(record(b"a", 9)).is_err());
+        assert!(builder.add(record(b"b", 5)).is_err());
+        builder.add(record(b"b", 4)).unwrap();
+    }
+}

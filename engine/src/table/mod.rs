@@ -1,0 +1,40 @@
+//! Immutable sorted tables: a slice of a run file, the base of a segment, or the image of a segment on the wire.
+//!
+//! A table lies at (file, offset, length); offsets are multiples of 4096. All numbers are little-endian.
+//!
+//! ```text
+//! +-------------------------------+  0
+//! | data block 0  (rkyv archive)  |  each padded to 16 bytes; crc32c kept in the index, the parent
+//! | data block 1                  |
+//! | ...                           |
+//! +-------------------------------+  filter_offset
+//! | split-block Bloom filter      |  see `filter`; crc32c kept in the footer
+//! +-------------------------------+  index_offset
+//! | index (rkyv archive)          |  last key, offset, length and crc32c of each data block; crc32c in the footer
+//! +-------------------------------+  total_len - 128
+//! | footer                        |  see `footer`; carries its own crc32c
+//! +-------------------------------+  total_len
+//! ```
+//!
+//! Records are ordered by (key ascending, LSN descending); versions of one key never straddle two blocks.
+//! The checksum of a block lives in its parent, so a read that returns another block's bytes is caught.
+
+mod batch;
+mod block;
+mod builder;
+mod cache;
+mod filter;
+mod footer;
+mod index;
+mod iter;
+mod reader;
+
+pub use batch::{decode_records, encode_records};
+pub use block::VerifiedBlock;
+pub use builder::{BuiltTable, TableBuilder, TableMeta, TableOptions};
+pub use cache::{BlockCache, NoCache, ShardBlockCache};
+pub use iter::TableIter;
+pub use reader::{BlockSource, Frame, TableReader, verify_image};
+
+#[cfg(test)]
+pub(crate) use builder::tests as tests_support;

@@ -1,0 +1,235 @@
+//! Reads a table block by block. No I/O of its own: bytes come from a [`BlockSource`].
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use rkyv::util::AlignedVec;
+
+use crate::chain::RecordDigest;
+use crate::error::{Error, Result};
+use crate::record::Record;
+use crate::types::{FileId, Lsn};
+
+use super::block::VerifiedBlock;
+use super::builder::{TableMeta, meta_of};
+use super::cache::BlockCache;
+use super::filter;
+use super::footer::{FOOTER_LEN, Footer, Part};
+use super::index::Index;
+
+/// Bytes of one read, aligned to 16 for the archives.
+pub type Frame = AlignedVec<16>;
+
+/// Where a table's bytes come from.
+pub trait BlockSource {
+    /// Exactly `len` bytes at `offset` of the file.
+    fn read(&self, offset: u64, len: usize) -> impl Future<Output = Result<Frame>>;
+}
+
+/// A table's bytes in memory.
+impl BlockSource for &[u8] {
+    async fn read(&self, offset: u64, len: usize) -> Result<Frame> {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let Some(bytes) = start.checked_add(len).and_then(|end| self.get(start..end)) else {
+            return Err(Error::corruption("<image>", offset, format!("{len} bytes reach behind the end")));
+        };
+        let mut frame = Frame::with_capacity(len);
+        frame.extend_from_slice(bytes);
+        Ok(frame)
+    }
+}
+
+/// An open table: index and filter in memory, verified.
+#[derive(Debug)]
+pub struct TableReader<S> {
+    source: S,
+    file: FileId,
+    offset: u64,
+    path: PathBuf,
+    index: Index,
+    filter: Frame,
+    /// Where the data blocks end.
+    data_len: u64,
+    meta: TableMeta,
+}
+
+impl<S: BlockSource> TableReader<S> {
+    /// Opens the table at `[offset, offset + len)` of a file.
+    ///
+    /// # Errors
+    /// [`Error::Corruption`] naming `path` and the offset; whatever the source returns.
+    pub async fn open(source: S, file: FileId, offset: u64, len: u64, path: &Path) -> Result<TableReader<S>> {
+        let corrupt = |at: u64, what: String| Error::corruption(path, offset + at, what);
+        let Some(footer_at) = len.checked_sub(FOOTER_LEN as u64) else {
+            return Err(corrupt(0, format!("table of {len} bytes is shorter than its footer")));
+        };
+        let bytes = source.read(offset + footer_at, FOOTER_LEN).await?;
+        let footer = Footer::decode(&bytes, len).map_err(|what| corrupt(footer_at, what))?;
+        let filter = read_part(&source, offset, footer.filter, path).await?;
+        if !filter::is_valid_len(filter.len()) {
+            return Err(corrupt(footer.filter.offset, format!("filter of {} bytes", filter.len())));
+        }
+        let bytes = read_part(&source, offset, footer.index, path).await?;
+        let index = Index::decode(&bytes, footer.filter.offset).map_err(|what| corrupt(footer.index.offset, what))?;
+        Ok(TableReader {
+            source,
+            file,
+            offset,
+            path: path.to_path_buf(),
+            index,
+            filter,
+            data_len: footer.filter.offset,
+            meta: meta_of(&footer),
+        })
+    }
+
+    /// What the footer says.
+    #[must_use]
+    pub fn meta(&self) -> &TableMeta {
+        &self.meta
+    }
+
+    /// Number of data blocks.
+    #[must_use]
+    pub fn blocks(&self) -> usize {
+        self.index.len()
+    }
+
+    /// The first block that may hold a key at or after `key`; `blocks()` if none.
+    #[must_use]
+    pub fn block_for(&self, key: &[u8]) -> usize {
+        self.index.block_for(key)
+    }
+
+    /// The newest version of `key` at or below `max_lsn`, tombstones included.
+    /// Cost: at most one block read; none when the filter says no or the cache has the block.
+    pub async fn get(&self, key: &[u8], max_lsn: Lsn, cache: &impl BlockCache) -> Result<Option<Record>> {
+        if self.meta.min_lsn > max_lsn || !filter::may_contain(&self.filter, filter::key_hash(key)) {
+            return Ok(None);
+        }
+        let block = self.block_for(key);
+        if block == self.blocks() {
+            return Ok(None);
+        }
+        let block = self.block(block, cache).await?;
+        Ok(block.find(key, max_lsn).map(|record| record.to_record()))
+    }
+
+    /// A verified data block, from the cache or the source. Offered to the cache when it was read.
+    pub async fn block(&self, block: usize, cache: &impl BlockCache) -> Result<Rc<VerifiedBlock>> {
+        let entry = self.index.entry(block);
+        let offset = self.offset + entry.offset;
+        if let Some(held) = cache.lookup(self.file, offset) {
+            return Ok(held);
+        }
+        let bytes = self.source.read(offset, entry.len).await?;
+        let verified =
+            VerifiedBlock::new(bytes, entry.crc).map_err(|what| Error::corruption(&self.path, offset, what))?;
+        let verified = Rc::new(verified);
+        cache.insert(self.file, offset, Rc::clone(&verified));
+        Ok(verified)
+    }
+}
+
+async fn read_part<S: BlockSource>(source: &S, offset: u64, part: Part, path: &Path) -> Result<Frame> {
+    let bytes = source.read(offset + part.offset, part.len as usize).await?;
+    let crc = crc32c::crc32c(&bytes);
+    if crc != part.crc {
+        let what = format!("checksum {crc:08x}, the footer says {:08x}", part.crc);
+        return Err(Error::corruption(path, offset + part.offset, what));
+    }
+    Ok(bytes)
+}
+
+/// Verifies a whole table in memory, every block, the order and the digest.
+///
+/// # Errors
+/// [`Error::Corruption`] in `<image>`.
+pub async fn verify_image(bytes: &[u8]) -> Result<TableMeta> {
+    let reader = TableReader::open(bytes, FileId(0), 0, bytes.len() as u64, Path::new("<image>")).await?;
+    let mut digest = RecordDigest::default();
+    let mut records = 0;
+    let mut last_key = Vec::new();
+    for block in 0..reader.blocks() {
+        let verified = reader.block(block, &super::cache::NoCache).await?;
+        let entry = reader.index.entry(block);
+        let next_at = if block + 1 < reader.blocks() { reader.index.entry(block + 1).offset } else { reader.data_len };
+        let gap = entry.offset as usize + entry.len..next_at as usize;
+        if bytes[gap].iter().any(|byte| *byte != 0) {
+            return Err(Error::corruption("<image>", entry.offset, "bytes between blocks are not zero"));
+        }
+        let keys_follow = block == 0 || verified.record(0).key > last_key.as_slice();
+        if !keys_follow {
+            return Err(Error::corruption("<image>", entry.offset, "blocks out of order"));
+        }
+        for index in 0..verified.len() {
+            digest.update(verified.record(index));
+        }
+        records += verified.len() as u64;
+        last_key = verified.record(verified.len() - 1).key.to_vec();
+    }
+    if records != reader.meta.records || digest.finish() != reader.meta.digest {
+        return Err(Error::corruption("<image>", 0, "records do not match the footer's count and digest"));
+    }
+    Ok(reader.meta.clone())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use futures_lite::future::block_on;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::table::builder::tests::{arbitrary_records, build};
+    use crate::table::{NoCache, TableIter};
+
+    proptest! {
+        #[test]
+        fn get_every_version_is_found_at_its_lsn(records in arbitrary_records(200), block_bytes in 64..800usize) {
+            let table = build(&records, block_bytes);
+            let reader = block_on(TableReader::open(
+                &table.bytes[..], FileId(1), 0, table.meta.len, Path::new("t"))).unwrap();
+            for record in &records {
+                let found = block_on(reader.get(&record.key, record.lsn, &NoCache)).unwrap();
+                prop_assert_eq!(found.as_ref(), Some(record));
+            }
+            prop_assert_eq!(block_on(reader.get(b"absent", Lsn(99), &NoCache)).unwrap(), None);
+        }
+
+        #[test]
+        fn iterate_range_returns_records_in_it(records in arbitrary_records(200), start in prop::collection::vec(0..4u8, 0..4)) {
+            let table = build(&records, 200);
+            let reader = Rc::new(block_on(TableReader::open(
+                &table.bytes[..], FileId(1), 0, table.meta.len, Path::new("t"))).unwrap());
+            let mut iter = TableIter::new(reader, start.clone().into(), None, Rc::new(NoCache));
+            let mut seen = Vec::new();
+            while block_on(iter.advance()).unwrap() {
+                seen.push(iter.current().to_record());
+            }
+            let expected: Vec<_> = records.into_iter().filter(|record| record.key >= start).collect();
+            prop_assert_eq!(seen, expected);
+        }
+
+        #[test]
+        fn verify_image_any_bit_flip_is_refused(records in arbitrary_records(40), at in any::<prop::sample::Index>(), bit in 0..8u8) {
+            let table = build(&records, 128);
+            prop_assert_eq!(block_on(verify_image(&table.bytes)).unwrap(), table.meta);
+            let mut bytes = table.bytes.clone();
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+            prop_assert!(block_on(verify_image(&bytes)).is_err());
+        }
+
+        #[test]
+        fn verify_image_truncated_is_refused(records in arbitrary_records(40), keep in any::<prop::sample::Index>()) {
+            let table = build(&records, 128);
+            prop_assert!(block_on(verify_image(&table.bytes[..keep.index(table.bytes.len())])).is_err());
+        }
+
+        #[test]
+        fn verify_image_random_bytes_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+            prop_assert!(block_on(verify_image(&bytes)).is_err());
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The files of a log: names, preparation, recycling. Blocking; the writer calls it off the core.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::io::fs;
+
+/// Zeros written at a time.
+const ZERO_CHUNK_BYTES: usize = 1 << 20;
+
+pub(super) fn wal_path(dir: &Path, generation: u64) -> PathBuf {
+    dir.join(format!("{generation:012}.wal"))
+}
+
+/// The generations present, ascending.
+pub(super) fn list_generations(dir: &Path) -> Result<Vec<u64>> {
+    let mut generations: Vec<u64> =
+        fs::list_dir(dir)?.iter().filter_map(|name| name.strip_suffix(".wal")?.parse().ok()).collect();
+    generations.sort_unstable();
+    Ok(generations)
+}
+
+/// Makes the file of `generation` ready: from a retired one if there is one, else zero-filled, so that a later write
+/// changes neither size nor extents. Its name is durable on return.
+pub(super) fn prepare(dir: &Path, generation: u64, file_bytes: u64, retired: Option<u64>) -> Result<()> {
+    let path = wal_path(dir, generation);
+    match retired {
+        Some(old) => {
+            let old = wal_path(dir, old);
+            std::fs::rename(&old, &path).map_err(|cause| Error::io("rename", old, cause))?;
+        }
+        None => create_zeroed(&path, file_bytes)?,
+    }
+    fs::sync_dir(dir)
+}
+
+fn create_zeroed(path: &Path, bytes: u64) -> Result<()> {
+    // Under another name until it is whole: a file with a log's name has the full size.
+    let temporary = path.with_extension("new");
+    let create = || {
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).open(&temporary)?;
+        let zeros = vec![0; ZERO_CHUNK_BYTES];
+        let mut left = bytes;
+        while left > 0 {
+            let chunk = left.min(ZERO_CHUNK_BYTES as u64);
+            file.write_all(&zeros[..chunk as usize])?;
+            left -= chunk;
+        }
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    create().map_err(|cause: std::io::Error| Error::io("prepare", path, cause))
+}

@@ -1,0 +1,269 @@
+//! A batch on disk. All numbers are little-endian.
+//!
+//! ```text
+//! offset  size  field
+//!      0     4  magic "AWAL"
+//!      4     1  version (1)
+//!      5     1  flags: bit 0 = first batch of an incarnation
+//!      6     2  zero
+//!      8     8  generation of the file
+//!     16     8  sequence number of the batch
+//!     24     4  length of the payload
+//!     28     4  number of entries
+//!     32     4  crc32c of bytes 0..32 and of the payload
+//!     36    28  zero
+//!     64     -  payload: entries; then zeros up to the next 4 KiB block
+//!
+//! entry:
+//!      0     8  partition
+//!      8     8  attempt (0 unless the record came over a mirror)
+//!     16     8  LSN
+//!     24     8  timestamp
+//!     32     8  deadline in milliseconds, 0 = none
+//!     40     4  length of the key
+//!     44     4  length of the value
+//!     48     1  kind (1 put, 2 delete)
+//!     49     7  zero
+//!     56     -  key, value
+//! ```
+
+use crate::io::direct::{AlignedBuf, BLOCK_BYTES};
+use crate::limits::{KEY_LEN_MAX, VALUE_LEN_MAX};
+use crate::record::{RecordKind, RecordView};
+use crate::types::{AttemptId, Hlc, Lsn, PartitionId, WalSeq};
+
+pub(super) const HEADER_LEN: usize = 64;
+const ENTRY_HEADER_LEN: usize = 56;
+const MAGIC: [u8; 4] = *b"AWAL";
+const VERSION: u8 = 1;
+const FLAG_INCARNATION: u8 = 1;
+/// Room that a batch begins with.
+const BATCH_CAPACITY_BYTES: usize = 16 << 10;
+
+/// One entry of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry<'a> {
+    pub partition: PartitionId,
+    /// 0 unless the record came over a mirror.
+    pub attempt: AttemptId,
+    pub record: RecordView<'a>,
+}
+
+/// What a batch's header says, once the batch is known to be whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BatchHeader {
+    pub seq: WalSeq,
+    /// First batch of an incarnation.
+    pub incarnation: bool,
+    pub payload_len: usize,
+    pub entries: u32,
+}
+
+impl BatchHeader {
+    /// Bytes of the batch with its padding.
+    pub fn padded_len(&self) -> usize {
+        (HEADER_LEN + self.payload_len).next_multiple_of(BLOCK_BYTES)
+    }
+}
+
+/// A batch being collected.
+#[derive(Debug)]
+pub(super) struct BatchBuilder {
+    buffer: AlignedBuf,
+    entries: u32,
+}
+
+impl BatchBuilder {
+    pub fn new() -> BatchBuilder {
+        let mut buffer = AlignedBuf::with_capacity(BATCH_CAPACITY_BYTES);
+        buffer.extend_from_slice(&[0; HEADER_LEN]);
+        BatchBuilder { buffer, entries: 0 }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
+
+    pub fn payload_len(&self) -> usize {
+        self.buffer.len() - HEADER_LEN
+    }
+
+    pub fn padded_len(&self) -> usize {
+        self.buffer.len().next_multiple_of(BLOCK_BYTES)
+    }
+
+    pub fn push(&mut self, entry: Entry<'_>) {
+        let record = entry.record;
+        let mut header = [0_u8; ENTRY_HEADER_LEN];
+        let numbers = [entry.partition.0, entry.attempt.0, record.lsn.0, record.hlc.0, record.expires_at_ms];
+        for (place, number) in header.chunks_exact_mut(8).zip(numbers) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        header[40..44].copy_from_slice(&(record.key.len() as u32).to_le_bytes());
+        header[44..48].copy_from_slice(&(record.value.len() as u32).to_le_bytes());
+        header[48] = record.kind as u8;
+        self.buffer.extend_from_slice(&header);
+        self.buffer.extend_from_slice(record.key);
+        self.buffer.extend_from_slice(record.value);
+        self.entries += 1;
+    }
+
+    /// Fills in the header and pads.
+    pub fn seal(mut self, generation: u64, seq: WalSeq, incarnation: bool) -> AlignedBuf {
+        let payload_len = self.payload_len() as u32;
+        let (header, payload) = self.buffer.as_mut_slice().split_at_mut(HEADER_LEN);
+        header[0..4].copy_from_slice(&MAGIC);
+        header[4] = VERSION;
+        header[5] = if incarnation { FLAG_INCARNATION } else { 0 };
+        header[8..16].copy_from_slice(&generation.to_le_bytes());
+        header[16..24].copy_from_slice(&seq.0.to_le_bytes());
+        header[24..28].copy_from_slice(&payload_len.to_le_bytes());
+        header[28..32].copy_from_slice(&self.entries.to_le_bytes());
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&header[..32]), payload);
+        header[32..36].copy_from_slice(&crc.to_le_bytes());
+        self.buffer.pad_to(BLOCK_BYTES);
+        self.buffer
+    }
+}
+
+/// Decodes the batch at the start of `bytes`; `None` unless a whole batch of this generation lies there.
+pub(super) fn decode_batch(bytes: &[u8], generation: u64) -> Option<(BatchHeader, &[u8])> {
+    let (header, rest) = bytes.split_at_checked(HEADER_LEN)?;
+    let known = header[0..4] == MAGIC && header[4] == VERSION && number(header, 8) == generation;
+    if !known {
+        return None;
+    }
+    let payload = rest.get(..short(header, 24) as usize)?;
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&header[..32]), payload);
+    if crc != short(header, 32) {
+        return None;
+    }
+    let header = BatchHeader {
+        seq: WalSeq(number(header, 16)),
+        incarnation: header[5] & FLAG_INCARNATION != 0,
+        payload_len: payload.len(),
+        entries: short(header, 28),
+    };
+    Some((header, payload))
+}
+
+/// The entries of a whole batch; an error says what is wrong with the payload.
+pub(super) fn decode_entries(header: BatchHeader, payload: &[u8]) -> Result<Vec<Entry<'_>>, String> {
+    let mut entries = Vec::new();
+    let mut rest = payload;
+    while !rest.is_empty() {
+        let (entry, after) = decode_entry(rest).map_err(|what| format!("entry {}: {what}", entries.len()))?;
+        entries.push(entry);
+        rest = after;
+    }
+    if entries.len() != header.entries as usize {
+        return Err(format!("{} entries, the header says {}", entries.len(), header.entries));
+    }
+    Ok(entries)
+}
+
+fn decode_entry(bytes: &[u8]) -> Result<(Entry<'_>, &[u8]), String> {
+    let (header, rest) = bytes.split_at_checked(ENTRY_HEADER_LEN).ok_or("cut short")?;
+    let (key_len, value_len) = (short(header, 40) as usize, short(header, 44) as usize);
+    if key_len == 0 || key_len > KEY_LEN_MAX || value_len > VALUE_LEN_MAX {
+        return Err(format!("key of {key_len} and value of {value_len} bytes"));
+    }
+    let kind = RecordKind::try_from(header[48]).map_err(|kind| format!("unknown kind {kind}"))?;
+    let (key, rest) = rest.split_at_checked(key_len).ok_or("key cut short")?;
+    let (value, rest) = rest.split_at_checked(value_len).ok_or("value cut short")?;
+    let record = RecordView {
+        key,
+        lsn: Lsn(number(header, 16)),
+        hlc: Hlc(number(header, 24)),
+        kind,
+        expires_at_ms: number(header, 32),
+        value,
+    };
+    Ok((Entry { partition: PartitionId(number(header, 0)), attempt: AttemptId(number(header, 8)), record }, rest))
+}
+
+fn number(bytes: &[u8], at: usize) -> u64 {
+    let mut field = [0; 8];
+    field.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(field)
+}
+
+fn short(bytes: &[u8], at: usize) -> u32 {
+    let mut field = [0; 4];
+    field.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(field)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::record::Record;
+    use crate::table::tests_support::arbitrary_records;
+
+    fn batch(records: &[Record], generation: u64, seq: u64) -> Vec<u8> {
+        let mut builder = BatchBuilder::new();
+        for record in records {
+            builder.push(Entry { partition: PartitionId(3), attempt: AttemptId(9), record: record.view() });
+        }
+        builder.seal(generation, WalSeq(seq), false).as_slice().to_vec()
+    }
+
+    #[test]
+    fn seal_known_record_gives_golden_bytes() {
+        let mut builder = BatchBuilder::new();
+        let record =
+            RecordView { key: b"k", lsn: Lsn(5), hlc: Hlc(6), kind: RecordKind::Put, expires_at_ms: 7, value: b"vv" };
+        builder.push(Entry { partition: PartitionId(1), attempt: AttemptId(2), record });
+        let bytes = builder.seal(3, WalSeq(4), true);
+        assert_eq!(bytes.len(), BLOCK_BYTES);
+        let mut expected = vec![b'A', b'W', b'A', b'L', 1, 1, 0, 0];
+        for number in [3_u64, 4] {
+            expected.extend_from_slice(&number.to_le_bytes());
+        }
+        expected.extend_from_slice(&[59, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(&bytes.as_slice()[..32], &expected);
+        let mut entry = Vec::new();
+        for number in [1_u64, 2, 5, 6, 7] {
+            entry.extend_from_slice(&number.to_le_bytes());
+        }
+        entry.extend_from_slice(&[1, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, b'k', b'v', b'v']);
+        assert_eq!(&bytes.as_slice()[HEADER_LEN..HEADER_LEN + 59], &entry);
+        assert!(bytes.as_slice()[HEADER_LEN + 59..].iter().all(|byte| *byte == 0));
+    }
+
+    proptest! {
+        #[test]
+        fn decode_sealed_batch_returns_its_entries(records in arbitrary_records(50)) {
+            let bytes = batch(&records, 2, 8);
+            let (header, payload) = decode_batch(&bytes, 2).unwrap();
+            prop_assert_eq!((header.seq, header.padded_len()), (WalSeq(8), bytes.len()));
+            let found: Vec<Record> =
+                decode_entries(header, payload).unwrap().iter().map(|entry| entry.record.to_record()).collect();
+            prop_assert_eq!(found, records);
+            prop_assert!(decode_batch(&bytes, 1).is_none(), "another generation");
+        }
+
+        #[test]
+        fn decode_bit_flip_in_header_or_payload_is_refused(
+            records in arbitrary_records(20), at in any::<prop::sample::Index>(), bit in 0..8u8
+        ) {
+            let mut bytes = batch(&records, 2, 8);
+            let (header, _) = decode_batch(&bytes, 2).unwrap();
+            let covered = 36 + header.payload_len;
+            let at = at.index(covered);
+            let at = if at < 36 { at } else { at - 36 + HEADER_LEN };
+            bytes[at] ^= 1 << bit;
+            prop_assert!(decode_batch(&bytes, 2).is_none());
+        }
+
+        #[test]
+        fn decode_random_bytes_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300), entries: u32) {
+            let _ = decode_batch(&bytes, 0);
+            let header = BatchHeader { seq: WalSeq(0), incarnation: false, payload_len: bytes.len(), entries };
+            let _ = decode_entries(header, &bytes);
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! What a log holds after a crash.
+
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::io::direct::BLOCK_BYTES;
+use crate::io::{fs, lock};
+use crate::types::WalSeq;
+
+use super::files;
+use super::format::{self, BatchBuilder, Entry};
+
+/// Where the new incarnation begins.
+#[derive(Debug)]
+pub(crate) struct Recovered {
+    /// Last batch on the device: the mark of the new incarnation.
+    pub(super) durable: WalSeq,
+    /// File of the new incarnation, and where its next batch goes.
+    pub(super) generation: u64,
+    pub(super) offset: u64,
+    pub(super) file_bytes: u64,
+    pub(super) dir: PathBuf,
+    /// Older files with the sequence number of their first batch, ascending.
+    pub(super) older: Vec<(u64, WalSeq)>,
+}
+
+/// Reads every batch in order and begins a new incarnation behind them.
+///
+/// `needed_from` is the first batch that the manifest still needs, `beyond` the largest sequence number that it names.
+///
+/// Errors: [`Error::Locked`] when old writes are still on their way after `timeout`; [`Error::Corruption`] with file and
+/// offset for a hole; whatever `replay` returns.
+pub(crate) fn recover(
+    dir: &Path,
+    file_bytes: u64,
+    needed_from: WalSeq,
+    beyond: WalSeq,
+    timeout: Duration,
+    mut replay: impl FnMut(WalSeq, Entry<'_>) -> Result<()>,
+) -> Result<Recovered> {
+    fs::create_dir(dir)?;
+    let generations = files::list_generations(dir)?;
+    let mut scan = Scan { next: None, torn: None, first: None, largest: WalSeq(0) };
+    let mut older = Vec::new();
+    let deadline = Instant::now() + timeout;
+    for &generation in &generations {
+        let path = files::wal_path(dir, generation);
+        let mut file = lock::open_when_quiet(&path, deadline)?;
+        // What the dead process's last writes left in the device's cache is on the device before it counts.
+        file.sync_all().map_err(|cause| Error::io("fsync", &path, cause))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(|cause| Error::io("read", &path, cause))?;
+        if let Some(first) = scan.read_file(&path, &bytes, generation, &mut replay)? {
+            older.push((generation, first));
+        } else {
+            // Prepared and never used, or retired: nothing in it.
+            fs::remove_file(&path)?;
+        }
+    }
+    if let Some(first) = scan.first.filter(|first| *first > needed_from && needed_from > WalSeq(0)) {
+        let what = format!("the log begins at batch {first}, the manifest needs batch {needed_from}");
+        return Err(Error::corruption(dir, 0, what));
+    }
+    let generation = generations.last().copied().unwrap_or(0) + 1;
+    // Two past the largest seen: the batch behind a torn one may be whole on the device.
+    let mark = WalSeq((scan.largest.0 + 2).max(beyond.0 + 1));
+    let offset = begin_incarnation(dir, generation, file_bytes, mark)?;
+    Ok(Recovered { durable: mark, generation, offset, file_bytes, dir: dir.to_path_buf(), older })
+}
+
+/// Writes the mark of a new incarnation into a new file.
+fn begin_incarnation(dir: &Path, generation: u64, file_bytes: u64, mark: WalSeq) -> Result<u64> {
+    files::prepare(dir, generation, file_bytes, None)?;
+    let path = files::wal_path(dir, generation);
+    let batch = BatchBuilder::new().seal(generation, mark, true);
+    let write = || {
+        let mut file = std::fs::OpenOptions::new().write(true).open(&path)?;
+        file.seek(SeekFrom::Start(0))?;
+        file.write_all(batch.as_slice())?;
+        file.sync_all()
+    };
+    write().map_err(|cause: std::io::Error| Error::io("write", &path, cause))?;
+    Ok(batch.len() as u64)
+}
+
+struct Scan {
+    /// The sequence number that has to come next; `None` before the first batch.
+    next: Option<WalSeq>,
+    /// Where the log of the present incarnation ends, if it has been seen to end inside a file.
+    torn: Option<(PathBuf, u64)>,
+    first: Option<WalSeq>,
+    /// Largest sequence number seen in a whole batch, cut ones included.
+    largest: WalSeq,
+}
+
+impl Scan {
+    /// Reads one file; returns the sequence number of its first batch that counts.
+    fn read_file(
+        &mut self,
+        path: &Path,
+        bytes: &[u8],
+        generation: u64,
+        replay: &mut impl FnMut(WalSeq, Entry<'_>) -> Result<()>,
+    ) -> Result<Option<WalSeq>> {
+        let mut first = None;
+        let mut offset = 0;
+        while let Some((header, payload)) = format::decode_batch(&bytes[offset..], generation) {
+            if header.incarnation && offset == 0 {
+                self.check_cut(path, 0, header.seq)?;
+                self.torn = None;
+            } else if self.next.is_some_and(|next| header.seq != next) || self.torn.is_some() {
+                break;
+            }
+            self.largest = self.largest.max(header.seq);
+            first.get_or_insert(header.seq);
+            self.first.get_or_insert(header.seq);
+            let entries =
+                format::decode_entries(header, payload).map_err(|what| Error::corruption(path, offset as u64, what))?;
+            for entry in entries {
+                replay(header.seq, entry)?;
+            }
+            self.next = Some(WalSeq(header.seq.0 + 1));
+            offset += header.padded_len();
+            if offset >= bytes.len() {
+                return Ok(first);
+            }
+        }
+        self.scan_tail(path, bytes, offset, generation)?;
+        Ok(first)
+    }
+
+    /// Looks for whole batches behind the end: one may have been in flight beside the torn one, more is a hole.
+    fn scan_tail(&mut self, path: &Path, bytes: &[u8], from: usize, generation: u64) -> Result<()> {
+        for offset in (from..bytes.len()).step_by(BLOCK_BYTES) {
+            let Some((header, _)) = format::decode_batch(&bytes[offset..], generation) else {
+                continue;
+            };
+            self.largest = self.largest.max(header.seq);
+            let Some(next) = self.next else {
+                // The log's beginning was recycled: a batch in the middle cannot be its first.
+                return Err(Error::corruption(path, offset as u64, "the file's first batch is damaged"));
+            };
+            if header.seq > WalSeq(next.0 + 1) {
+                let what = format!("batch {next} is damaged, but batch {} behind it is whole", header.seq);
+                let (path, offset) = self.torn.clone().unwrap_or((path.to_path_buf(), from as u64));
+                return Err(Error::corruption(path, offset, what));
+            }
+            if header.seq > next || offset > from {
+                // The one behind a torn one: the log ends before both.
+                self.torn.get_or_insert((path.to_path_buf(), from as u64));
+            }
+        }
+        Ok(())
+    }
+
+    /// A new incarnation begins at `seq`: it left room for what the one before may have had in flight.
+    fn check_cut(&self, path: &Path, offset: u64, seq: WalSeq) -> Result<()> {
+        match self.next {
+            Some(next) if seq < next => {
+                Err(Error::corruption(path, offset, format!("incarnation begins at batch {seq}, {next} was due")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::record::{RecordKind, RecordView};
+    use crate::types::{AttemptId, Hlc, Lsn, PartitionId};
+
+    const FILE_BYTES: u64 = 64 << 10;
+
+    fn batch(generation: u64, seq: u64, value: &[u8]) -> Vec<u8> {
+        let mut builder = BatchBuilder::new();
+        let record =
+            RecordView { key: b"key", lsn: Lsn(seq), hlc: Hlc(seq), kind: RecordKind::Put, expires_at_ms: 0, value };
+        builder.push(Entry { partition: PartitionId(1), attempt: AttemptId(0), record });
+        builder.seal(generation, WalSeq(seq), false).as_slice().to_vec()
+    }
+
+    fn run(dir: &Path) -> Result<(Vec<u64>, Recovered)> {
+        let mut seen = Vec::new();
+        let recovered = recover(dir, FILE_BYTES, WalSeq(0), WalSeq(0), Duration::ZERO, |seq, entry| {
+            assert_eq!(entry.record.lsn.0, seq.0);
+            seen.push(seq.0);
+            Ok(())
+        })?;
+        Ok((seen, recovered))
+    }
+
+    /// A log whose first incarnation wrote `count` batches; returns the file's path, its generation and where each begins.
+    fn log(dir: &Path, count: u64) -> (PathBuf, u64, Vec<(u64, usize)>) {
+        let (_, recovered) = run(dir).unwrap();
+        let path = files::wal_path(dir, recovered.generation);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let mut at = recovered.offset as usize;
+        let mut places = Vec::new();
+        for index in 0..count {
+            let seq = recovered.durable.0 + 1 + index;
+            let batch = batch(recovered.generation, seq, &vec![1; (index as usize * 997) % 5_000]);
+            bytes[at..at + batch.len()].copy_from_slice(&batch);
+            places.push((seq, at));
+            at += batch.len();
+        }
+        std::fs::write(&path, bytes).unwrap();
+        (path, recovered.generation, places)
+    }
+
+    fn damage(path: &Path, at: usize) {
+        let mut bytes = std::fs::read(path).unwrap();
+        bytes[at + 70] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    #[test]
+    fn recover_whole_log_replays_all_and_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, _, places) = log(dir.path(), 6);
+        let all: Vec<u64> = places.iter().map(|(seq, _)| *seq).collect();
+        assert_eq!(run(dir.path()).unwrap().0, all);
+        assert_eq!(run(dir.path()).unwrap().0, all, "a second crash right after the start changes nothing");
+    }
+
+    #[test]
+    fn recover_last_batch_torn_is_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, _, places) = log(dir.path(), 5);
+        damage(&path, places[4].1);
+        assert_eq!(run(dir.path()).unwrap().0.len(), 4);
+    }
+
+    #[test]
+    fn recover_batch_behind_torn_one_is_cut_and_stays_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, _, places) = log(dir.path(), 5);
+        damage(&path, places[3].1);
+        let (seen, recovered) = run(dir.path()).unwrap();
+        assert_eq!(seen.len(), 3);
+        assert!(recovered.durable.0 > places[4].0, "its number is not used again");
+        assert_eq!(run(dir.path()).unwrap().0.len(), 3);
+    }
+
+    #[test]
+    fn recover_hole_names_file_and_offset() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, _, places) = log(dir.path(), 6);
+        damage(&path, places[2].1);
+        match run(dir.path()) {
+            Err(Error::Corruption { path: found, offset, .. }) => {
+                assert_eq!((found, offset), (path, places[2].1 as u64));
+            }
+            other => panic!("expected corruption, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn recover_recycled_file_ignores_older_generation() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, generation, places) = log(dir.path(), 4);
+        std::fs::rename(&path, files::wal_path(dir.path(), generation + 1)).unwrap();
+        let (seen, _) = run(dir.path()).unwrap();
+        assert!(seen.is_empty(), "{places:?} carry another generation");
+    }
+
+    #[test]
+    fn recover_log_begins_behind_what_the_manifest_needs_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        log(dir.path(), 2);
+        let result = recover(dir.path(), FILE_BYTES, WalSeq(1), WalSeq(1), Duration::ZERO, |_, _| Ok(()));
+        assert!(matches!(result, Err(Error::Corruption { .. })));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        #[test]
+        fn recover_file_cut_anywhere_replays_a_prefix(count in 1..8u64, cut in any::<prop::sample::Index>()) {
+            let dir = tempfile::tempdir().unwrap();
+            let (path, _, places) = log(dir.path(), count);
+            let mut bytes = std::fs::read(&path).unwrap();
+            let cut = cut.index(bytes.len());
+            bytes[cut..].fill(0);
+            std::fs::write(&path, bytes).unwrap();
+            let (seen, _) = run(dir.path()).unwrap();
+            let all: Vec<u64> = places.iter().map(|(seq, _)| *seq).collect();
+            prop_assert!(all.starts_with(&seen));
+            let whole = places.windows(2).filter(|pair| pair[1].1 <= cut).count();
+            prop_assert!(seen.len() >= whole);
+        }
+    }
+}

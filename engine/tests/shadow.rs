@@ -1,0 +1,254 @@
+//! A move between two engines in one process, without a network: what the protocol drives, under load.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use antumbra_engine::partition::{Frozen, MirrorReceiver, SegmentSummary};
+use antumbra_engine::types::{AttemptId, Epoch, HostId, Lsn};
+use antumbra_engine::{Engine, Error, PartitionHandle, Serving};
+use bytes::Bytes;
+use common::{PARTITION, block_on, create, open, spec};
+
+const ATTEMPT: AttemptId = AttemptId(41);
+const KEYS: u64 = 3_000;
+
+fn key(number: u64) -> Bytes {
+    Bytes::from(format!("key-{number:05}"))
+}
+
+/// Loads a source of several segments.
+fn load(handle: &PartitionHandle) {
+    for number in 0..KEYS {
+        let write = antumbra_engine::Write::put(key(number), vec![b'x'; 200]);
+        block_on(handle.write(write, antumbra_engine::Durability::Buffered)).unwrap();
+    }
+    block_on(handle.compact()).unwrap();
+}
+
+/// Writes versions to random keys until told to stop or moved; returns how many were acknowledged.
+fn writer(
+    handle: PartitionHandle,
+    stop: Arc<AtomicBool>,
+    seed: u64,
+    versions: Arc<Vec<AtomicU64>>,
+) -> std::thread::JoinHandle<u64> {
+    std::thread::spawn(move || {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut acked = 0;
+        while !stop.load(Ordering::Relaxed) {
+            // Each writer has keys of its own, so a version only rises.
+            let number = random.u64(0..KEYS / 2) * 2 + seed % 2;
+            let version = acked + 1;
+            match block_on(handle.put(key(number), format!("{seed}:{version}"))) {
+                Ok(_) => {
+                    versions[number as usize].store(version, Ordering::SeqCst);
+                    acked += 1;
+                }
+                Err(Error::Moved { .. }) => break,
+                Err(cause) => panic!("write failed: {cause}"),
+            }
+        }
+        acked
+    })
+}
+
+async fn attach(source: &PartitionHandle, target: &Engine) -> (MirrorReceiver, Vec<SegmentSummary>) {
+    let (receiver, summaries) = source
+        .with(|partition| async move {
+            let receiver = partition.attach_mirror(ATTEMPT, 64 << 20).await?;
+            Ok((receiver, partition.segment_summaries()))
+        })
+        .await
+        .unwrap();
+    let segments = summaries.iter().map(|summary| (summary.id, summary.start.to_vec())).collect();
+    let from = receiver.from;
+    target
+        .on_shard(antumbra_engine::types::ShardId(0), move |shard| async move {
+            shard.create_shadow(spec(), ATTEMPT, segments, from).await.map(drop)
+        })
+        .await
+        .unwrap()
+        .unwrap();
+    (receiver, summaries)
+}
+
+/// Carries the mirror until it is closed.
+async fn carry(receiver: MirrorReceiver, source: PartitionHandle, target: PartitionHandle) -> Lsn {
+    let mut last = receiver.from;
+    while let Some(item) = receiver.recv().await {
+        let mut items = vec![item];
+        while items.len() < 100
+            && let Some(item) = receiver.try_recv()
+        {
+            items.push(item);
+        }
+        let applied = target
+            .with(move |partition| async move {
+                let applied = partition.apply_mirror(ATTEMPT, items).await?;
+                partition.mirror_durable(applied).await?;
+                Ok(applied)
+            })
+            .await
+            .unwrap();
+        last = applied.last;
+        source
+            .with(move |partition| async move {
+                partition.handle_mirror_ack(ATTEMPT, last);
+                Ok(())
+            })
+            .await
+            .unwrap();
+    }
+    last
+}
+
+async fn copy(source: &PartitionHandle, target: &PartitionHandle, summaries: &[SegmentSummary]) {
+    for summary in summaries {
+        let id = summary.id;
+        let image =
+            source.with(move |partition| async move { partition.capture_image(ATTEMPT, id).await }).await.unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+        let delta =
+            source.with(move |partition| async move { partition.cover_segment(ATTEMPT, id).await }).await.unwrap();
+        target
+            .with(
+                move |partition| async move { partition.install_image(ATTEMPT, id, image.table, delta.records).await },
+            )
+            .await
+            .unwrap();
+    }
+}
+
+async fn digests(handle: &PartitionHandle, starts: Vec<Vec<u8>>) -> Vec<antumbra_engine::partition::RangeDigest> {
+    handle.with(move |partition| async move { partition.digest_final(ATTEMPT, starts).await }).await.unwrap()
+}
+
+#[test]
+fn move_under_load_loses_nothing_and_both_sides_agree() {
+    let (source_dir, target_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (source, target) = (open(source_dir.path()), open(target_dir.path()));
+    let from = create(&source);
+    load(&from);
+    let stop = Arc::new(AtomicBool::new(false));
+    let versions: Arc<Vec<AtomicU64>> = Arc::new((0..KEYS).map(|_| AtomicU64::new(0)).collect());
+    let writers: Vec<_> =
+        (0..2).map(|seed| writer(from.clone(), Arc::clone(&stop), seed, Arc::clone(&versions))).collect();
+
+    let (receiver, summaries) = block_on(attach(&from, &target));
+    assert!(summaries.len() > 3, "several segments: {}", summaries.len());
+    let to = target.partition(PARTITION).unwrap();
+    let carrier = {
+        let (from, to) = (from.clone(), to.clone());
+        std::thread::spawn(move || block_on(carry(receiver, from, to)))
+    };
+    block_on(copy(&from, &to, &summaries));
+    block_on(from.with(|partition| async move { partition.set_synchronous(ATTEMPT, Lsn(0)) })).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+
+    let frozen: Frozen = block_on(from.with(|partition| async move { partition.freeze(ATTEMPT).await })).unwrap();
+    let seal = frozen.seal.clone();
+    // The tail: the target has everything once its chain is the source's.
+    let ready = || {
+        let seal = seal.clone();
+        block_on(to.with(move |partition| async move { partition.make_ready(ATTEMPT, &seal).await }))
+    };
+    let mut result = ready();
+    for _ in 0..200 {
+        if result.is_ok() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+        result = ready();
+    }
+    result.unwrap();
+    block_on(from.with(|partition| async move { partition.hand_over(HostId(2), Epoch(2)).await })).unwrap();
+    carrier.join().unwrap();
+    let (last, clock, wall_ms) = (frozen.seal.final_lsn, frozen.clock, frozen.wall_ms);
+    block_on(to.with(move |partition| async move { partition.promote(ATTEMPT, Epoch(2), last, clock, wall_ms).await }))
+        .unwrap();
+
+    // Parked writes were told where to go; the first writes at the new owner.
+    let acked: u64 = writers.into_iter().map(|writer| writer.join().unwrap()).sum();
+    assert!(acked > 20, "the load was real: {acked}");
+    block_on(to.put(key(0), "after")).unwrap();
+    for number in 1..KEYS {
+        let found = block_on(to.get(key(number))).unwrap().expect("every key is there");
+        let acked = versions[number as usize].load(Ordering::SeqCst);
+        let text = String::from_utf8_lossy(&found);
+        let version = text.split_once(':').map_or(0, |(_, version)| version.parse().unwrap());
+        assert!(version >= acked, "key {number}: version {version}, {acked} was acknowledged");
+    }
+    let starts: Vec<Vec<u8>> = summaries.iter().map(|summary| summary.start.to_vec()).collect();
+    assert_eq!(block_on(digests(&from, starts.clone())), block_on(digests(&to, starts)));
+    assert!(matches!(block_on(from.get(key(1))), Err(Error::Moved { owner: HostId(2), .. })));
+
+    // Both sides know it after a restart.
+    block_on(source.close()).unwrap();
+    block_on(target.close()).unwrap();
+    let (source, target) = (open(source_dir.path()), open(target_dir.path()));
+    let serving = |engine: &Engine| block_on(engine.partition(PARTITION).unwrap().stats()).unwrap();
+    assert_eq!(serving(&source).serving, Serving::Released { owner: HostId(2) });
+    let stats = serving(&target);
+    assert_eq!((stats.serving, stats.epoch), (Serving::Owner, Epoch(2)));
+    let after = block_on(target.partition(PARTITION).unwrap().get(key(0))).unwrap();
+    assert_eq!(after, Some(Bytes::from_static(b"after")));
+}
+
+#[test]
+fn aborted_move_source_serves_on_and_target_forgets() {
+    let (source_dir, target_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (source, target) = (open(source_dir.path()), open(target_dir.path()));
+    let from = create(&source);
+    load(&from);
+    let (receiver, summaries) = block_on(attach(&from, &target));
+    let to = target.partition(PARTITION).unwrap();
+    block_on(copy(&from, &to, &summaries[..2]));
+    block_on(from.with(|partition| async move { partition.set_synchronous(ATTEMPT, Lsn(0)) })).unwrap();
+    block_on(from.with(|partition| async move { partition.freeze(ATTEMPT).await })).unwrap();
+    let parked = {
+        let from = from.clone();
+        std::thread::spawn(move || block_on(from.put("parked", "v")))
+    };
+    std::thread::sleep(Duration::from_millis(30));
+    assert!(!parked.is_finished(), "a frozen partition parks writes");
+    block_on(from.with(|partition| async move { partition.thaw(ATTEMPT, Epoch(2)).await })).unwrap();
+    parked.join().unwrap().unwrap();
+    drop(receiver);
+    let stale = block_on(from.with(|partition| async move { partition.freeze(ATTEMPT).await }));
+    assert!(matches!(stale, Err(Error::Stale { .. })), "a closed attempt changes nothing");
+
+    let discard = |engine: &Engine| {
+        block_on(engine.on_shard(antumbra_engine::types::ShardId(0), |shard| async move {
+            shard.discard_shadow(PARTITION, ATTEMPT).await
+        }))
+    };
+    assert!(matches!(block_on(to.get("parked")), Err(Error::NotOwner { .. })));
+    discard(&target).unwrap().unwrap();
+    assert!(target.partition(PARTITION).is_err());
+    discard(&source).unwrap().unwrap();
+    assert_eq!(block_on(from.get("parked")).unwrap(), Some(Bytes::from_static(b"v")), "the owner is left alone");
+}
+
+#[test]
+fn mirror_with_a_gap_is_refused() {
+    let (source_dir, target_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (source, target) = (open(source_dir.path()), open(target_dir.path()));
+    let from = create(&source);
+    let (receiver, _) = block_on(attach(&from, &target));
+    for number in 0..3 {
+        block_on(from.put(key(number), "v")).unwrap();
+    }
+    let mut items = Vec::new();
+    while let Some(item) = receiver.try_recv() {
+        items.push(item);
+    }
+    assert_eq!(items.len(), 3);
+    items.remove(1);
+    let to = target.partition(PARTITION).unwrap();
+    let result = block_on(to.with(move |partition| async move { partition.apply_mirror(ATTEMPT, items).await }));
+    assert!(matches!(result, Err(Error::Stale { .. })));
+}
