@@ -1,0 +1,304 @@
+//! Which segments follow which: a first-order Markov chain over windows, kept sparse.
+//!
+//! A window's access shares are the source distribution, the next window's the target distribution; the strongest
+//! [`SOURCES`] segments of the one vote for the strongest [`TARGETS`] of the other. Each source remembers
+//! [`SUCCESSORS`] targets; a new target takes the weakest one's place once that one has decayed below it. So memory is
+//! O(segments) and a window costs O(segments) for the selection plus a constant for the update, where the dense chain
+//! would be quadratic in both.
+
+/// Strongest segments of a window that act as sources.
+pub const SOURCES: usize = 24;
+/// Strongest segments of a window that act as targets.
+pub const TARGETS: usize = 24;
+/// Targets remembered for each source.
+pub const SUCCESSORS: usize = 16;
+
+/// Weight kept per window in which a source was active: a chain forgets after some 50 activations.
+const KEEP: f32 = 0.98;
+/// Share of one window in the smoothed source distribution; the horizon is several windows long, so is its cause.
+const SOURCE_ALPHA: f32 = 0.5;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Successor {
+    target: u32,
+    weight: f32,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Entry {
+    index: usize,
+    share: f32,
+}
+
+/// The `N` strongest of a stream of (index, share), unsorted but for the weakest, which is known.
+#[derive(Clone, Debug)]
+struct Strongest<const N: usize> {
+    entries: [Entry; N],
+    len: usize,
+    weakest: usize,
+}
+
+impl<const N: usize> Strongest<N> {
+    fn new() -> Self {
+        Strongest { entries: [Entry::default(); N], len: 0, weakest: 0 }
+    }
+
+    fn clear(&mut self) {
+        self.len = 0;
+        self.weakest = 0;
+    }
+
+    #[inline]
+    fn offer(&mut self, index: usize, share: f32) {
+        if share <= 0.0 || (self.len == N && share <= self.entries[self.weakest].share) {
+            return;
+        }
+        let place = if self.len < N { self.len } else { self.weakest };
+        self.entries[place] = Entry { index, share };
+        self.len = (self.len + 1).min(N);
+        if self.len == N {
+            self.weakest =
+                (0..N).fold(0, |least, at| if self.entries[at].share < self.entries[least].share { at } else { least });
+        }
+    }
+
+    fn as_slice(&self) -> &[Entry] {
+        &self.entries[..self.len]
+    }
+}
+
+/// The sparse chain of one partition.
+#[derive(Clone, Debug)]
+pub struct CoAccess {
+    successors: Vec<[Successor; SUCCESSORS]>,
+    smoothed: Vec<f32>,
+    expected: Vec<f32>,
+    sources: Strongest<SOURCES>,
+    next_sources: Strongest<SOURCES>,
+    targets: Strongest<TARGETS>,
+}
+
+impl CoAccess {
+    /// An empty chain over `segments` segments.
+    #[must_use]
+    pub fn new(segments: usize) -> CoAccess {
+        CoAccess {
+            successors: vec![[Successor::default(); SUCCESSORS]; segments],
+            smoothed: vec![0.0; segments],
+            expected: vec![0.0; segments],
+            sources: Strongest::new(),
+            next_sources: Strongest::new(),
+            targets: Strongest::new(),
+        }
+    }
+
+    /// Takes in segment `index` of the window just closed, with its share of the window's accesses (0..=1). Every
+    /// segment is offered once a window, then [`CoAccess::finish`] is called.
+    #[inline]
+    pub fn offer(&mut self, index: usize, share: f32) {
+        let smoothed = &mut self.smoothed[index];
+        *smoothed += SOURCE_ALPHA * (share - *smoothed);
+        let source = *smoothed;
+        self.targets.offer(index, share);
+        self.next_sources.offer(index, source);
+    }
+
+    /// Ends a window: learns the step from the window before to this one, then forms the expectation for the next.
+    ///
+    /// Cost: constant (`SOURCES * TARGETS * SUCCESSORS`), plus clearing O(segments) floats. No allocation.
+    pub fn finish(&mut self) {
+        for source in self.sources.as_slice() {
+            let slots = &mut self.successors[source.index];
+            for slot in slots.iter_mut() {
+                slot.weight *= KEEP;
+            }
+            for target in self.targets.as_slice() {
+                learn(slots, target.index as u32, source.share * target.share);
+            }
+        }
+        std::mem::swap(&mut self.sources, &mut self.next_sources);
+        self.next_sources.clear();
+        self.targets.clear();
+        self.expect();
+    }
+
+    fn expect(&mut self) {
+        self.expected.fill(0.0);
+        let covered: f32 = self.sources.as_slice().iter().map(|source| source.share).sum();
+        if covered <= 0.0 {
+            return;
+        }
+        for source in self.sources.as_slice() {
+            let slots = &self.successors[source.index];
+            let total: f32 = slots.iter().map(|slot| slot.weight).sum();
+            if total <= 0.0 {
+                continue;
+            }
+            let scale = source.share / (covered * total);
+            for slot in slots.iter().filter(|slot| slot.weight > 0.0) {
+                self.expected[slot.target as usize] += scale * slot.weight;
+            }
+        }
+    }
+
+    /// Expected share of the next window's accesses, by segment index; sums to at most 1.
+    #[must_use]
+    pub fn expected(&self) -> &[f32] {
+        &self.expected
+    }
+
+    /// Divides segment `index` in two. Cost: O(segments * SUCCESSORS).
+    pub fn split(&mut self, index: usize, left_share: f32) {
+        let slots = self.successors[index];
+        self.successors.insert(index + 1, slots);
+        for column in [&mut self.smoothed, &mut self.expected] {
+            let whole = column[index];
+            column[index] = whole * left_share;
+            column.insert(index + 1, whole - whole * left_share);
+        }
+        for slot in self.successors.iter_mut().flatten() {
+            // a remembered target goes to the half that is read more: the other half is learned anew
+            let moves = slot.target as usize > index || (slot.target as usize == index && left_share < 0.5);
+            slot.target += u32::from(moves);
+        }
+        self.forget_window();
+    }
+
+    /// Unites segment `index` with its right neighbour. Cost: O(segments * SUCCESSORS).
+    pub fn merge(&mut self, index: usize) {
+        let right = self.successors.remove(index + 1);
+        for column in [&mut self.smoothed, &mut self.expected] {
+            let taken = column.remove(index + 1);
+            column[index] += taken;
+        }
+        for slot in right.iter().filter(|slot| slot.weight > 0.0) {
+            learn(&mut self.successors[index], slot.target, slot.weight);
+        }
+        for slots in &mut self.successors {
+            for slot in slots.iter_mut() {
+                slot.target -= u32::from(slot.target as usize > index);
+            }
+            unite(slots, index as u32);
+        }
+        self.forget_window();
+    }
+
+    /// After a change of structure the indices held for the current window are void.
+    fn forget_window(&mut self) {
+        self.sources.clear();
+        self.next_sources.clear();
+        self.targets.clear();
+    }
+}
+
+/// Adds `weight` to `target`'s slot, or takes (or wears down) the weakest slot where it has none.
+fn learn(slots: &mut [Successor; SUCCESSORS], target: u32, weight: f32) {
+    let mut weakest = 0;
+    for at in 0..SUCCESSORS {
+        if slots[at].weight > 0.0 && slots[at].target == target {
+            slots[at].weight += weight;
+            return;
+        }
+        if slots[at].weight < slots[weakest].weight {
+            weakest = at;
+        }
+    }
+    let slot = &mut slots[weakest];
+    if slot.weight <= weight {
+        *slot = Successor { target, weight };
+    } else {
+        slot.weight -= 0.5 * weight;
+    }
+}
+
+/// Adds up the slots that name `target` more than once.
+fn unite(slots: &mut [Successor; SUCCESSORS], target: u32) {
+    let mut first = None;
+    for at in 0..SUCCESSORS {
+        if slots[at].weight <= 0.0 || slots[at].target != target {
+            continue;
+        }
+        match first {
+            None => first = Some(at),
+            Some(kept) => {
+                slots[kept].weight += slots[at].weight;
+                slots[at] = Successor::default();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window(chain: &mut CoAccess, active: &[usize]) {
+        for index in 0..chain.expected.len() {
+            let share = if active.contains(&index) { 1.0 / active.len() as f32 } else { 0.0 };
+            chain.offer(index, share);
+        }
+        chain.finish();
+    }
+
+    #[test]
+    fn chain_learns_a_cycle() {
+        let mut chain = CoAccess::new(64);
+        for round in 0..30 {
+            window(&mut chain, &[[3, 40], [17, 50], [60, 9]][round % 3]);
+        }
+        // round 29 was [60, 9]: [3, 40] comes next
+        let expected = chain.expected();
+        // sources are smoothed over windows, so the rest of the cycle is expected as well, only less
+        let others = [17, 50, 60, 9].map(|index| expected[index]);
+        assert!(others.iter().all(|other| expected[3].min(expected[40]) > 1.3 * other), "{expected:?}");
+        assert!(expected[20] == 0.0);
+        assert!(expected.iter().sum::<f32>() < 1.001);
+    }
+
+    #[test]
+    fn chain_forgets_an_old_successor() {
+        let mut chain = CoAccess::new(8);
+        for _ in 0..20 {
+            window(&mut chain, &[0]);
+            window(&mut chain, &[1]);
+        }
+        for _ in 0..200 {
+            window(&mut chain, &[0]);
+            window(&mut chain, &[5]);
+        }
+        window(&mut chain, &[0]);
+        assert!(chain.expected()[5] > 5.0 * chain.expected()[1]);
+    }
+
+    #[test]
+    fn strongest_keeps_the_largest() {
+        let mut strongest = Strongest::<4>::new();
+        for index in 0..100 {
+            strongest.offer(index, ((index * 37) % 100) as f32);
+        }
+        let mut shares: Vec<f32> = strongest.as_slice().iter().map(|entry| entry.share).collect();
+        shares.sort_by(f32::total_cmp);
+        assert_eq!(shares, [96.0, 97.0, 98.0, 99.0]);
+    }
+
+    #[test]
+    fn split_and_merge_keep_targets_in_range_and_shares_whole() {
+        let mut chain = CoAccess::new(6);
+        for round in 0..40 {
+            window(&mut chain, &[round % 6, (round * 5 + 1) % 6]);
+        }
+        let sum = |chain: &CoAccess| chain.smoothed.iter().sum::<f32>();
+        let before = sum(&chain);
+        chain.split(2, 0.3);
+        chain.split(6, 1.0);
+        chain.merge(0);
+        chain.merge(5);
+        assert_eq!(chain.expected().len(), 6);
+        assert!((sum(&chain) - before).abs() < 1e-5);
+        assert!(chain.successors.iter().flatten().all(|slot| slot.weight == 0.0 || (slot.target as usize) < 6));
+        for round in 0..10 {
+            window(&mut chain, &[round % 6]);
+        }
+        assert!(chain.expected().iter().all(|share| share.is_finite() && *share >= 0.0));
+    }
+}

@@ -1,0 +1,397 @@
+//! What the model sees of one segment after one window: [`FEATURES`] numbers, about -1..3 each, free of units.
+//!
+//! Activity is relative: accesses times segments, over the smoothed accesses of the whole partition, so that 1 is an
+//! average segment whatever the load, the window's length or the number of segments. `log(v)` below is
+//! `ln(1 + 16 v) / 4`.
+//!
+//! | index | feature | from |
+//! |---|---|---|
+//! | 0, 1, 2 | log of reads, of writes, of bytes in the window | the segment |
+//! | 3, 4, 5, 6 | log of the moving averages of accesses, of shares 1/2, 1/7, 1/25 and 1/125 a window | the segment |
+//! | 7 | age: `ln(1 + windows since the last access)` over its maximum; 1 = never or 1023 and more | the segment |
+//! | 8, 9 | log of the activity of the left (right) neighbours, 0.7 a segment of distance | neighbours |
+//! | 10, 11 | `ln(distance)` to the nearest active segment left (right) over its maximum; 1 = none | neighbours |
+//! | 12 | partition's direction times (right-moving minus left-moving pull on this segment), -1..1 | fronts |
+//! | 13, 14 | log of the activity of right-moving (left-moving) fronts to the left (right), 0.9 a segment | fronts |
+//! | 15 | log of the expected activity by co-access | [`CoAccess`] |
+//! | 16 | root of the segment's share of the partition's smoothed accesses, 0..1 | partition |
+//! | 17, 18 | distance (total variation, smoothed) of windows from the fast, from the slowest average, 0..1 | partition |
+//! | 19 | share of segments accessed, smoothed, 0..1 | partition |
+//!
+//! Cost: O(segments) a window, in slices; no allocation but when the structure changes.
+//!
+//! Features are never stored: [`Features::tile`] forms those of [`LANES`] neighbouring segments on the fly, in the
+//! layout that the GRU multiplies with.
+
+mod coaccess;
+
+use crate::gru::math::ln;
+use crate::window::{SegmentCounts, checked_share};
+pub use coaccess::CoAccess;
+
+/// Version of the table above; weights are valid for one version only.
+pub const FEATURE_VERSION: u32 = 1;
+/// Features of a segment.
+pub const FEATURES: usize = 20;
+/// Segments in a tile.
+pub const LANES: usize = 8;
+
+/// One tile: for each feature (or hidden unit) the values of `LANES` neighbouring segments.
+pub type Lanes = [f32; LANES];
+
+/// Shares of one window in the moving averages, fast to slow.
+const ALPHAS: [f32; 4] = [0.5, 0.15, 0.04, 0.008];
+const FAST: usize = 0;
+const MID: usize = 1;
+const LONGEST: usize = 3;
+/// What passes of a neighbour's activity over one segment of distance.
+const NEIGHBOUR_PASS: f32 = 0.7;
+/// What passes of a front's pull over one segment of distance.
+const FRONT_PASS: f32 = 0.9;
+/// Share of one window in the figures of the whole partition.
+const PARTITION_ALPHA: f32 = 0.1;
+/// Age at which it stops to count, in windows.
+const AGE_MAX: f32 = 1023.0;
+
+/// State of one pass: totals of the window that is being taken in.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pass {
+    accesses: f32,
+    bytes: f32,
+    cursor: usize,
+    phase: Phase,
+    votes: f32,
+    from_fast: f32,
+    from_longest: f32,
+    active: f32,
+    /// Left-to-right running values: neighbour activity, distance, front.
+    run: (f32, f32, f32),
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Phase {
+    Forward,
+    Backward,
+    #[default]
+    Done,
+}
+
+/// Figures of the partition as a whole, smoothed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Whole {
+    /// Sums of the moving averages, one for each of `ALPHAS`.
+    sums: [f32; 4],
+    /// What is missing to the full weight of each moving average; corrects their bias at the start.
+    missing: [f32; 4],
+    bytes: f32,
+    direction: f32,
+    from_fast: f32,
+    from_longest: f32,
+    active: f32,
+}
+
+/// Feature state of one partition.
+#[derive(Clone, Debug)]
+pub struct Features {
+    counts: Vec<SegmentCounts>,
+    averages: [Vec<f32>; 4],
+    age: Vec<f32>,
+    vote: Vec<f32>,
+    left: Vec<f32>,
+    right: Vec<f32>,
+    left_distance: Vec<f32>,
+    right_distance: Vec<f32>,
+    left_front: Vec<f32>,
+    right_front: Vec<f32>,
+    coaccess: CoAccess,
+    whole: Whole,
+    pass: Pass,
+}
+
+impl Features {
+    /// State of `segments` segments that were never accessed.
+    #[must_use]
+    pub fn new(segments: usize) -> Features {
+        let zeros = || vec![0.0; segments];
+        Features {
+            counts: vec![SegmentCounts::default(); segments],
+            averages: [zeros(), zeros(), zeros(), zeros()],
+            age: vec![AGE_MAX; segments],
+            vote: zeros(),
+            left: zeros(),
+            right: zeros(),
+            left_distance: vec![f32::INFINITY; segments],
+            right_distance: vec![f32::INFINITY; segments],
+            left_front: zeros(),
+            right_front: zeros(),
+            coaccess: CoAccess::new(segments),
+            whole: Whole { missing: [1.0; 4], ..Whole::default() },
+            pass: Pass::default(),
+        }
+    }
+
+    /// Segments.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.counts.len()
+    }
+
+    /// Whether there is no segment.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.counts.is_empty()
+    }
+
+    /// Smoothed accesses of the whole partition in one window.
+    #[must_use]
+    pub fn accesses_per_window(&self) -> f32 {
+        self.corrected(MID, self.whole.sums[MID])
+    }
+
+    /// Takes over the counts of the window just closed. A pass that was not finished is finished first.
+    ///
+    /// # Panics
+    /// When there are not as many counts as segments.
+    pub fn begin(&mut self, counts: &[SegmentCounts]) {
+        assert_eq!(counts.len(), self.len(), "counts of another structure");
+        while !self.step(usize::MAX) {}
+        self.counts.copy_from_slice(counts);
+        let (accesses, bytes) =
+            counts.iter().fold((0u64, 0u64), |sum, c| (sum.0 + c.accesses(), sum.1.saturating_add(c.bytes)));
+        self.pass = Pass {
+            accesses: accesses as f32,
+            bytes: bytes as f32,
+            phase: Phase::Forward,
+            run: (0.0, f32::INFINITY, 0.0),
+            ..Pass::default()
+        };
+    }
+
+    /// Works on at most `budget` segments (each is visited twice a pass); true when the pass is complete.
+    pub fn step(&mut self, budget: usize) -> bool {
+        let mut budget = budget;
+        while budget > 0 && self.pass.phase != Phase::Done {
+            let len = (self.len() - self.pass.cursor).min(budget);
+            let range = self.pass.cursor..self.pass.cursor + len;
+            budget -= len;
+            self.pass.cursor += len;
+            let phase_ends = self.pass.cursor == self.len();
+            match self.pass.phase {
+                Phase::Forward => {
+                    self.forward(range);
+                    if phase_ends {
+                        self.close_window();
+                        self.pass.phase = Phase::Backward;
+                        self.pass.cursor = 0;
+                        self.pass.run = (0.0, f32::INFINITY, 0.0);
+                    }
+                }
+                Phase::Backward => {
+                    let segments = self.len();
+                    self.backward(segments - range.end..segments - range.start);
+                    if phase_ends {
+                        self.pass.phase = Phase::Done;
+                    }
+                }
+                Phase::Done => {}
+            }
+        }
+        self.pass.phase == Phase::Done
+    }
+
+    /// Left to right: averages, ages, votes on the direction, and what reaches a segment from its left.
+    fn forward(&mut self, range: std::ops::Range<usize>) {
+        let accesses = self.pass.accesses;
+        let per_access = if accesses > 0.0 { 1.0 / accesses } else { 0.0 };
+        let per_fast = 1.0 / self.whole.sums[FAST].max(1e-9);
+        let per_longest = 1.0 / self.whole.sums[LONGEST].max(1e-9);
+        let (mut neighbours, mut distance, mut front) = self.pass.run;
+        for index in range {
+            let count = self.counts[index].accesses() as f32;
+            let share = count * per_access;
+            self.pass.from_fast += (share - self.averages[FAST][index] * per_fast).abs();
+            self.pass.from_longest += (share - self.averages[LONGEST][index] * per_longest).abs();
+            // an access votes "right-moving" where the left neighbours were the busier ones before it
+            let (left, right) = (self.left[index], self.right[index]);
+            let vote = if left + right > 0.0 { (left - right) / (left + right) } else { 0.0 };
+            if count > 0.0 {
+                self.pass.votes += share * vote;
+                self.pass.active += 1.0;
+                self.vote[index] += 0.3 * (vote - self.vote[index]);
+                self.age[index] = 0.0;
+            } else {
+                self.age[index] = (self.age[index] + 1.0).min(AGE_MAX);
+            }
+            for (average, alpha) in self.averages.iter_mut().zip(ALPHAS) {
+                average[index] += alpha * (count - average[index]);
+            }
+            self.coaccess.offer(index, share);
+            self.left[index] = neighbours;
+            self.left_distance[index] = distance;
+            self.left_front[index] = front;
+            neighbours = NEIGHBOUR_PASS * neighbours + (1.0 - NEIGHBOUR_PASS) * self.averages[MID][index];
+            distance = if count > 0.0 { 1.0 } else { distance + 1.0 };
+            let pull = self.vote[index].max(0.0) * self.averages[FAST][index];
+            front = FRONT_PASS * front + (1.0 - FRONT_PASS) * pull;
+        }
+        self.pass.run = (neighbours, distance, front);
+    }
+
+    /// Figures of the whole partition, once every count was seen.
+    fn close_window(&mut self) {
+        self.coaccess.finish();
+        let whole = &mut self.whole;
+        for ((sum, missing), alpha) in whole.sums.iter_mut().zip(&mut whole.missing).zip(ALPHAS) {
+            *sum += alpha * (self.pass.accesses - *sum);
+            *missing *= 1.0 - alpha;
+        }
+        whole.bytes += ALPHAS[MID] * (self.pass.bytes - whole.bytes);
+        if self.pass.accesses <= 0.0 {
+            // an idle window says nothing about where accesses go
+            return;
+        }
+        let smooth = |value: &mut f32, new: f32| *value += PARTITION_ALPHA * (new - *value);
+        smooth(&mut whole.direction, self.pass.votes);
+        smooth(&mut whole.from_fast, 0.5 * self.pass.from_fast);
+        smooth(&mut whole.from_longest, 0.5 * self.pass.from_longest);
+        smooth(&mut whole.active, self.pass.active / self.counts.len().max(1) as f32);
+    }
+
+    /// Right to left: what reaches a segment from its right.
+    fn backward(&mut self, range: std::ops::Range<usize>) {
+        let (mut neighbours, mut distance, mut front) = self.pass.run;
+        for index in range.rev() {
+            self.right[index] = neighbours;
+            self.right_distance[index] = distance;
+            self.right_front[index] = front;
+            neighbours = NEIGHBOUR_PASS * neighbours + (1.0 - NEIGHBOUR_PASS) * self.averages[MID][index];
+            distance = if self.counts[index].accesses() > 0 { 1.0 } else { distance + 1.0 };
+            let pull = (-self.vote[index]).max(0.0) * self.averages[FAST][index];
+            front = FRONT_PASS * front + (1.0 - FRONT_PASS) * pull;
+        }
+        self.pass.run = (neighbours, distance, front);
+    }
+
+    fn corrected(&self, average: usize, value: f32) -> f32 {
+        value / (1.0 - self.whole.missing[average]).max(ALPHAS[average])
+    }
+
+    /// Features of the segments from `first` on, one row a feature; lanes past the last segment are zero.
+    ///
+    /// Call it between a completed pass and the next [`Features::begin`].
+    pub fn tile(&self, first: usize, out: &mut [Lanes; FEATURES]) {
+        let segments = self.len() as f32;
+        let expected_accesses = self.accesses_per_window();
+        // relative units: 1 = an average segment of this partition at its present load
+        let relative = segments / expected_accesses.max(1e-6);
+        let mut scale = [0.0; 4];
+        for (average, scale) in scale.iter_mut().enumerate() {
+            *scale = self.corrected(average, relative);
+        }
+        let relative_bytes = segments / self.corrected(MID, self.whole.bytes).max(1e-6);
+        let load = |column: &[f32]| -> Lanes {
+            let mut lanes = [0.0; LANES];
+            let end = (first + LANES).min(column.len());
+            lanes[..end - first].copy_from_slice(&column[first..end]);
+            lanes
+        };
+        let counts = |pick: fn(&SegmentCounts) -> f32| -> Lanes {
+            let mut lanes = [0.0; LANES];
+            for (lane, counts) in lanes.iter_mut().zip(&self.counts[first..]) {
+                *lane = pick(counts);
+            }
+            lanes
+        };
+        out[0] = log(counts(|c| c.reads as f32), relative);
+        out[1] = log(counts(|c| c.writes as f32), relative);
+        out[2] = log(counts(|c| c.bytes as f32), relative_bytes);
+        for (average, scale) in scale.iter().enumerate() {
+            out[3 + average] = log(load(&self.averages[average]), *scale);
+        }
+        out[7] = load(&self.age).map(|age| ln(1.0 + age) * (1.0 / std::f32::consts::LN_2 / 10.0));
+        let (left, right) = (load(&self.left), load(&self.right));
+        out[8] = log(left, scale[MID]);
+        out[9] = log(right, scale[MID]);
+        let far = 1.0 / ln(1.0 + segments);
+        let distance = |distance: f32| (ln(1.0 + distance.min(1e9)) * far).min(1.0);
+        out[10] = load(&self.left_distance).map(distance);
+        out[11] = load(&self.right_distance).map(distance);
+        for lane in 0..LANES {
+            let (left, right) = (left[lane], right[lane]);
+            out[12][lane] = self.whole.direction * (left - right) / (left + right).max(1e-9);
+        }
+        out[13] = log(load(&self.left_front), scale[FAST]);
+        out[14] = log(load(&self.right_front), scale[FAST]);
+        out[15] = log(load(self.coaccess.expected()), segments);
+        let share = self.corrected(MID, 1.0) / expected_accesses.max(1e-6);
+        out[16] = load(&self.averages[MID]).map(|average| (average * share).sqrt());
+        out[17] = [self.whole.from_fast; LANES];
+        out[18] = [self.whole.from_longest; LANES];
+        out[19] = [self.whole.active; LANES];
+        let valid = self.len().saturating_sub(first).min(LANES);
+        for row in out.iter_mut() {
+            row[valid..].fill(0.0);
+        }
+    }
+
+    /// Divides segment `index`: activity by `left_share`, the rest of its state goes to both halves.
+    ///
+    /// Cost: O(segments); a pass under way is completed first.
+    pub fn split(&mut self, index: usize, left_share: f32) {
+        while !self.step(usize::MAX) {}
+        let share = checked_share(left_share);
+        let counts = self.counts[index];
+        self.counts.insert(index + 1, counts);
+        for column in self.averages.iter_mut() {
+            let whole = column[index];
+            column[index] = whole * share;
+            column.insert(index + 1, whole - whole * share);
+        }
+        for column in self.copied_columns() {
+            let value = column[index];
+            column.insert(index + 1, value);
+        }
+        self.coaccess.split(index, share);
+    }
+
+    /// Unites segment `index` with its right neighbour: activities are added, the younger age stays.
+    ///
+    /// Cost: O(segments); a pass under way is completed first.
+    pub fn merge(&mut self, index: usize) {
+        while !self.step(usize::MAX) {}
+        let counts = self.counts.remove(index + 1);
+        self.counts[index].add(&counts);
+        for column in self.averages.iter_mut() {
+            let taken = column.remove(index + 1);
+            column[index] += taken;
+        }
+        self.age[index] = self.age[index].min(self.age[index + 1]);
+        for column in self.copied_columns() {
+            column.remove(index + 1);
+        }
+        self.coaccess.merge(index);
+    }
+
+    fn copied_columns(&mut self) -> [&mut Vec<f32>; 8] {
+        [
+            &mut self.age,
+            &mut self.vote,
+            &mut self.left,
+            &mut self.right,
+            &mut self.left_distance,
+            &mut self.right_distance,
+            &mut self.left_front,
+            &mut self.right_front,
+        ]
+    }
+}
+
+/// `ln(1 + 16 v) / 4` of `scale` times each lane.
+#[inline(always)]
+fn log(lanes: Lanes, scale: f32) -> Lanes {
+    let scale = 16.0 * scale;
+    lanes.map(|value| 0.25 * ln(1.0 + value * scale))
+}
+
+#[cfg(test)]
+mod tests;

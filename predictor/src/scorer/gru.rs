@@ -1,0 +1,239 @@
+//! The learned scorer: features, one GRU step a segment, softmax, times the expected load.
+//!
+//! The model says how the horizon's accesses divide over the segments; the partition's smoothed load says how many
+//! there will be. A pass visits each segment five times (features forward and backward, cell, sum, scale), each visit
+//! counted against the budget; the cell's is the dear one.
+
+use super::Scorer;
+use crate::features::{FEATURES, Features, LANES, Lanes};
+use crate::gru::{Cell, math::exp};
+use crate::model::Model;
+use crate::window::SegmentCounts;
+
+/// Logits beyond this differ by more than f32 can say after the softmax.
+const LOGIT_MAX: f32 = 40.0;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Phase {
+    Features,
+    Cell,
+    Exponentials,
+    Scale,
+    Done,
+}
+
+/// The GRU over all segments of one partition.
+///
+/// Cost: `4 * hidden` bytes of state a segment, plus features (some 250 bytes); a pass is O(segments * hidden *
+/// (hidden + features)) and allocates nothing.
+#[derive(Clone, Debug)]
+pub struct Gru {
+    cell: Cell,
+    horizon: f32,
+    features: Features,
+    /// Hidden state by tiles: `hidden` rows of `LANES` segments each.
+    state: Vec<Lanes>,
+    working: Vec<f32>,
+    scores: Vec<f32>,
+    phase: Phase,
+    cursor: usize,
+    largest: f32,
+    sum: f32,
+}
+
+impl Gru {
+    /// A scorer of `segments` segments with the weights of `model`.
+    #[must_use]
+    pub fn new(model: &Model, segments: usize) -> Self {
+        let cell = Cell::new(model);
+        Gru {
+            features: Features::new(segments),
+            state: vec![[0.0; LANES]; segments.div_ceil(LANES) * cell.hidden()],
+            working: vec![0.0; segments],
+            scores: vec![0.0; segments],
+            phase: Phase::Done,
+            cursor: 0,
+            largest: 0.0,
+            sum: 0.0,
+            horizon: model.horizon() as f32,
+            cell,
+        }
+    }
+
+    /// Replaces the weights, e.g. by newly trained ones; the hidden state starts anew where the size differs.
+    pub fn set_model(&mut self, model: &Model) {
+        while !self.step(usize::MAX) {}
+        let same_size = model.hidden() == self.cell.hidden();
+        self.cell = Cell::new(model);
+        self.horizon = model.horizon() as f32;
+        if !same_size {
+            let tiles = self.scores.len().div_ceil(LANES);
+            self.state = vec![[0.0; LANES]; tiles * self.cell.hidden()];
+        }
+    }
+
+    /// Runs the cell over whole tiles, at least one, at most `budget` segments; the segments done.
+    fn run_cell(&mut self, budget: usize) -> usize {
+        let segments = self.working.len();
+        let first = self.cursor;
+        let tiles = (budget / LANES).max(1);
+        let end = segments.min(first.saturating_add(tiles.saturating_mul(LANES)));
+        let hidden = self.cell.hidden();
+        let mut x: [Lanes; FEATURES] = [[0.0; LANES]; FEATURES];
+        for tile in (first..end).step_by(LANES) {
+            self.features.tile(tile, &mut x);
+            let rows = tile / LANES * hidden;
+            let logits = self.cell.step(&x, &mut self.state[rows..rows + hidden]);
+            let lanes = (segments - tile).min(LANES);
+            for (slot, logit) in self.working[tile..tile + lanes].iter_mut().zip(logits) {
+                // f32::clamp would pass a NaN on
+                *slot = if logit.is_nan() { -LOGIT_MAX } else { logit.clamp(-LOGIT_MAX, LOGIT_MAX) };
+                self.largest = self.largest.max(*slot);
+            }
+        }
+        end - first
+    }
+
+    fn advance(&mut self, budget: usize) -> usize {
+        let segments = self.working.len();
+        let end = segments.min(self.cursor.saturating_add(budget));
+        let visited = self.cursor..end;
+        match self.phase {
+            Phase::Features => {
+                // visits each segment twice; the phase ends when the features say so
+                if self.features.step(budget) {
+                    self.enter(Phase::Cell);
+                    self.largest = -LOGIT_MAX;
+                }
+                return budget;
+            }
+            Phase::Cell => {
+                let done = self.run_cell(budget);
+                self.cursor += done;
+                if self.cursor == segments {
+                    self.enter(Phase::Exponentials);
+                    self.sum = 0.0;
+                }
+                return done.max(1);
+            }
+            Phase::Exponentials => {
+                let largest = self.largest;
+                let slots = &mut self.working[visited];
+                slots.iter_mut().for_each(|slot| *slot = exp(*slot - largest));
+                self.sum += slots.iter().sum::<f32>();
+                self.cursor = end;
+                if end == segments {
+                    self.enter(Phase::Scale);
+                }
+            }
+            Phase::Scale => {
+                let load = self.features.accesses_per_window() * self.horizon;
+                // one segment has e^0, so the sum is at least 1 unless there is none
+                let scale = load / self.sum.max(1.0);
+                self.working[visited].iter_mut().for_each(|slot| *slot *= scale);
+                self.cursor = end;
+                if end == segments {
+                    std::mem::swap(&mut self.working, &mut self.scores);
+                    self.enter(Phase::Done);
+                }
+            }
+            Phase::Done => {}
+        }
+        budget
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.cursor = 0;
+    }
+
+    fn column(&self, segment: usize) -> Vec<f32> {
+        let hidden = self.cell.hidden();
+        let rows = segment / LANES * hidden;
+        self.state[rows..rows + hidden].iter().map(|row| row[segment % LANES]).collect()
+    }
+
+    fn set_column(&mut self, segment: usize, values: &[f32]) {
+        let rows = segment / LANES * self.cell.hidden();
+        for (row, value) in self.state[rows..].iter_mut().zip(values) {
+            row[segment % LANES] = *value;
+        }
+    }
+
+    /// Rebuilds the tiles for `columns`, one hidden state a segment.
+    fn set_columns(&mut self, columns: &[Vec<f32>]) {
+        self.state.clear();
+        self.state.resize(columns.len().div_ceil(LANES) * self.cell.hidden(), [0.0; LANES]);
+        for (segment, values) in columns.iter().enumerate() {
+            self.set_column(segment, values);
+        }
+    }
+}
+
+impl Scorer for Gru {
+    fn name(&self) -> &'static str {
+        "gru"
+    }
+
+    fn begin(&mut self, counts: &[SegmentCounts]) {
+        while !self.step(usize::MAX) {}
+        self.features.begin(counts);
+        self.enter(Phase::Features);
+    }
+
+    /// As [`Scorer::step`]; the cell works on whole tiles of [`LANES`] segments, so a smaller budget is rounded up.
+    fn step(&mut self, budget: usize) -> bool {
+        let mut budget = budget;
+        while budget > 0 && self.phase != Phase::Done {
+            let used = self.advance(budget);
+            budget = budget.saturating_sub(used);
+        }
+        self.phase == Phase::Done
+    }
+
+    fn scores(&self) -> &[f32] {
+        &self.scores
+    }
+
+    /// Both halves keep the hidden state of the whole.
+    fn split(&mut self, index: usize, left_share: f32) {
+        while !self.step(usize::MAX) {}
+        let mut columns: Vec<Vec<f32>> = (0..self.scores.len()).map(|segment| self.column(segment)).collect();
+        columns.insert(index, columns[index].clone());
+        self.features.split(index, left_share);
+        self.set_columns(&columns);
+        let share = crate::window::checked_share(left_share);
+        for column in [&mut self.scores, &mut self.working] {
+            let whole = column[index];
+            column[index] = whole * share;
+            column.insert(index + 1, whole - whole * share);
+        }
+    }
+
+    /// The hidden state of the half with the larger score stays.
+    fn merge(&mut self, index: usize) {
+        while !self.step(usize::MAX) {}
+        let mut columns: Vec<Vec<f32>> = (0..self.scores.len()).map(|segment| self.column(segment)).collect();
+        let right = columns.remove(index + 1);
+        if self.scores[index + 1] > self.scores[index] {
+            columns[index] = right;
+        }
+        self.features.merge(index);
+        self.set_columns(&columns);
+        for column in [&mut self.scores, &mut self.working] {
+            let right = column.remove(index + 1);
+            column[index] += right;
+        }
+    }
+
+    fn reset(&mut self, segments: usize) {
+        self.features = Features::new(segments);
+        self.state.clear();
+        self.state.resize(segments.div_ceil(LANES) * self.cell.hidden(), [0.0; LANES]);
+        for column in [&mut self.scores, &mut self.working] {
+            column.clear();
+            column.resize(segments, 0.0);
+        }
+        self.enter(Phase::Done);
+    }
+}

@@ -1,0 +1,165 @@
+//! Scorers: the expected number of accesses of each segment over the coming horizon, window by window.
+//!
+//! A pass is [`Scorer::begin`] with the window's counts, then [`Scorer::step`] until it says that it is complete; in
+//! between the shard serves requests. [`Scorer::scores`] gives the last complete pass, so that a reader never sees half
+//! of one. The copy order is by score divided by the segment's bytes; that division is the caller's.
+//!
+//! `gru` is the default. The rest are its rivals, one rule each; every evaluation prints all of them.
+
+mod classic;
+mod gru;
+mod markov;
+mod readahead;
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::window::SegmentCounts;
+
+pub use classic::{Ewma, LastWindow, Lfu, Lru, Random};
+pub use gru::Gru;
+pub use markov::Markov;
+pub use readahead::EwmaReadahead;
+
+/// Windows ahead that scores stand for, where the model does not say otherwise.
+pub const HORIZON_WINDOWS: usize = 8;
+/// Share of one window in the average of [`Ewma`] when nobody chose another.
+pub const EWMA_ALPHA: f32 = 0.15;
+
+/// Scores the segments of one partition.
+pub trait Scorer {
+    /// Its name, as in reports and on the command line.
+    fn name(&self) -> &'static str;
+
+    /// Takes in the counts of the window just closed, one a segment, in key order. A pass under way is completed first.
+    ///
+    /// Panics when there are not as many counts as segments. Cost: O(segments), no allocation.
+    fn begin(&mut self, counts: &[SegmentCounts]);
+
+    /// Works on at most `budget` segments (a pass may visit each more than once); true when the pass is complete.
+    ///
+    /// Cost: no allocation. With a budget of 0 nothing happens.
+    fn step(&mut self, budget: usize) -> bool;
+
+    /// Expected accesses per segment over the horizon, of the last complete pass; all zero before the first.
+    /// Finite, not negative. `random` and `lru` give ranks in the same direction instead.
+    fn scores(&self) -> &[f32];
+
+    /// Follows the split of segment `index` into `index` (with `left_share` of its accesses, 0..=1) and `index + 1`.
+    /// A pass under way is completed first. Panics when there is no such segment; may allocate.
+    fn split(&mut self, index: usize, left_share: f32);
+
+    /// Follows the merge of segment `index` with its right neighbour. As [`Scorer::split`].
+    fn merge(&mut self, index: usize);
+
+    /// Forgets everything and starts with `segments` segments. May allocate.
+    fn reset(&mut self, segments: usize);
+
+    /// A whole pass at once.
+    fn observe(&mut self, counts: &[SegmentCounts]) {
+        self.begin(counts);
+        while !self.step(usize::MAX) {}
+    }
+}
+
+/// The scorers there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum ScorerKind {
+    /// A random order, the floor.
+    Random,
+    /// Accesses of the last window.
+    LastWindow,
+    /// Most recently accessed first.
+    Lru,
+    /// Most accessed since the start first.
+    Lfu,
+    /// Exponential moving average of accesses.
+    Ewma,
+    /// The same, passed on to neighbours: what a scan reads next.
+    EwmaReadahead,
+    /// What has followed the active segments before.
+    Markov,
+    /// The learned one.
+    Gru,
+}
+
+impl ScorerKind {
+    /// All of them, floor first.
+    pub const ALL: [ScorerKind; 8] = [
+        ScorerKind::Random,
+        ScorerKind::LastWindow,
+        ScorerKind::Lru,
+        ScorerKind::Lfu,
+        ScorerKind::Ewma,
+        ScorerKind::EwmaReadahead,
+        ScorerKind::Markov,
+        ScorerKind::Gru,
+    ];
+
+    /// The name in reports and on the command line.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ScorerKind::Random => "random",
+            ScorerKind::LastWindow => "last-window",
+            ScorerKind::Lru => "lru",
+            ScorerKind::Lfu => "lfu",
+            ScorerKind::Ewma => "ewma",
+            ScorerKind::EwmaReadahead => "ewma-readahead",
+            ScorerKind::Markov => "markov",
+            ScorerKind::Gru => "gru",
+        }
+    }
+
+    /// Whether it follows one rule, without trained weights (and is no random order).
+    #[must_use]
+    pub fn is_classic(self) -> bool {
+        !matches!(self, ScorerKind::Random | ScorerKind::Gru)
+    }
+}
+
+impl fmt::Display for ScorerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for ScorerKind {
+    type Err = Error;
+
+    /// Accepts the names of [`ScorerKind::as_str`], with `_` for `-` as well.
+    fn from_str(text: &str) -> Result<Self> {
+        let wanted = text.replace('_', "-");
+        ScorerKind::ALL.into_iter().find(|kind| kind.as_str() == wanted).ok_or_else(|| Error::UnknownName {
+            kind: "scorer",
+            given: text.to_owned(),
+            known: ScorerKind::ALL.map(ScorerKind::as_str).join(", "),
+        })
+    }
+}
+
+/// Builds a scorer of `segments` segments. `model` is for `gru` alone; without one it takes the shipped weights.
+///
+/// # Errors
+/// [`Error::Model`] when the shipped weights are needed and damaged.
+pub fn build(kind: ScorerKind, model: Option<&Model>, segments: usize) -> Result<Box<dyn Scorer + Send>> {
+    Ok(match kind {
+        ScorerKind::Random => Box::new(Random::new(segments, 0)),
+        ScorerKind::LastWindow => Box::new(LastWindow::new(segments)),
+        ScorerKind::Lru => Box::new(Lru::new(segments)),
+        ScorerKind::Lfu => Box::new(Lfu::new(segments)),
+        ScorerKind::Ewma => Box::new(Ewma::new(segments, EWMA_ALPHA)),
+        ScorerKind::EwmaReadahead => Box::new(EwmaReadahead::new(segments, EWMA_ALPHA)),
+        ScorerKind::Markov => Box::new(Markov::new(segments)),
+        ScorerKind::Gru => match model {
+            Some(model) => Box::new(Gru::new(model, segments)),
+            None => Box::new(Gru::new(&Model::shipped()?, segments)),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests;
