@@ -133,6 +133,16 @@ impl Windowed {
         &self.segment_of[from..to]
     }
 
+    /// The same trace with the key order turned around.
+    #[must_use]
+    pub fn mirrored(&self) -> Windowed {
+        let mut mirrored = self.clone();
+        mirrored.counts.chunks_exact_mut(self.segments).for_each(<[SegmentCounts]>::reverse);
+        let last = self.segments as u32 - 1;
+        mirrored.segment_of.iter_mut().for_each(|segment| *segment = last - *segment);
+        mirrored
+    }
+
     /// Accesses of each segment in `len` windows from `first` on.
     #[must_use]
     pub fn accesses(&self, first: usize, len: usize) -> Vec<u64> {
