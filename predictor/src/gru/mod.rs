@@ -12,7 +12,7 @@
 //! that LLVM turns the inner loops into vector instructions without a shuffle. The weights of the three gates are
 //! interleaved for the same reason. On baseline x86-64 that is SSE2; dispatch to wider units belongs here.
 //!
-//! It agrees with libtorch to 1e-5 (`tests/torch_agreement.rs`, feature `torch`).
+//! It agrees with libtorch to 1e-5 (`tests/it/torch_agreement.rs`, feature `torch`).
 
 pub mod math;
 
