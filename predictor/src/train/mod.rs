@@ -98,11 +98,11 @@ impl TrainConfig {
     pub fn new(traces: Vec<TrainTrace>) -> TrainConfig {
         TrainConfig {
             traces,
-            segments: vec![256],
+            segments: vec![256, 64, 16],
             windows: 1024,
             hidden: 16,
             horizon: 8,
-            epochs: 60,
+            epochs: 25,
             patience: 12,
             chunk: 32,
             batch: 4,
