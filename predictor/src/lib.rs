@@ -11,7 +11,7 @@
 //! - INV-P3: equal inputs and seeds give equal outputs, bit by bit on one machine.
 //! - INV-P4: every score is finite and not negative.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod error;
 pub mod eval;
@@ -20,6 +20,7 @@ pub mod gru;
 pub mod model;
 pub mod scorer;
 pub mod signal;
+mod simd;
 pub mod trace;
 #[cfg(feature = "torch")]
 pub mod train;

@@ -107,7 +107,8 @@ impl Model {
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
         let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?;
         let text = header.metadata().as_ref().and_then(|map| map.get(METADATA_KEY));
-        let text = text.ok_or_else(|| file_error(path, format!("no metadata '{METADATA_KEY}': not a model of ours")))?;
+        let text =
+            text.ok_or_else(|| file_error(path, format!("no metadata '{METADATA_KEY}': not a model of ours")))?;
         let metadata: Metadata =
             serde_json::from_str(text).map_err(|error| file_error(path, format!("metadata: {error}")))?;
         if metadata.format != MODEL_FORMAT {
@@ -193,12 +194,8 @@ impl Model {
             let view = TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(|error| refused(&error))?;
             views.push((*name, view));
         }
-        let metadata = Metadata {
-            format: MODEL_FORMAT,
-            features: FEATURE_VERSION,
-            hidden: self.hidden,
-            horizon: self.horizon,
-        };
+        let metadata =
+            Metadata { format: MODEL_FORMAT, features: FEATURE_VERSION, hidden: self.hidden, horizon: self.horizon };
         let text = serde_json::to_string(&metadata).map_err(|error| refused(&error))?;
         let metadata = HashMap::from([(METADATA_KEY.to_owned(), text)]);
         safetensors::serialize(views, Some(metadata)).map_err(|error| refused(&error))
@@ -236,8 +233,8 @@ impl Model {
             if values.len() != wanted {
                 return Err(wrong(format!("{} numbers, not {wanted}", values.len())));
             }
-            // the comparison is false for NaN as well
-            if let Some(at) = values.iter().position(|value| !(value.abs() <= WEIGHT_MAX)) {
+            // NaN lies in no range
+            if let Some(at) = values.iter().position(|value| !(-WEIGHT_MAX..=WEIGHT_MAX).contains(value)) {
                 return Err(wrong(format!("number {at} is {}: not finite, or beyond {WEIGHT_MAX}", values[at])));
             }
         }

@@ -78,24 +78,47 @@ impl Windowed {
     /// [`Error::Config`] when there are fewer requests than windows, or fewer distinct keys than segments, or when
     /// either is 0.
     pub fn new(requests: &[Request], mapping: Mapping, segments: usize, windows: usize) -> Result<Windowed> {
-        if windows == 0 || requests.len() < windows {
-            let what = format!("{windows} windows: at least 1, at most one a request, of which there are {}", requests.len());
+        let (segment_of, _) = segments_of(requests, mapping, segments)?;
+        Windowed::count(requests.iter(), segment_of, segments, windows)
+    }
+
+    /// As [`Windowed::new`], without the first request of each key: the segments stay the same, but what may have
+    /// created a key counts nowhere, since a key that does not exist cannot be copied ahead.
+    ///
+    /// # Errors
+    /// As [`Windowed::new`], the requests left out not counted.
+    pub fn of_known_keys(requests: &[Request], mapping: Mapping, segments: usize, windows: usize) -> Result<Windowed> {
+        let (segment_of, is_first) = segments_of(requests, mapping, segments)?;
+        let known = |at: &usize| !is_first[*at];
+        let kept = (0..requests.len()).filter(known).map(|at| segment_of[at]).collect();
+        Windowed::count((0..requests.len()).filter(known).map(|at| &requests[at]), kept, segments, windows)
+    }
+
+    fn count<'a>(
+        requests: impl Iterator<Item = &'a Request>,
+        segment_of: Vec<u32>,
+        segments: usize,
+        windows: usize,
+    ) -> Result<Windowed> {
+        let len = segment_of.len();
+        if windows == 0 || len < windows {
+            let what = format!("{windows} windows: at least 1, at most one a request, of which there are {len}");
             return Err(Error::Config { name: "windows", what });
         }
-        let segment_of = segments_of(requests, mapping, segments)?;
         let mut counts = vec![SegmentCounts::default(); windows * segments];
-        for window in 0..windows {
-            let range = request_range(requests.len(), windows, window);
-            let row = &mut counts[window * segments..(window + 1) * segments];
-            for (request, segment) in requests[range.clone()].iter().zip(&segment_of[range]) {
-                let (reads, writes) = if request.op == Op::Get { (1, 0) } else { (0, 1) };
-                row[*segment as usize].add(&SegmentCounts {
-                    reads,
-                    writes,
-                    bytes: u64::from(request.size),
-                    sequential: 0,
-                });
+        let (mut window, mut end) = (0, request_range(len, windows, 0).end);
+        for (at, (request, segment)) in requests.zip(&segment_of).enumerate() {
+            if at == end {
+                window += 1;
+                end = request_range(len, windows, window).end;
             }
+            let (reads, writes) = if request.op == Op::Get { (1, 0) } else { (0, 1) };
+            counts[window * segments + *segment as usize].add(&SegmentCounts {
+                reads,
+                writes,
+                bytes: u64::from(request.size),
+                sequential: 0,
+            });
         }
         Ok(Windowed { segments, windows, counts, segment_of })
     }
@@ -132,6 +155,16 @@ impl Windowed {
         &self.segment_of[from..to]
     }
 
+    /// The same trace with the key order turned around.
+    #[must_use]
+    pub fn mirrored(&self) -> Windowed {
+        let mut mirrored = self.clone();
+        mirrored.counts.chunks_exact_mut(self.segments).for_each(<[SegmentCounts]>::reverse);
+        let last = self.segments as u32 - 1;
+        mirrored.segment_of.iter_mut().for_each(|segment| *segment = last - *segment);
+        mirrored
+    }
+
     /// Accesses of each segment in `len` windows from `first` on.
     #[must_use]
     pub fn accesses(&self, first: usize, len: usize) -> Vec<u64> {
@@ -147,17 +180,21 @@ fn request_range(requests: usize, windows: usize, window: usize) -> std::ops::Ra
     requests * window / windows..requests * (window + 1) / windows
 }
 
-fn segments_of(requests: &[Request], mapping: Mapping, segments: usize) -> Result<Vec<u32>> {
+/// The segment of each request, and whether it is the first of its key.
+fn segments_of(requests: &[Request], mapping: Mapping, segments: usize) -> Result<(Vec<u32>, Vec<bool>)> {
     // dense ids in the order of first appearance
     let mut ids = HashMap::new();
     let mut keys = Vec::new();
     let mut id_of: Vec<u32> = Vec::with_capacity(requests.len());
+    let mut is_first = Vec::with_capacity(requests.len());
     for request in requests {
+        let keys_before = keys.len();
         let id = *ids.entry(request.key).or_insert_with(|| {
             keys.push(request.key);
             keys.len() as u32 - 1
         });
         id_of.push(id);
+        is_first.push(keys.len() > keys_before);
     }
     if segments == 0 || keys.len() < segments {
         let what = format!("{segments} segments: at least 1, at most one a key, of which there are {}", keys.len());
@@ -174,7 +211,7 @@ fn segments_of(requests: &[Request], mapping: Mapping, segments: usize) -> Resul
         segment_of_id[*id as usize] = (rank * segments / keys.len()) as u32;
     }
     id_of.iter_mut().for_each(|id| *id = segment_of_id[*id as usize]);
-    Ok(id_of)
+    Ok((id_of, is_first))
 }
 
 /// A bijection of 64 bits without visible order (the finalizer of splitmix64).
@@ -208,6 +245,24 @@ mod tests {
     }
 
     #[test]
+    fn known_keys_leave_out_first_requests_and_keep_segments() {
+        let requests = trace(&[50, 10, 40, 50, 20, 40, 50, 30]);
+        let known = Windowed::of_known_keys(&requests, Mapping::Range, 5, 3).unwrap();
+        assert_eq!(known.segment_of, [4, 3, 4]);
+        assert_eq!(known.accesses(0, 3), [0, 0, 0, 1, 2]);
+        assert!(Windowed::of_known_keys(&requests, Mapping::Range, 5, 4).is_err());
+    }
+
+    #[test]
+    fn mirror_turns_segments_around() {
+        let windowed = Windowed::new(&trace(&[1, 1, 2, 3, 3, 3]), Mapping::Range, 3, 2).unwrap();
+        let mirrored = windowed.mirrored();
+        assert_eq!(mirrored.accesses(0, 2), [3, 1, 2]);
+        assert_eq!(mirrored.requests(0, 1), [2, 2, 1]);
+        assert_eq!(mirrored.mirrored().accesses(0, 2), windowed.accesses(0, 2));
+    }
+
+    #[test]
     fn windows_and_segments_are_even() {
         let keys: Vec<u64> = (0..1003).collect();
         let windowed = Windowed::new(&trace(&keys), Mapping::Range, 10, 7).unwrap();
@@ -223,9 +278,8 @@ mod tests {
     #[test]
     fn too_small_traces_are_refused() {
         let requests = trace(&[1, 1, 2]);
-        let error = |segments, windows| {
-            Windowed::new(&requests, Mapping::Range, segments, windows).unwrap_err().to_string()
-        };
+        let error =
+            |segments, windows| Windowed::new(&requests, Mapping::Range, segments, windows).unwrap_err().to_string();
         assert!(error(3, 1).contains("3 segments"));
         assert!(error(0, 1).contains("0 segments"));
         assert!(error(1, 4).contains("4 windows"));

@@ -8,6 +8,9 @@
 //!
 //! `ewma` and `ewma-readahead` get the best alpha *in hindsight* on the evaluated part: harder rivals than any that a
 //! host could run. A position is left out when its horizon would pass the end of the trace.
+//!
+//! Under [`Mapping::Arrival`] each new key falls into the one segment that is being filled, so whoever sees that front
+//! coming gains much; [`EvalConfig::known_keys_only`] shows what is left without that.
 
 mod bootstrap;
 mod curve;
@@ -57,6 +60,8 @@ pub struct EvalConfig {
     pub scorers: Vec<ScorerKind>,
     /// Weights for `gru`; none = the shipped ones.
     pub model: Option<Model>,
+    /// Leaves out the first request of each key ([`Windowed::of_known_keys`]). The project's task counts it.
+    pub known_keys_only: bool,
     /// Seed of the random order and of the confidence intervals.
     pub seed: u64,
 }
@@ -74,6 +79,7 @@ impl EvalConfig {
             evaluate_to: 1.0,
             scorers: ScorerKind::ALL.to_vec(),
             model: None,
+            known_keys_only: false,
             seed: 1,
         }
     }
@@ -84,8 +90,10 @@ impl EvalConfig {
         let first = boundary(self.evaluate_from).saturating_sub(1);
         let end = boundary(self.evaluate_to).min(self.windows).saturating_sub(self.horizon);
         if self.horizon == 0 || !(0.0..=1.0).contains(&self.evaluate_from) || first >= end {
-            let what = format!("no position between {} and {} with a horizon of {} windows", self.evaluate_from,
-                self.evaluate_to, self.horizon);
+            let what = format!(
+                "no position between {} and {} with a horizon of {} windows",
+                self.evaluate_from, self.evaluate_to, self.horizon
+            );
             return Err(Error::Config { name: "evaluate_from, evaluate_to, horizon", what });
         }
         Ok((first, end))
@@ -133,7 +141,8 @@ pub struct Report {
 /// # Errors
 /// [`Error::Config`] when trace and settings do not fit; [`Error::Model`] when the shipped weights are damaged.
 pub fn evaluate(requests: &Requests, config: &EvalConfig) -> Result<Report> {
-    let windowed = Windowed::new(&requests.requests, config.mapping, config.segments, config.windows)?;
+    let map = if config.known_keys_only { Windowed::of_known_keys } else { Windowed::new };
+    let windowed = map(&requests.requests, config.mapping, config.segments, config.windows)?;
     let (first, end) = config.positions()?;
     let task = Task { windowed: &windowed, horizon: config.horizon, first, end };
     let oracle = task.oracle_shares();

@@ -57,9 +57,8 @@ impl<const N: usize> Strongest<N> {
         self.entries[place] = Entry { index, share };
         self.len = (self.len + 1).min(N);
         if self.len == N {
-            self.weakest = (0..N).fold(0, |least, at| {
-                if self.entries[at].share < self.entries[least].share { at } else { least }
-            });
+            self.weakest =
+                (0..N).fold(0, |least, at| if self.entries[at].share < self.entries[least].share { at } else { least });
         }
     }
 
@@ -249,7 +248,9 @@ mod tests {
         }
         // round 29 was [60, 9]: [3, 40] comes next
         let expected = chain.expected();
-        assert!(expected[3] > 0.25 && expected[40] > 0.25, "{expected:?}");
+        // sources are smoothed over windows, so the rest of the cycle is expected as well, only less
+        let others = [17, 50, 60, 9].map(|index| expected[index]);
+        assert!(others.iter().all(|other| expected[3].min(expected[40]) > 1.3 * other), "{expected:?}");
         assert!(expected[20] == 0.0);
         assert!(expected.iter().sum::<f32>() < 1.001);
     }

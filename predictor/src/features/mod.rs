@@ -26,6 +26,8 @@
 mod coaccess;
 
 use crate::gru::math::ln;
+#[cfg(target_arch = "x86_64")]
+use crate::simd;
 use crate::window::{SegmentCounts, checked_share};
 pub use coaccess::CoAccess;
 
@@ -43,7 +45,6 @@ pub type Lanes = [f32; LANES];
 const ALPHAS: [f32; 4] = [0.5, 0.15, 0.04, 0.008];
 const FAST: usize = 0;
 const MID: usize = 1;
-const SLOW: usize = 2;
 const LONGEST: usize = 3;
 /// What passes of a neighbour's activity over one segment of distance.
 const NEIGHBOUR_PASS: f32 = 0.7;
@@ -281,6 +282,23 @@ impl Features {
     ///
     /// Call it between a completed pass and the next [`Features::begin`].
     pub fn tile(&self, first: usize, out: &mut [Lanes; FEATURES]) {
+        #[cfg(target_arch = "x86_64")]
+        if simd::has_avx2_fma() {
+            // SAFETY: the processor has just been found to have the feature.
+            #[allow(unsafe_code)]
+            return unsafe { self.tile_avx2(first, out) };
+        }
+        self.tile_on(first, out);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn tile_avx2(&self, first: usize, out: &mut [Lanes; FEATURES]) {
+        self.tile_on(first, out);
+    }
+
+    #[inline(always)]
+    fn tile_on(&self, first: usize, out: &mut [Lanes; FEATURES]) {
         let segments = self.len() as f32;
         let expected_accesses = self.accesses_per_window();
         // relative units: 1 = an average segment of this partition at its present load
@@ -290,42 +308,53 @@ impl Features {
             *scale = self.corrected(average, relative);
         }
         let relative_bytes = segments / self.corrected(MID, self.whole.bytes).max(1e-6);
-        let load = |column: &[f32]| -> Lanes {
-            let mut lanes = [0.0; LANES];
-            let end = (first + LANES).min(column.len());
-            lanes[..end - first].copy_from_slice(&column[first..end]);
-            lanes
-        };
-        let counts = |pick: fn(&SegmentCounts) -> f32| -> Lanes {
-            let mut lanes = [0.0; LANES];
-            for (lane, counts) in lanes.iter_mut().zip(&self.counts[first..]) {
-                *lane = pick(counts);
-            }
-            lanes
-        };
-        out[0] = log(counts(|c| c.reads as f32), relative);
-        out[1] = log(counts(|c| c.writes as f32), relative);
-        out[2] = log(counts(|c| c.bytes as f32), relative_bytes);
-        for (average, scale) in scale.iter().enumerate() {
-            out[3 + average] = log(load(&self.averages[average]), *scale);
+        let end = (first + LANES).min(self.len());
+        let mut counts = [SegmentCounts::default(); LANES];
+        counts[..end - first].copy_from_slice(&self.counts[first..end]);
+        let load = |column: &[f32]| load(column, first, end);
+        // loops instead of `map`, which stays a call of its own without the wide units
+        for lane in 0..LANES {
+            out[0][lane] = counts[lane].reads as f32;
+            out[1][lane] = counts[lane].writes as f32;
+            out[2][lane] = counts[lane].bytes as f32;
         }
-        out[7] = load(&self.age).map(|age| ln(1.0 + age) * (1.0 / std::f32::consts::LN_2 / 10.0));
+        log(&mut out[0], relative);
+        log(&mut out[1], relative);
+        log(&mut out[2], relative_bytes);
+        for (average, scale) in scale.iter().enumerate() {
+            out[3 + average] = load(&self.averages[average]);
+            log(&mut out[3 + average], *scale);
+        }
+        out[7] = load(&self.age);
+        logarithm(&mut out[7], std::f32::consts::LOG2_E / 10.0);
         let (left, right) = (load(&self.left), load(&self.right));
-        out[8] = log(left, scale[MID]);
-        out[9] = log(right, scale[MID]);
+        out[8] = left;
+        log(&mut out[8], scale[MID]);
+        out[9] = right;
+        log(&mut out[9], scale[MID]);
         let far = 1.0 / ln(1.0 + segments);
-        let distance = |distance: f32| (ln(1.0 + distance.min(1e9)) * far).min(1.0);
-        out[10] = load(&self.left_distance).map(distance);
-        out[11] = load(&self.right_distance).map(distance);
+        for (row, column) in [(10, &self.left_distance), (11, &self.right_distance)] {
+            out[row] = load(column);
+            // where there is no active segment the distance is infinite
+            out[row].iter_mut().for_each(|distance| *distance = distance.min(1e9));
+            logarithm(&mut out[row], far);
+            out[row].iter_mut().for_each(|distance| *distance = distance.min(1.0));
+        }
         for lane in 0..LANES {
             let (left, right) = (left[lane], right[lane]);
             out[12][lane] = self.whole.direction * (left - right) / (left + right).max(1e-9);
         }
-        out[13] = log(load(&self.left_front), scale[FAST]);
-        out[14] = log(load(&self.right_front), scale[FAST]);
-        out[15] = log(load(self.coaccess.expected()), segments);
+        out[13] = load(&self.left_front);
+        log(&mut out[13], scale[FAST]);
+        out[14] = load(&self.right_front);
+        log(&mut out[14], scale[FAST]);
+        out[15] = load(self.coaccess.expected());
+        log(&mut out[15], segments);
         let share = self.corrected(MID, 1.0) / expected_accesses.max(1e-6);
-        out[16] = load(&self.averages[MID]).map(|average| (average * share).sqrt());
+        let average = load(&self.averages[MID]);
+        for lane in 0..LANES {
+            out[16][lane] = (average[lane] * share).sqrt();
+        }
         out[17] = [self.whole.from_fast; LANES];
         out[18] = [self.whole.from_longest; LANES];
         out[19] = [self.whole.active; LANES];
@@ -387,11 +416,32 @@ impl Features {
     }
 }
 
-/// `ln(1 + 16 v) / 4` of `scale` times each lane.
+/// The values from `first` to `end`, zero after them.
 #[inline(always)]
-fn log(lanes: Lanes, scale: f32) -> Lanes {
+fn load(column: &[f32], first: usize, end: usize) -> Lanes {
+    let mut lanes = [0.0; LANES];
+    match column.get(first..first + LANES) {
+        Some(whole) => lanes.copy_from_slice(whole),
+        None => lanes[..end - first].copy_from_slice(&column[first..end]),
+    }
+    lanes
+}
+
+/// Each lane to `ln(1 + 16 v) / 4` of `scale` times it.
+#[inline(always)]
+fn log(lanes: &mut Lanes, scale: f32) {
     let scale = 16.0 * scale;
-    lanes.map(|value| 0.25 * ln(1.0 + value * scale))
+    for lane in lanes {
+        *lane = 0.25 * ln(1.0 + *lane * scale);
+    }
+}
+
+/// Each lane to `ln(1 + v)` times `factor`.
+#[inline(always)]
+fn logarithm(lanes: &mut Lanes, factor: f32) {
+    for lane in lanes {
+        *lane = factor * ln(1.0 + *lane);
+    }
 }
 
 #[cfg(test)]

@@ -50,7 +50,8 @@ fn load_alone_does_not_change_the_features() {
         let counts = |factor: u32| {
             let mut counts = vec![SegmentCounts::default(); 16];
             for (index, reads) in shape {
-                counts[index] = SegmentCounts { reads: reads * factor, bytes: u64::from(reads * factor), ..counts[index] };
+                counts[index] =
+                    SegmentCounts { reads: reads * factor, bytes: u64::from(reads * factor), ..counts[index] };
             }
             counts
         };
@@ -77,7 +78,7 @@ fn scan_to_the_right_pulls_its_right_side() {
     assert!(ahead[13] > far[13]);
     assert!(ahead[8] > ahead[9]);
     assert!(ahead[10] < far[10] && ahead[11] == 1.0);
-    assert!(behind[7] < 0.5 && ahead[7] == 1.0);
+    assert!(behind[7] < 0.5 && ahead[7] > 0.999);
 }
 
 #[test]

@@ -86,8 +86,8 @@ impl Gru {
             let logits = self.cell.step(&x, &mut self.state[rows..rows + hidden]);
             let lanes = (segments - tile).min(LANES);
             for (slot, logit) in self.working[tile..tile + lanes].iter_mut().zip(logits) {
-                // also for NaN, which f32::clamp would pass on
-                *slot = logit.max(-LOGIT_MAX).min(LOGIT_MAX);
+                // f32::clamp would pass a NaN on
+                *slot = if logit.is_nan() { -LOGIT_MAX } else { logit.clamp(-LOGIT_MAX, LOGIT_MAX) };
                 self.largest = self.largest.max(*slot);
             }
         }

@@ -3,12 +3,15 @@
 use super::{Ewma, Scorer};
 use crate::window::SegmentCounts;
 
+// The best mean of 16 settings over the test parts of eight development traces: chosen in hindsight, to be a hard rival.
+// Lending more pushes segments with accesses of their own down (0.5 with wider reach cost 6 points on hplajw_1992).
+
 /// What a segment lends to its right neighbour; scans mostly go up.
-const PASS_RIGHT: f32 = 0.9;
+const PASS_RIGHT: f32 = 0.4;
 /// What a segment lends to its left neighbour: locality without a scan.
-const PASS_LEFT: f32 = 0.5;
+const PASS_LEFT: f32 = 0.1;
 /// Share of what is lent in the score, so that a segment's own accesses count first.
-const LENT: f32 = 0.5;
+const LENT: f32 = 0.1;
 
 /// [`Ewma`], where each segment's score is at least what its neighbours lend it.
 #[derive(Clone, Debug)]
@@ -112,4 +115,3 @@ impl Scorer for EwmaReadahead {
         self.resize(segments);
     }
 }
-

@@ -96,9 +96,8 @@ impl<R: Read> TraceReader<R> {
             count += 1;
             fields.next().ok_or(count - 1)
         };
-        let missing = |found: usize| {
-            self.error(format!("has {found} field{}, not 4", if found == 1 { "" } else { "s" }))
-        };
+        let missing =
+            |found: usize| self.error(format!("has {found} field{}, not 4", if found == 1 { "" } else { "s" }));
         let ts_us = next().map_err(missing)?;
         let op = next().map_err(missing)?;
         let key = next().map_err(missing)?;

@@ -55,8 +55,11 @@ impl<W: Write> TraceWriter<W> {
             return Err(Error::Trace { path: self.path.clone(), line: self.line + 1, what });
         }
         let Request { ts_us, op, key, size } = *request;
-        writeln!(self.output, "{ts_us},{},{key},{size}", op.as_str())
-            .map_err(|cause| Error::Io { op: "write", path: self.path.clone(), cause })?;
+        writeln!(self.output, "{ts_us},{},{key},{size}", op.as_str()).map_err(|cause| Error::Io {
+            op: "write",
+            path: self.path.clone(),
+            cause,
+        })?;
         self.line += 1;
         self.last_ts_us = ts_us;
         Ok(())

@@ -1,0 +1,6 @@
+//! Tests of the crate as a user sees it.
+
+mod allocation;
+mod shipped;
+#[cfg(feature = "torch")]
+mod torch_agreement;
