@@ -16,8 +16,9 @@ use super::watchdog::Beat;
 
 /// Memory that an executor registers with its ring; small, since it counts against `ulimit -l`.
 const IO_MEMORY_BYTES: usize = 1 << 20;
-/// Requests want to run within this time.
-const FOREGROUND_LATENCY: Duration = Duration::from_millis(1);
+/// Preemption timer until the queues set theirs. Long: an executor whose timer expires before it has run its first task
+/// sleeps for good (see [`KeepAwake`]), and nothing is there yet to wake it.
+const START_PREEMPT: Duration = Duration::from_millis(100);
 
 /// How an executor is set up.
 #[derive(Clone, Debug)]
@@ -55,18 +56,21 @@ where
     let mut builder = LocalExecutorBuilder::new(placement)
         .name(&options.name)
         .io_memory(IO_MEMORY_BYTES)
-        .preempt_timer(options.preempt);
+        .preempt_timer(START_PREEMPT);
     // Spinning pays only where nobody else wants the core.
     if options.cpu.is_some() && !options.spin.is_zero() {
         builder = builder.spin_before_park(options.spin);
     }
-    let spawned = builder.spawn(move || async move {
-        // Requests run in a queue of their own, so that background work gets what they leave.
-        let latency = Latency::Matters(FOREGROUND_LATENCY);
-        let foreground = glommio::executor().create_task_queue(Shares::Static(1000), latency, "foreground");
-        match glommio::spawn_local_into(start(), foreground) {
-            Ok(task) => KeepAwake::new(task).await,
-            Err(cause) => unreachable!("a queue that was just created: {cause}"),
+    let spawned = builder.spawn(move || {
+        let beat = Beat::start(NAP_MIN);
+        async move {
+            // Requests run in a queue of their own, so that background work gets what they leave.
+            let latency = Latency::Matters(options.preempt);
+            let foreground = glommio::executor().create_task_queue(Shares::Static(1000), latency, "foreground");
+            match glommio::spawn_local_into(start(), foreground) {
+                Ok(task) => KeepAwake::new(task, beat).await,
+                Err(cause) => unreachable!("a queue that was just created: {cause}"),
+            }
         }
     });
     let handle =
@@ -91,11 +95,7 @@ struct KeepAwake<T> {
 }
 
 impl<T> KeepAwake<T> {
-    fn new(task: glommio::Task<T>) -> KeepAwake<T> {
-        let (beat, woken) = Beat::start();
-        beat.expect_within(NAP_MIN);
-        // Receiving is all that is needed: the message itself wakes the executor.
-        glommio::spawn_local(async move { while woken.recv().await.is_ok() {} }).detach();
+    fn new(task: glommio::Task<T>, beat: Arc<Beat>) -> KeepAwake<T> {
         KeepAwake { task, timer: Timer::new(NAP_MIN), nap: NAP_MIN, tasks_executed: 0, beat }
     }
 }
@@ -137,8 +137,9 @@ pub(crate) struct Background {
 }
 
 impl Background {
-    pub fn new() -> Background {
-        let queue = glommio::executor().create_task_queue(Shares::Static(100), Latency::NotImportant, "background");
+    /// A queue whose tasks give way after `preempt`.
+    pub fn new(preempt: Duration) -> Background {
+        let queue = glommio::executor().create_task_queue(Shares::Static(100), Latency::Matters(preempt), "background");
         Background { queue: Rc::new(queue) }
     }
 

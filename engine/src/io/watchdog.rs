@@ -1,12 +1,15 @@
 //! Wakes executors that sleep although they should not.
 //!
-//! Seen here with glommio 0.9.0: an executor sleeps in its main ring while the timer of its latency ring has long
-//! expired, and wakes only with the next event from outside (reproduced by opening engines in a loop, about once in
-//! twenty; a debugger that attaches ends it). Each executor therefore says by when it will be awake again; one thread
-//! per process looks, and sends a message to those that are late.
+//! Seen here with glommio 0.9.0 and reproduced by opening engines in a loop: when an executor's preemption timer expires
+//! between its arming and the first look at the queues (the thread was displaced for that long), the executor takes the
+//! queues for empty and sleeps, with work to do and perhaps with no timer armed. A message from another thread does not
+//! help: a task that is runnable already is not announced again. What always ends the sleep is a signal, since the wait
+//! returns with EINTR. So each executor says by when it will be awake again, and one thread per process sends SIGURG to
+//! those that are late. SIGURG is ignored by default and nobody else's business here; a handler that does nothing makes
+//! it interrupt the wait.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// How often the thread looks.
@@ -17,28 +20,46 @@ const GRACE: Duration = Duration::from_millis(2);
 /// By when an executor wants to be awake again.
 #[derive(Debug)]
 pub(super) struct Beat {
+    thread: libc::pid_t,
     /// Microseconds since [`epoch`].
     due_us: AtomicU64,
-    wake: async_channel::Sender<()>,
 }
 
 impl Beat {
-    /// Registers an executor; it is watched until the beat is dropped. The executor reads the receiver.
-    pub fn start() -> (Arc<Beat>, async_channel::Receiver<()>) {
-        let (wake, woken) = async_channel::bounded(1);
-        let beat = Arc::new(Beat { due_us: AtomicU64::new(u64::MAX), wake });
+    /// Registers the executor of the calling thread, to be awake within `nap`. It is watched until the beat is dropped.
+    pub fn start(nap: Duration) -> Arc<Beat> {
+        static HANDLER: Once = Once::new();
+        HANDLER.call_once(install_handler);
+        // SAFETY: the call has no preconditions.
+        let thread = unsafe { libc::gettid() };
+        let beat = Arc::new(Beat { thread, due_us: AtomicU64::new(0) });
+        beat.expect_within(nap);
         let mut watched = watched().lock().unwrap_or_else(PoisonError::into_inner);
         watched.beats.push(Arc::downgrade(&beat));
         if !watched.running {
             watched.running = true;
             std::thread::spawn(watch);
         }
-        (beat, woken)
+        beat
     }
 
     /// The executor will be awake again after `nap` at the latest.
     pub fn expect_within(&self, nap: Duration) {
         self.due_us.store((epoch().elapsed() + nap).as_micros() as u64, Ordering::Relaxed);
+    }
+}
+
+/// Gives SIGURG a handler unless the process has one already.
+fn install_handler() {
+    extern "C" fn ignore(_signal: libc::c_int) {}
+    // SAFETY: all zeros is a valid `sigaction`: default disposition, empty mask, no flags.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: with no new action the call only writes the present one to `action`.
+    let status = unsafe { libc::sigaction(libc::SIGURG, std::ptr::null(), &raw mut action) };
+    if status == 0 && action.sa_sigaction == libc::SIG_DFL {
+        action.sa_sigaction = ignore as extern "C" fn(libc::c_int) as usize;
+        // SAFETY: the handler does nothing, so it may run at any time; no SA_RESTART, so that waits return.
+        unsafe { libc::sigaction(libc::SIGURG, &raw const action, std::ptr::null_mut()) };
     }
 }
 
@@ -60,6 +81,8 @@ fn epoch() -> Instant {
 
 /// Looks until nobody is left to be watched.
 fn watch() {
+    // SAFETY: the call has no preconditions.
+    let process = unsafe { libc::getpid() };
     loop {
         std::thread::sleep(PERIOD);
         let late_us = epoch().elapsed().saturating_sub(GRACE).as_micros() as u64;
@@ -69,8 +92,8 @@ fn watch() {
                 return false;
             };
             if beat.due_us.load(Ordering::Relaxed) < late_us {
-                // A message that still waits will wake it as well as another one.
-                let _ = beat.wake.try_send(());
+                // SAFETY: a signal to a thread of this process; the beat lives, so its thread does.
+                unsafe { libc::syscall(libc::SYS_tgkill, process, beat.thread, libc::SIGURG) };
             }
             true
         });

@@ -67,7 +67,7 @@ impl Shard {
                 Ok(())
             },
         )?;
-        let background = Background::new();
+        let background = Background::new(config.preempt);
         let wal = Wal::open(recovered, background.clone()).await?;
         let next_file = remove_orphans(&dir, &state)?;
         let (removals, removed) = async_channel::bounded(REMOVALS_MAX);

@@ -1,0 +1,355 @@
+//! The coordinator's state as a pure function of the commands it has taken.
+//!
+//! - `INV-OWNER`: a partition has one owner in each epoch; the epoch rises on commit and on abort.
+//! - `INV-FENCE`: a command of a move carries its attempt; a closed attempt changes nothing.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// A move under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moving {
+    /// Attempt id; rises with each move and serves as fencing token.
+    pub attempt: u64,
+    /// The host that the shadow lies on.
+    pub destination: u32,
+}
+
+/// Whether a move is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RecordState {
+    /// The owner serves.
+    Stable,
+    /// The owner serves while a shadow is filled.
+    Moving(Moving),
+    /// The destination owns it; the move's last steps are under way.
+    Committed(Moving),
+}
+
+/// What the cluster agrees on for one partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionRecord {
+    /// Partition id.
+    pub partition: u64,
+    /// Keyspace.
+    pub keyspace: String,
+    /// First and last slot.
+    pub slots: (u16, u16),
+    /// Owner.
+    pub owner: u32,
+    /// Ownership generation.
+    pub epoch: u64,
+    /// Move state.
+    pub state: RecordState,
+    /// Rises with every change of this record.
+    pub revision: u64,
+    /// The last moves: attempt, outcome.
+    pub history: Vec<(u64, String)>,
+}
+
+/// How to reach a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostInfo {
+    /// The host.
+    pub host: u32,
+    /// Control plane, UDP.
+    pub control: String,
+    /// Bulk plane, UDP.
+    pub bulk: String,
+    /// RESP, TCP.
+    pub resp: String,
+}
+
+/// Everything the coordinator knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterState {
+    /// By partition.
+    pub records: BTreeMap<u64, PartitionRecord>,
+    /// By host.
+    pub hosts: BTreeMap<u32, HostInfo>,
+    /// Last attempt id given out.
+    pub attempts: u64,
+}
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Announces a host, or its new addresses.
+    Register(HostInfo),
+    /// Creates a partition; one that exists with the same slots is left as it is.
+    Create {
+        /// Id.
+        partition: u64,
+        /// Keyspace.
+        keyspace: String,
+        /// First and last slot.
+        slots: (u16, u16),
+        /// First owner.
+        owner: u32,
+    },
+    /// Reads a record.
+    Read {
+        /// Id.
+        partition: u64,
+    },
+    /// Reads everything.
+    List,
+    /// Locks the partition for a move; the new attempt is in the answer.
+    Begin {
+        /// Id.
+        partition: u64,
+        /// The owner as the caller knows it.
+        source: u32,
+        /// The host to move to.
+        destination: u32,
+    },
+    /// Makes the destination the owner. The linearization point of a move.
+    Commit {
+        /// Id.
+        partition: u64,
+        /// The attempt, as fencing token.
+        attempt: u64,
+        /// The epoch that the mover knows.
+        epoch: u64,
+    },
+    /// Closes an attempt that was not committed.
+    Abort {
+        /// Id.
+        partition: u64,
+        /// The attempt.
+        attempt: u64,
+        /// For the history.
+        reason: String,
+    },
+    /// Closes an attempt that was committed.
+    Complete {
+        /// Id.
+        partition: u64,
+        /// The attempt.
+        attempt: u64,
+    },
+}
+
+/// A response.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// The record after the command.
+    Record(PartitionRecord),
+    /// Everything.
+    State(ClusterState),
+}
+
+/// Moves that a record remembers.
+const HISTORY_MAX: usize = 16;
+
+/// The machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    /// Its state; durable before an answer leaves.
+    pub state: ClusterState,
+}
+
+impl Machine {
+    /// Applies a command. An error says how the record differs from what the command assumes; nothing has changed then.
+    ///
+    /// # Errors
+    /// The difference, in words.
+    pub fn apply(&mut self, command: Command) -> Result<Answer, String> {
+        match command {
+            Command::Register(info) => {
+                self.state.hosts.insert(info.host, info);
+                Ok(Answer::State(self.state.clone()))
+            }
+            Command::List => Ok(Answer::State(self.state.clone())),
+            Command::Read { partition } => Ok(Answer::Record(self.record(partition)?.clone())),
+            Command::Create { partition, keyspace, slots, owner } => self.create(partition, keyspace, slots, owner),
+            Command::Begin { partition, source, destination } => self.begin(partition, source, destination),
+            Command::Commit { partition, attempt, epoch } => self.commit(partition, attempt, epoch),
+            Command::Abort { partition, attempt, reason } => self.abort(partition, attempt, &reason),
+            Command::Complete { partition, attempt } => self.complete(partition, attempt),
+        }
+    }
+
+    fn record(&mut self, partition: u64) -> Result<&mut PartitionRecord, String> {
+        self.state.records.get_mut(&partition).ok_or_else(|| format!("no partition {partition}"))
+    }
+
+    fn create(&mut self, partition: u64, keyspace: String, slots: (u16, u16), owner: u32) -> Result<Answer, String> {
+        if let Some(found) = self.state.records.get(&partition) {
+            let same = found.slots == slots && found.keyspace == keyspace;
+            return if same { Ok(Answer::Record(found.clone())) } else { Err(format!("partition {partition} exists")) };
+        }
+        if slots.0 > slots.1 || slots.1 >= crate::resp::slot::SLOTS {
+            return Err(format!("slots {}-{}: 0 to 16383, ascending", slots.0, slots.1));
+        }
+        let overlap = |other: &&PartitionRecord| other.keyspace == keyspace && other.slots.0 <= slots.1 && slots.0 <= other.slots.1;
+        if let Some(other) = self.state.records.values().find(overlap) {
+            return Err(format!("slots {}-{} overlap partition {}", slots.0, slots.1, other.partition));
+        }
+        let record = PartitionRecord {
+            partition,
+            keyspace,
+            slots,
+            owner,
+            epoch: 1,
+            state: RecordState::Stable,
+            revision: 1,
+            history: Vec::new(),
+        };
+        self.state.records.insert(partition, record.clone());
+        Ok(Answer::Record(record))
+    }
+
+    fn begin(&mut self, partition: u64, source: u32, destination: u32) -> Result<Answer, String> {
+        if !self.state.hosts.contains_key(&destination) {
+            return Err(format!("host {destination} is not known"));
+        }
+        let attempt = self.state.attempts + 1;
+        let record = self.record(partition)?;
+        if record.owner != source || source == destination {
+            return Err(format!("partition {partition} belongs to host {}", record.owner));
+        }
+        if record.state != RecordState::Stable {
+            return Err(format!("partition {partition} is being moved"));
+        }
+        record.state = RecordState::Moving(Moving { attempt, destination });
+        record.revision += 1;
+        let answer = Answer::Record(record.clone());
+        self.state.attempts = attempt;
+        Ok(answer)
+    }
+
+    fn commit(&mut self, partition: u64, attempt: u64, epoch: u64) -> Result<Answer, String> {
+        let record = self.record(partition)?;
+        match record.state.clone() {
+            RecordState::Moving(moving) if moving.attempt == attempt && record.epoch == epoch => {
+                record.owner = moving.destination;
+                record.epoch += 1;
+                record.state = RecordState::Committed(moving);
+                record.revision += 1;
+                Ok(Answer::Record(record.clone()))
+            }
+            // Asked again after an answer that was lost.
+            RecordState::Committed(moving) if moving.attempt == attempt => Ok(Answer::Record(record.clone())),
+            _ => Err(format!("attempt {attempt} of partition {partition} is closed (epoch {})", record.epoch)),
+        }
+    }
+
+    fn abort(&mut self, partition: u64, attempt: u64, reason: &str) -> Result<Answer, String> {
+        let record = self.record(partition)?;
+        match record.state.clone() {
+            RecordState::Moving(moving) if moving.attempt == attempt => {
+                record.epoch += 1;
+                record.state = RecordState::Stable;
+                record.revision += 1;
+                remember(record, attempt, format!("aborted: {reason}"));
+                Ok(Answer::Record(record.clone()))
+            }
+            RecordState::Committed(moving) if moving.attempt == attempt => {
+                Err(format!("attempt {attempt} of partition {partition} is committed"))
+            }
+            // Closed before: the answer is the record.
+            _ => Ok(Answer::Record(record.clone())),
+        }
+    }
+
+    fn complete(&mut self, partition: u64, attempt: u64) -> Result<Answer, String> {
+        let record = self.record(partition)?;
+        match record.state.clone() {
+            RecordState::Committed(moving) if moving.attempt == attempt => {
+                record.state = RecordState::Stable;
+                record.revision += 1;
+                remember(record, attempt, format!("moved to host {}", moving.destination));
+                Ok(Answer::Record(record.clone()))
+            }
+            _ => Ok(Answer::Record(record.clone())),
+        }
+    }
+}
+
+fn remember(record: &mut PartitionRecord, attempt: u64, outcome: String) {
+    record.history.push((attempt, outcome));
+    if record.history.len() > HISTORY_MAX {
+        record.history.remove(0);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn machine() -> Machine {
+        let mut machine = Machine::default();
+        for host in 1..=2 {
+            let info = HostInfo { host, control: String::new(), bulk: String::new(), resp: String::new() };
+            machine.apply(Command::Register(info)).unwrap();
+        }
+        let create = Command::Create { partition: 1, keyspace: "default".into(), slots: (0, 99), owner: 1 };
+        machine.apply(create).unwrap();
+        machine
+    }
+
+    fn record(answer: Result<Answer, String>) -> PartitionRecord {
+        match answer.unwrap() {
+            Answer::Record(record) => record,
+            Answer::State(_) => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn commit_moves_ownership_once_and_raises_epoch() {
+        let mut machine = machine();
+        record(machine.apply(Command::Begin { partition: 1, source: 1, destination: 2 }));
+        let commit = Command::Commit { partition: 1, attempt: 1, epoch: 1 };
+        let committed = record(machine.apply(commit.clone()));
+        assert_eq!((committed.owner, committed.epoch), (2, 2));
+        assert_eq!(record(machine.apply(commit)), committed, "asked twice, done once");
+        assert!(machine.apply(Command::Abort { partition: 1, attempt: 1, reason: String::new() }).is_err());
+        assert_eq!(record(machine.apply(Command::Complete { partition: 1, attempt: 1 })).state, RecordState::Stable);
+    }
+
+    #[test]
+    fn abort_closes_the_attempt_and_raises_epoch() {
+        let mut machine = machine();
+        record(machine.apply(Command::Begin { partition: 1, source: 1, destination: 2 }));
+        let aborted = record(machine.apply(Command::Abort { partition: 1, attempt: 1, reason: "test".into() }));
+        assert_eq!((aborted.owner, aborted.epoch), (1, 2));
+        assert!(machine.apply(Command::Commit { partition: 1, attempt: 1, epoch: 1 }).is_err());
+    }
+
+    #[test]
+    fn create_overlapping_slots_is_refused() {
+        let create = Command::Create { partition: 2, keyspace: "default".into(), slots: (99, 200), owner: 1 };
+        assert!(machine().apply(create).is_err());
+    }
+
+    fn arbitrary_command() -> impl Strategy<Value = Command> {
+        let (attempt, epoch) = (0..6u64, 0..6u64);
+        prop_oneof![
+            (1..3u32, 1..3u32).prop_map(|(source, destination)| Command::Begin { partition: 1, source, destination }),
+            (attempt.clone(), epoch).prop_map(|(attempt, epoch)| Command::Commit { partition: 1, attempt, epoch }),
+            attempt.clone().prop_map(|attempt| Command::Abort { partition: 1, attempt, reason: String::new() }),
+            attempt.prop_map(|attempt| Command::Complete { partition: 1, attempt }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn owner_changes_only_with_the_epoch(commands in prop::collection::vec(arbitrary_command(), 1..60)) {
+            let mut machine = machine();
+            let mut before = machine.state.records[&1].clone();
+            for command in commands {
+                let refused = machine.apply(command).is_err();
+                let after = machine.state.records[&1].clone();
+                prop_assert!(after.epoch >= before.epoch && after.epoch <= before.epoch + 1);
+                prop_assert!(after.owner == before.owner || after.epoch == before.epoch + 1);
+                prop_assert!(!refused || after == before);
+                before = after;
+            }
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! The coordinator of another node, over the control plane.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use antumbra_engine::types::HostId;
+
+use crate::error::Error;
+use crate::transport::{PlaneHandle, StreamKind, call};
+
+use super::machine::Command;
+use super::{Asking, Coordinator, Response};
+
+/// A call that takes longer is of unknown result.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Asks the node that serves the coordinator.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    plane: PlaneHandle,
+    address: SocketAddr,
+    host: HostId,
+}
+
+impl Remote {
+    /// The coordinator at `address`, served by `host`.
+    #[must_use]
+    pub fn new(plane: PlaneHandle, address: SocketAddr, host: HostId) -> Remote {
+        Remote { plane, address, host }
+    }
+}
+
+impl Coordinator for Remote {
+    fn ask(&self, command: Command) -> Asking<'_> {
+        Box::pin(async move {
+            let request = serde_json::to_vec(&command).map_err(|cause| Error::protocol(cause.to_string()))?;
+            let kind = StreamKind::Coordinator;
+            let response = call(&self.plane, self.address, self.host, kind, &request, TIMEOUT).await?;
+            let response: Response = serde_json::from_slice(&response)
+                .map_err(|cause| Error::Unknown { what: format!("{}: {cause}", self.address) })?;
+            response.into_result()
+        })
+    }
+}

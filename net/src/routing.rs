@@ -1,0 +1,160 @@
+//! Which host serves which slot, as this host knows it. Readers never wait.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use antumbra_engine::types::{Epoch, HostId, PartitionId};
+use arc_swap::ArcSwap;
+
+use crate::coordinator::{ClusterState, HostInfo, PartitionRecord};
+
+/// One partition's route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The partition.
+    pub partition: PartitionId,
+    /// First and last slot.
+    pub slots: (u16, u16),
+    /// The owner.
+    pub owner: HostId,
+    /// In which epoch.
+    pub epoch: Epoch,
+}
+
+/// Addresses of a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// Control plane.
+    pub control: SocketAddr,
+    /// Bulk plane.
+    pub bulk: SocketAddr,
+    /// RESP.
+    pub resp: SocketAddr,
+}
+
+/// An immutable picture of the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Topology {
+    /// Ascending by slots; not every slot need be served.
+    pub routes: Vec<Route>,
+    /// Ascending by host.
+    pub hosts: Vec<(HostId, Addresses)>,
+}
+
+impl Topology {
+    /// The route of a slot.
+    #[must_use]
+    pub fn route(&self, slot: u16) -> Option<&Route> {
+        let index = self.routes.partition_point(|route| route.slots.1 < slot);
+        self.routes.get(index).filter(|route| route.slots.0 <= slot)
+    }
+
+    /// The addresses of a host.
+    #[must_use]
+    pub fn addresses(&self, host: HostId) -> Option<&Addresses> {
+        self.hosts.iter().find(|(other, _)| *other == host).map(|(_, addresses)| addresses)
+    }
+}
+
+/// The table. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct RoutingTable {
+    current: Arc<ArcSwap<Topology>>,
+}
+
+impl RoutingTable {
+    /// The present picture.
+    #[must_use]
+    pub fn load(&self) -> Arc<Topology> {
+        self.current.load_full()
+    }
+
+    /// Takes everything the coordinator knows.
+    pub fn update(&self, state: &ClusterState) {
+        self.current.rcu(|topology| {
+            let mut next = Topology::clone(topology);
+            for record in state.records.values() {
+                merge_record(&mut next, record);
+            }
+            for info in state.hosts.values() {
+                merge_host(&mut next, info);
+            }
+            next
+        });
+    }
+
+    /// Takes one record; an older epoch than the known one changes nothing.
+    pub fn update_record(&self, record: &PartitionRecord) {
+        self.current.rcu(|topology| {
+            let mut next = Topology::clone(topology);
+            merge_record(&mut next, record);
+            next
+        });
+    }
+}
+
+fn merge_record(topology: &mut Topology, record: &PartitionRecord) {
+    let route = Route {
+        partition: PartitionId(record.partition),
+        slots: record.slots,
+        owner: HostId(record.owner),
+        epoch: Epoch(record.epoch),
+    };
+    match topology.routes.iter_mut().find(|known| known.partition == route.partition) {
+        Some(known) if known.epoch < route.epoch => *known = route,
+        Some(_) => {}
+        None => {
+            topology.routes.push(route);
+            topology.routes.sort_by_key(|route| route.slots);
+        }
+    }
+}
+
+fn merge_host(topology: &mut Topology, info: &HostInfo) {
+    let parsed = (info.control.parse(), info.bulk.parse(), info.resp.parse());
+    let (Ok(control), Ok(bulk), Ok(resp)) = parsed else {
+        tracing::warn!(?info, "a host without usable addresses");
+        return;
+    };
+    let addresses = Addresses { control, bulk, resp };
+    let host = HostId(info.host);
+    topology.hosts.retain(|(other, _)| *other != host);
+    topology.hosts.push((host, addresses));
+    topology.hosts.sort_by_key(|(host, _)| *host);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::coordinator::RecordState;
+
+    fn record(epoch: u64, owner: u32) -> PartitionRecord {
+        PartitionRecord {
+            partition: 1,
+            keyspace: "default".into(),
+            slots: (10, 20),
+            owner,
+            epoch,
+            state: RecordState::Stable,
+            revision: epoch,
+            history: Vec::new(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn update_in_any_order_keeps_the_highest_epoch(epochs in prop::collection::vec(1..50u64, 1..20)) {
+            let table = RoutingTable::default();
+            for epoch in &epochs {
+                table.update_record(&record(*epoch, *epoch as u32));
+            }
+            let highest = epochs.iter().max().copied().unwrap_or(0);
+            let topology = table.load();
+            prop_assert_eq!(topology.route(15).map(|route| route.owner), Some(HostId(highest as u32)));
+            prop_assert_eq!(topology.route(21), None);
+            prop_assert_eq!(topology.route(9), None);
+        }
+    }
+}

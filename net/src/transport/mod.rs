@@ -1,0 +1,12 @@
+//! QUIC between hosts: two planes per node, each with a thread, a runtime and an endpoint of its own.
+//!
+//! The **control** plane carries control streams, mirrors, coordinator calls and forwarded requests; it sits in the
+//! write path and runs in the normal scheduling class. The **bulk** plane carries segment images and runs in the idle
+//! class, so that the kernel pushes it aside when a shard wants the core. Stream priority does not do that: what queues
+//! has been sent already; small windows and connections of their own do.
+
+mod call;
+mod plane;
+
+pub use call::{call, read_exact_limited, serve_call};
+pub use plane::{Handler, Incoming, Plane, PlaneConfig, PlaneHandle, SchedulingClass, StreamKind};

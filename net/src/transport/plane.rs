@@ -1,0 +1,316 @@
+//! One plane: thread, runtime, endpoint, connections.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::net::{SocketAddr, UdpSocket};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use antumbra_engine::types::HostId;
+use quinn::{Connection, Endpoint, EndpointConfig, RecvStream, SendStream, TransportConfig, VarInt};
+use rustls::pki_types::CertificateDer;
+use thread_priority::{NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy};
+
+use crate::error::{Error, Result};
+use crate::tls::{self, Identity};
+
+/// First bytes of every stream: magic, version, kind.
+const PREAMBLE: [u8; 6] = *b"ANTQ\x01\0";
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What a stream is for. The numbers are part of the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum StreamKind {
+    /// Control of one move, both ways.
+    Control = 1,
+    /// The mirror of one partition, source to target.
+    Mirror = 2,
+    /// One segment, source to target.
+    Bulk = 3,
+    /// One coordinator call.
+    Coordinator = 4,
+    /// One forwarded request.
+    Forward = 5,
+}
+
+impl StreamKind {
+    fn from_byte(byte: u8) -> Option<StreamKind> {
+        [StreamKind::Control, StreamKind::Mirror, StreamKind::Bulk, StreamKind::Coordinator, StreamKind::Forward]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
+    }
+}
+
+/// How the kernel schedules a plane's thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SchedulingClass {
+    /// Like everything else.
+    Normal,
+    /// Only what others leave.
+    Idle,
+}
+
+/// Configuration of a plane.
+#[derive(Clone, Debug)]
+pub struct PlaneConfig {
+    /// Thread name.
+    pub name: &'static str,
+    /// UDP address to listen on; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Certificates.
+    pub identity: Identity,
+    /// Scheduling class of the thread.
+    pub class: SchedulingClass,
+    /// Bytes in flight that a stream (and a connection) may have, at either end.
+    pub window_bytes: u32,
+}
+
+/// A stream that a peer opened.
+#[derive(Debug)]
+pub struct Incoming {
+    /// The authenticated peer.
+    pub peer: HostId,
+    /// What it is for.
+    pub kind: StreamKind,
+    /// Way back; `None` for a unidirectional stream.
+    pub send: Option<SendStream>,
+    /// The bytes behind the preamble.
+    pub recv: RecvStream,
+}
+
+/// Takes streams that peers open; runs on the plane's thread.
+pub type Handler = Arc<dyn Fn(Incoming) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+/// A running plane. Dropping it ends the thread.
+#[derive(Debug)]
+pub struct Plane {
+    handle: PlaneHandle,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// Opens streams and starts tasks on a plane from anywhere.
+#[derive(Clone, Debug)]
+pub struct PlaneHandle {
+    runtime: tokio::runtime::Handle,
+    endpoint: Endpoint,
+    local: SocketAddr,
+    connections: Arc<Mutex<HashMap<(SocketAddr, HostId), Connection>>>,
+}
+
+impl Plane {
+    /// Starts the thread and the endpoint.
+    ///
+    /// # Errors
+    /// [`Error::Link`] when the address cannot be had, [`Error::Tls`].
+    pub fn start(config: PlaneConfig, handler: Handler) -> Result<Plane> {
+        let name = config.name;
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let body = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = match runtime {
+                Ok(runtime) => runtime,
+                Err(cause) => return drop(ready.send(Err(Error::link(config.listen, cause)))),
+            };
+            if config.class == SchedulingClass::Idle {
+                set_idle_class();
+            }
+            runtime.block_on(async {
+                match open_endpoint(&config) {
+                    Ok((endpoint, local)) => {
+                        let handle = PlaneHandle {
+                            runtime: tokio::runtime::Handle::current(),
+                            endpoint: endpoint.clone(),
+                            local,
+                            connections: Arc::default(),
+                        };
+                        let _ = ready.send(Ok(handle));
+                        tokio::select! {
+                            () = accept(endpoint.clone(), handler) => {}
+                            _ = stopped => {}
+                        }
+                        endpoint.close(VarInt::from_u32(0), b"closing");
+                        let _ = tokio::time::timeout(Duration::from_millis(200), endpoint.wait_idle()).await;
+                    }
+                    Err(cause) => drop(ready.send(Err(cause))),
+                }
+            });
+        };
+        let spawned = std::thread::Builder::new().name(name.to_string()).spawn(body);
+        let thread = spawned.map_err(|cause| Error::link(name, cause))?;
+        let handle = is_ready.recv().map_err(|_| Error::link(name, "the thread died"))??;
+        Ok(Plane { handle, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// The handle.
+    #[must_use]
+    pub fn handle(&self) -> PlaneHandle {
+        self.handle.clone()
+    }
+}
+
+impl Drop for Plane {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// SCHED_IDLE needs no privilege. Where it fails, bulk copying competes with the shards: said once.
+fn set_idle_class() {
+    let policy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+    let id = thread_priority::thread_native_id();
+    if let Err(cause) = thread_priority::set_thread_priority_and_policy(id, ThreadPriority::Min, policy) {
+        tracing::warn!(?cause, "the bulk plane runs in the normal scheduling class");
+    }
+}
+
+fn open_endpoint(config: &PlaneConfig) -> Result<(Endpoint, SocketAddr)> {
+    let mut transport = TransportConfig::default();
+    let idle = quinn::IdleTimeout::try_from(IDLE_TIMEOUT).map_err(|cause| Error::link(config.name, cause))?;
+    transport
+        .stream_receive_window(VarInt::from_u32(config.window_bytes))
+        .receive_window(VarInt::from_u32(config.window_bytes.saturating_mul(4)))
+        .send_window(u64::from(config.window_bytes) * 4)
+        .max_idle_timeout(Some(idle))
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_concurrent_uni_streams(VarInt::from_u32(256))
+        .max_concurrent_bidi_streams(VarInt::from_u32(1024));
+    let transport = Arc::new(transport);
+    let mut server = quinn::ServerConfig::with_crypto(Arc::new(config.identity.server_config()?));
+    server.transport_config(Arc::clone(&transport));
+    let mut client = quinn::ClientConfig::new(Arc::new(config.identity.client_config()?));
+    client.transport_config(transport);
+    let socket = UdpSocket::bind(config.listen).map_err(|cause| Error::link(config.listen, cause))?;
+    let local = socket.local_addr().map_err(|cause| Error::link(config.listen, cause))?;
+    let endpoint =
+        Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(quinn::TokioRuntime));
+    let mut endpoint = endpoint.map_err(|cause| Error::link(config.listen, cause))?;
+    endpoint.set_default_client_config(client);
+    Ok((endpoint, local))
+}
+
+async fn accept(endpoint: Endpoint, handler: Handler) {
+    while let Some(incoming) = endpoint.accept().await {
+        let handler = Arc::clone(&handler);
+        tokio::spawn(async move {
+            match incoming.await {
+                Ok(connection) => serve_connection(connection, handler).await,
+                Err(cause) => tracing::debug!(%cause, "handshake failed"),
+            }
+        });
+    }
+}
+
+async fn serve_connection(connection: Connection, handler: Handler) {
+    let Some(peer) = peer_of(&connection) else {
+        connection.close(VarInt::from_u32(1), b"certificate names no host");
+        return;
+    };
+    loop {
+        let (send, recv) = tokio::select! {
+            opened = connection.accept_bi() => match opened {
+                Ok((send, recv)) => (Some(send), recv),
+                Err(_) => return,
+            },
+            opened = connection.accept_uni() => match opened {
+                Ok(recv) => (None, recv),
+                Err(_) => return,
+            },
+        };
+        let handler = Arc::clone(&handler);
+        tokio::spawn(async move {
+            match read_preamble(recv).await {
+                Ok((kind, recv)) => handler(Incoming { peer, kind, send, recv }).await,
+                // Only this stream is refused; its streams are dropped here, which resets them.
+                Err(cause) => tracing::warn!(%cause, %peer, "stream refused"),
+            }
+        });
+    }
+}
+
+async fn read_preamble(mut recv: RecvStream) -> Result<(StreamKind, RecvStream)> {
+    let mut preamble = [0; 6];
+    recv.read_exact(&mut preamble).await.map_err(|cause| Error::protocol(format!("stream preamble: {cause}")))?;
+    if preamble[..5] != PREAMBLE[..5] {
+        return Err(Error::protocol("a stream of another protocol or version"));
+    }
+    let kind = StreamKind::from_byte(preamble[5]);
+    Ok((kind.ok_or_else(|| Error::protocol(format!("unknown stream kind {}", preamble[5])))?, recv))
+}
+
+fn peer_of(connection: &Connection) -> Option<HostId> {
+    let identity = connection.peer_identity()?;
+    let certs = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    tls::host_of(certs.first()?)
+}
+
+impl PlaneHandle {
+    /// The address it listens on.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Starts a task on the plane's thread.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(task);
+    }
+
+    /// Opens a stream with a way back.
+    ///
+    /// # Errors
+    /// [`Error::Link`], [`Error::WrongHost`].
+    pub async fn open_bi(&self, peer: SocketAddr, host: HostId, kind: StreamKind) -> Result<(SendStream, RecvStream)> {
+        let connection = self.connect(peer, host).await?;
+        let (mut send, recv) = connection.open_bi().await.map_err(|cause| Error::link(peer, cause))?;
+        write_preamble(&mut send, kind).await?;
+        Ok((send, recv))
+    }
+
+    /// Opens a stream without one.
+    ///
+    /// # Errors
+    /// [`Error::Link`], [`Error::WrongHost`].
+    pub async fn open_uni(&self, peer: SocketAddr, host: HostId, kind: StreamKind) -> Result<SendStream> {
+        let connection = self.connect(peer, host).await?;
+        let mut send = connection.open_uni().await.map_err(|cause| Error::link(peer, cause))?;
+        write_preamble(&mut send, kind).await?;
+        Ok(send)
+    }
+
+    /// The connection to a peer; a new one when there is none or the last was lost.
+    async fn connect(&self, peer: SocketAddr, host: HostId) -> Result<Connection> {
+        let held = self.connections.lock().unwrap_or_else(PoisonError::into_inner).get(&(peer, host)).cloned();
+        if let Some(connection) = held.filter(|connection| connection.close_reason().is_none()) {
+            return Ok(connection);
+        }
+        let connecting =
+            self.endpoint.connect(peer, &tls::server_name(host)).map_err(|cause| Error::link(peer, cause))?;
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await;
+        let connection = connected
+            .map_err(|_| Error::link(peer, "no answer within 3 s"))?
+            .map_err(|cause| Error::link(peer, cause))?;
+        match peer_of(&connection) {
+            Some(found) if found != host => return Err(Error::WrongHost { found, expected: host }),
+            _ => {}
+        }
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).insert((peer, host), connection.clone());
+        Ok(connection)
+    }
+}
+
+async fn write_preamble(send: &mut SendStream, kind: StreamKind) -> Result<()> {
+    let mut preamble = PREAMBLE;
+    preamble[5] = kind as u8;
+    send.write_all(&preamble).await.map_err(|cause| Error::link("peer", cause))
+}
