@@ -60,7 +60,9 @@ impl Authority {
     /// # Errors
     /// [`Error::Tls`].
     pub fn issue(&self, host: HostId, out: &Path) -> Result<()> {
-        let issuer = Issuer::from_ca_cert_der(&self.cert, &self.key).map_err(|cause| tls(&self.dir, cause))?;
+        // The authority's certificate was made of the same parameters: name and key are all that a signature needs.
+        let authority = authority_params(&self.dir)?;
+        let issuer = Issuer::from_params(&authority, &self.key);
         let mut params = CertificateParams::new(vec![server_name(host)]).map_err(|cause| tls(out, cause))?;
         params.distinguished_name.push(DnType::CommonName, server_name(host));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -73,12 +75,17 @@ impl Authority {
     }
 }
 
-fn create_authority(dir: &Path) -> Result<()> {
-    std::fs::create_dir_all(dir).map_err(|cause| tls(dir, cause))?;
+fn authority_params(dir: &Path) -> Result<CertificateParams> {
     let mut params = CertificateParams::new(Vec::new()).map_err(|cause| tls(dir, cause))?;
     params.distinguished_name.push(DnType::CommonName, "antumbra cluster");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
+}
+
+fn create_authority(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(|cause| tls(dir, cause))?;
+    let params = authority_params(dir)?;
     let key = KeyPair::generate().map_err(|cause| tls(dir, cause))?;
     let cert = params.self_signed(&key).map_err(|cause| tls(dir, cause))?;
     write(&dir.join(CA_CERT), cert.der(), 0o644)?;

@@ -12,7 +12,7 @@ use crate::record::Record;
 use crate::types::{Lsn, SegmentId};
 
 /// One element of the mirror stream.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MirrorItem {
     /// A record of a covered segment.
     Record {

@@ -29,13 +29,11 @@ pub struct Opening {
     pub segments: Vec<(SegmentId, Vec<u8>)>,
 }
 
-/// What the target needs to serve.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Promotion {
-    /// The epoch that the coordinator recorded.
-    pub epoch: Epoch,
-    /// Last LSN of the history so far.
-    pub last: Lsn,
+/// The source's state when its writes stand still.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sealing {
+    /// Last LSN and chains.
+    pub seal: Seal,
     /// Largest timestamp given out.
     pub clock: Hlc,
     /// When writes stopped, in milliseconds since the Unix epoch.
@@ -62,11 +60,11 @@ pub enum Message {
     /// Target: everything up to this LSN is durable here.
     MirrorAck(Lsn),
     /// Source: writes stand still, this is the end.
-    Seal(Seal),
+    Seal(Sealing),
     /// Target: equal, and durable.
     SealOk,
-    /// Source: serve.
-    Promote(Promotion),
+    /// Source: serve, in the epoch that the coordinator recorded.
+    Promote(Epoch),
     /// Target: serving.
     Promoted,
     /// Source: digest these ranges.
@@ -125,12 +123,9 @@ impl Message {
             Message::Stale(token) => (6, Columns::of(token_numbers(*token))),
             Message::Held(segment) => (7, Columns::of([segment.0])),
             Message::MirrorAck(lsn) => (8, Columns::of([lsn.0])),
-            Message::Seal(seal) => (9, seal_columns(seal)),
+            Message::Seal(sealing) => (9, seal_columns(sealing)),
             Message::SealOk => (10, Columns::default()),
-            Message::Promote(promotion) => {
-                let Promotion { epoch, last, clock, wall_ms } = promotion;
-                (11, Columns::of([epoch.0, last.0, clock.0, *wall_ms]))
-            }
+            Message::Promote(epoch) => (11, Columns::of([epoch.0])),
             Message::Promoted => (12, Columns::default()),
             Message::Digest(starts) => {
                 let mut columns = Columns::default();
@@ -163,12 +158,7 @@ impl Message {
             8 => Message::MirrorAck(Lsn(columns.number(0)?)),
             9 => Message::Seal(seal_of(columns)?),
             10 => Message::SealOk,
-            11 => Message::Promote(Promotion {
-                epoch: Epoch(columns.number(0)?),
-                last: Lsn(columns.number(1)?),
-                clock: Hlc(columns.number(2)?),
-                wall_ms: columns.number(3)?,
-            }),
+            11 => Message::Promote(Epoch(columns.number(0)?)),
             12 => Message::Promoted,
             13 => Message::Digest(byte_strings(columns, 0)?),
             14 => Message::Digests(digests_of(columns)?),
@@ -227,9 +217,10 @@ fn plan_of(columns: &Columns) -> Result<Vec<PlanEntry>> {
         .collect()
 }
 
-fn seal_columns(seal: &Seal) -> Columns {
+fn seal_columns(sealing: &Sealing) -> Columns {
+    let Sealing { seal, clock, wall_ms } = sealing;
     let [low, high] = split(seal.chain);
-    let mut columns = Columns::of([seal.final_lsn.0, seal.count, low, high]);
+    let mut columns = Columns::of([clock.0, *wall_ms, seal.final_lsn.0, seal.count, low, high]);
     for (segment, chain) in &seal.segments {
         let [low, high] = split(*chain);
         columns.numbers.extend([segment.0, low, high]);
@@ -237,14 +228,15 @@ fn seal_columns(seal: &Seal) -> Columns {
     columns
 }
 
-fn seal_of(columns: &Columns) -> Result<Seal> {
-    let segments = columns.numbers.get(4..).unwrap_or_default();
-    Ok(Seal {
-        final_lsn: Lsn(columns.number(0)?),
-        count: columns.number(1)?,
-        chain: join(columns.number(2)?, columns.number(3)?),
+fn seal_of(columns: &Columns) -> Result<Sealing> {
+    let segments = columns.numbers.get(6..).unwrap_or_default();
+    let seal = Seal {
+        final_lsn: Lsn(columns.number(2)?),
+        count: columns.number(3)?,
+        chain: join(columns.number(4)?, columns.number(5)?),
         segments: segments.chunks_exact(3).map(|of| (SegmentId(of[0]), join(of[1], of[2]))).collect(),
-    })
+    };
+    Ok(Sealing { seal, clock: Hlc(columns.number(0)?), wall_ms: columns.number(1)? })
 }
 
 fn digests_of(columns: &Columns) -> Result<Vec<RangeDigest>> {
@@ -357,14 +349,18 @@ mod tests {
             Message::Stale(token),
             Message::Held(SegmentId(8)),
             Message::MirrorAck(Lsn(8)),
-            Message::Seal(Seal {
-                final_lsn: Lsn(1),
-                count: 2,
-                chain: 1 << 100,
-                segments: vec![(SegmentId(1), 5), (SegmentId(2), u128::MAX)],
+            Message::Seal(Sealing {
+                seal: Seal {
+                    final_lsn: Lsn(1),
+                    count: 2,
+                    chain: 1 << 100,
+                    segments: vec![(SegmentId(1), 5), (SegmentId(2), u128::MAX)],
+                },
+                clock: Hlc(7),
+                wall_ms: 8,
             }),
             Message::SealOk,
-            Message::Promote(Promotion { epoch: Epoch(1), last: Lsn(2), clock: Hlc(3), wall_ms: 4 }),
+            Message::Promote(Epoch(1)),
             Message::Promoted,
             Message::Digest(vec![vec![], b"x".to_vec()]),
             Message::Digests(vec![digest]),

@@ -1,0 +1,128 @@
+//! `ANTUMBRA ...`: moves and their state, in JSON.
+
+use std::sync::Arc;
+
+use antumbra_engine::types::{HostId, PartitionId};
+use antumbra_engine::{PartitionStats, Serving};
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::coordinator::{self, Command};
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::shadow::{MoveOptions, Policy};
+
+const USAGE: &str = "PARTITIONS | CREATE id first-slot last-slot owner | MOVE id host [ORDER gru|ewma|key|random] \
+                     [THROTTLE mb-per-second] [MANUAL] | SWITCH id | PROGRESS id | REPORT id | COMPACT id | SEGMENTS id";
+
+/// Runs one admin command.
+pub(crate) async fn run(host: &Arc<Host>, args: &[Bytes]) -> Result<Value> {
+    let words: Vec<String> = args[1..].iter().map(|arg| String::from_utf8_lossy(arg).into_owned()).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.first().map(|word| word.to_ascii_uppercase()).as_deref() {
+        Some("PARTITIONS") => partitions(host).await,
+        Some("CREATE") => create(host, &words[1..]).await,
+        Some("MOVE") => start_move(host, &words[1..]),
+        Some("SWITCH") => {
+            find_move(host, &words)?.switch();
+            Ok(json!("OK"))
+        }
+        Some("PROGRESS") => Ok(json!(find_move(host, &words)?.progress())),
+        Some("REPORT") => Ok(json!(find_move(host, &words)?.report())),
+        Some("COMPACT") => {
+            host.engine.partition(partition_id(words.get(1))?)?.compact().await?;
+            Ok(json!("OK"))
+        }
+        Some("SEGMENTS") => segments(host, partition_id(words.get(1))?).await,
+        _ => Err(usage()),
+    }
+}
+
+fn usage() -> Error {
+    Error::Refused { what: format!("usage: ANTUMBRA {USAGE}") }
+}
+
+fn partition_id(word: Option<&&str>) -> Result<PartitionId> {
+    word.and_then(|word| word.parse().ok()).map(PartitionId).ok_or_else(usage)
+}
+
+fn find_move(host: &Host, words: &[&str]) -> Result<crate::shadow::MoveHandle> {
+    let partition = partition_id(words.get(1))?;
+    host.find_move(partition).ok_or_else(|| Error::Refused { what: format!("no move of partition {partition} began here") })
+}
+
+async fn partitions(host: &Host) -> Result<Value> {
+    let mut found = Vec::new();
+    for (id, shard) in host.engine.partitions() {
+        let stats = host.engine.partition(id)?.stats().await?;
+        found.push(describe(&stats, shard.0));
+    }
+    Ok(json!({ "host": host.id.0, "partitions": found }))
+}
+
+fn describe(stats: &PartitionStats, shard: u16) -> Value {
+    let serving = match stats.serving {
+        Serving::Owner => "owner".to_string(),
+        Serving::Frozen => "frozen".to_string(),
+        Serving::Shadow { attempt } => format!("shadow of attempt {attempt}"),
+        Serving::Released { owner } => format!("released to host {owner}"),
+    };
+    json!({
+        "partition": stats.id.0, "keyspace": stats.keyspace, "shard": shard, "serving": serving,
+        "epoch": stats.epoch.0, "segments": stats.segments, "table_bytes": stats.table_bytes,
+        "memtable_bytes": stats.memtable_bytes, "last_lsn": stats.visible.0, "windows": stats.windows_closed,
+        "last_window": { "reads": stats.totals.reads, "writes": stats.totals.writes, "bytes": stats.totals.bytes },
+    })
+}
+
+async fn create(host: &Host, words: &[&str]) -> Result<Value> {
+    let [id, first, last, owner] = words else {
+        return Err(usage());
+    };
+    let number = |word: &str| word.parse::<u32>().map_err(|_| usage());
+    let command = Command::Create {
+        partition: u64::from(number(id)?),
+        keyspace: "default".into(),
+        slots: (number(first)? as u16, number(last)? as u16),
+        owner: number(owner)?,
+    };
+    let record = coordinator::change(host.coordinator.as_ref(), command).await?;
+    Ok(json!(record))
+}
+
+fn start_move(host: &Arc<Host>, words: &[&str]) -> Result<Value> {
+    let partition = partition_id(words.first())?;
+    let destination = words.get(1).and_then(|word| word.parse().ok()).map(HostId).ok_or_else(usage)?;
+    let mut options = MoveOptions::default();
+    let mut rest = words[2..].iter();
+    while let Some(word) = rest.next() {
+        match word.to_ascii_uppercase().as_str() {
+            "ORDER" => {
+                let order = rest.next().ok_or_else(usage)?;
+                options.order = order.parse().map_err(|what| Error::Refused { what })?;
+            }
+            "THROTTLE" => {
+                let rate: f64 = rest.next().and_then(|word| word.parse().ok()).ok_or_else(usage)?;
+                options.throttle_bytes_s = (rate > 0.0).then_some((rate * 1e6) as u64);
+            }
+            "MANUAL" => options.policy = Policy::Manual,
+            _ => return Err(usage()),
+        }
+    }
+    host.start_move(partition, destination, options)?;
+    Ok(json!("OK"))
+}
+
+async fn segments(host: &Host, id: PartitionId) -> Result<Value> {
+    let summaries = host.engine.partition(id)?.with(|partition| async move { Ok(partition.segment_summaries()) }).await?;
+    let rows: Vec<Value> = summaries
+        .iter()
+        .map(|segment| {
+            json!({
+                "segment": segment.id.0, "start": String::from_utf8_lossy(segment.start.get(2..).unwrap_or_default()),
+                "bytes": segment.bytes, "version": segment.token.version.0, "gru": segment.gru, "ewma": segment.ewma,
+            })
+        })
+        .collect();
+    Ok(json!(rows))
+}

@@ -1,0 +1,15 @@
+//! The Redis protocol: what clients speak.
+//!
+//! One server per shard, on the shard's own executor; connections share nothing. A request for a partition of another
+//! host is forwarded, unless the connection has shown that it follows `MOVED`.
+
+mod admin;
+pub mod codec;
+mod command;
+pub(crate) mod forward;
+mod operation;
+pub mod reply;
+mod server;
+pub mod slot;
+
+pub use server::{Counters, ServerConfig, serve};

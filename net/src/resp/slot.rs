@@ -1,0 +1,79 @@
+//! Redis Cluster's slots: CRC16 (XMODEM) of the key, or of what stands between the first braces, mod 16384.
+
+use antumbra_engine::types::KeyRange;
+
+/// Number of slots.
+pub const SLOTS: u16 = 16_384;
+
+/// The slot of a key.
+#[must_use]
+pub fn slot_of(key: &[u8]) -> u16 {
+    crc16(hash_tag(key)) % SLOTS
+}
+
+/// The routing key of a key: its slot, big-endian, then the key.
+#[must_use]
+pub fn routing_key(key: &[u8]) -> Vec<u8> {
+    let mut routing = Vec::with_capacity(key.len() + 2);
+    routing.extend_from_slice(&slot_of(key).to_be_bytes());
+    routing.extend_from_slice(key);
+    routing
+}
+
+/// The routing keys of the slots `first..=last`.
+#[must_use]
+pub fn range_of((first, last): (u16, u16)) -> KeyRange {
+    let end = last.checked_add(1).map(|next| next.to_be_bytes().to_vec());
+    KeyRange { start: first.to_be_bytes().to_vec(), end }
+}
+
+fn hash_tag(key: &[u8]) -> &[u8] {
+    let Some(open) = key.iter().position(|byte| *byte == b'{') else {
+        return key;
+    };
+    match key[open + 1..].iter().position(|byte| *byte == b'}') {
+        Some(len) if len > 0 => &key[open + 1..open + 1 + len],
+        _ => key,
+    }
+}
+
+const TABLE: [u16; 256] = {
+    let mut table = [0; 256];
+    let mut index = 0;
+    while index < 256 {
+        let mut crc = (index as u16) << 8;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = if crc & 0x8000 != 0 { (crc << 1) ^ 0x1021 } else { crc << 1 };
+            bit += 1;
+        }
+        table[index] = crc;
+        index += 1;
+    }
+    table
+};
+
+fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc: u16, byte| (crc << 8) ^ TABLE[usize::from((crc >> 8) as u8 ^ byte)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slot_of_known_keys() {
+        assert_eq!(crc16(b"123456789"), 0x31C3);
+        assert_eq!(slot_of(b"foo"), 12_182);
+        assert_eq!(slot_of(b"{foo}bar"), 12_182);
+        assert_eq!(slot_of(b"{}foo"), crc16(b"{}foo") % SLOTS);
+    }
+
+    #[test]
+    fn range_of_holds_exactly_its_slots() {
+        let range = range_of((12_182, 12_182));
+        assert!(range.contains(&routing_key(b"foo")));
+        assert!(!range.contains(&12_183_u16.to_be_bytes()));
+        assert!(range_of((0, SLOTS - 1)).contains(&(SLOTS - 1).to_be_bytes()));
+    }
+}

@@ -1,0 +1,145 @@
+//! One segment on the wire: image, then delta.
+//!
+//! ```text
+//! frame  kind 32: segment, bytes of the image, bytes on the wire
+//! bytes  the image, zstd
+//! frame  kind 33: covered LSN, bytes of the delta (0 = none), bytes on the wire
+//! bytes  the delta: a record batch, zstd against the image
+//! ```
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use antumbra_engine::PartitionHandle;
+use antumbra_engine::record::Record;
+use antumbra_engine::table::{decode_records, encode_records};
+use antumbra_engine::types::SegmentId;
+use quinn::{RecvStream, SendStream};
+use tokio::sync::Mutex;
+
+use crate::error::{Error, Result};
+use crate::shadow::codec;
+use crate::shadow::frame::{self, Columns, FrameContext, HEADER_LEN, PAYLOAD_MAX};
+use crate::throttle::Throttle;
+use crate::transport::read_exact_limited;
+
+const KIND_IMAGE: u8 = 32;
+const KIND_DELTA: u8 = 33;
+/// Largest image that is accepted, in bytes.
+const IMAGE_MAX: usize = 256 << 20;
+
+/// A throttle shared by the streams of one move.
+#[derive(Clone, Debug)]
+pub(super) struct Pace {
+    throttle: Arc<Mutex<Throttle>>,
+    piece: usize,
+    started: Instant,
+}
+
+impl Pace {
+    pub fn new(rate: Option<u64>) -> Pace {
+        let throttle = Throttle::new(rate);
+        Pace { piece: throttle.piece_bytes(), throttle: Arc::new(Mutex::new(throttle)), started: Instant::now() }
+    }
+
+    /// Sends bytes no faster than the cap.
+    async fn send(&self, stream: &mut SendStream, bytes: &[u8]) -> Result<()> {
+        for piece in bytes.chunks(self.piece) {
+            let now = self.started.elapsed().as_nanos() as u64 + 1_000_000_000;
+            let wait = self.throttle.lock().await.admit(piece.len() as u64, now);
+            // The clock of the runtime has a resolution of a millisecond; the account makes up for late wake-ups.
+            if wait >= 1_000_000 {
+                tokio::time::sleep(Duration::from_nanos(wait)).await;
+            }
+            stream.write_all(piece).await.map_err(|cause| Error::link("peer", cause))?;
+        }
+        Ok(())
+    }
+}
+
+/// What one segment cost.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SegmentCost {
+    pub image_raw: u64,
+    pub image_wire: u64,
+    pub delta_raw: u64,
+    pub delta_wire: u64,
+}
+
+/// Captures, sends and covers a segment.
+pub(super) async fn send_segment(
+    partition: &PartitionHandle,
+    mut stream: SendStream,
+    context: FrameContext,
+    segment: SegmentId,
+    pace: &Pace,
+) -> Result<SegmentCost> {
+    let attempt = context.attempt;
+    let image = partition.with(move |partition| async move { partition.capture_image(attempt, segment).await }).await?;
+    let wire = codec::compress(&image.table)?;
+    let mut cost = SegmentCost { image_raw: image.table.len() as u64, image_wire: wire.len() as u64, ..SegmentCost::default() };
+    let columns = Columns::of([segment.0, cost.image_raw, cost.image_wire]);
+    pace.send(&mut stream, &frame::encode(KIND_IMAGE, context, &columns)?).await?;
+    pace.send(&mut stream, &wire).await?;
+
+    let delta = partition.with(move |partition| async move { partition.cover_segment(attempt, segment).await }).await?;
+    let (raw, wire) = if delta.records.is_empty() {
+        (Vec::new(), Vec::new())
+    } else {
+        let raw = encode_records(delta.records.iter().map(Record::view))?;
+        let wire = codec::compress_against(&image.table, &raw)?;
+        (raw, wire)
+    };
+    (cost.delta_raw, cost.delta_wire) = (raw.len() as u64, wire.len() as u64);
+    let columns = Columns::of([delta.covered.0, cost.delta_raw, cost.delta_wire]);
+    pace.send(&mut stream, &frame::encode(KIND_DELTA, context, &columns)?).await?;
+    pace.send(&mut stream, &wire).await?;
+    stream.finish().map_err(|cause| Error::link("peer", cause))?;
+    Ok(cost)
+}
+
+/// A segment as it arrived.
+#[derive(Debug)]
+pub(super) struct ReceivedSegment {
+    pub context: FrameContext,
+    pub segment: SegmentId,
+    pub image: Vec<u8>,
+    pub delta: Vec<Record>,
+}
+
+/// Reads one segment's stream.
+pub(super) async fn receive_segment(stream: &mut RecvStream) -> Result<ReceivedSegment> {
+    let (context, header) = read_frame(stream, KIND_IMAGE).await?;
+    let segment = SegmentId(header.number(0)?);
+    let (raw_len, wire_len) = (header.number(1)? as usize, header.number(2)? as usize);
+    check_len(raw_len)?;
+    let wire = read_exact_limited(stream, wire_len, IMAGE_MAX).await?;
+    let image = codec::decompress(&wire, raw_len)?;
+    let (_, header) = read_frame(stream, KIND_DELTA).await?;
+    let (raw_len, wire_len) = (header.number(1)? as usize, header.number(2)? as usize);
+    check_len(raw_len)?;
+    let wire = read_exact_limited(stream, wire_len, IMAGE_MAX).await?;
+    let delta = match raw_len {
+        0 => Vec::new(),
+        len => decode_records(&codec::decompress_against(&image, &wire, len)?)?,
+    };
+    Ok(ReceivedSegment { context, segment, image, delta })
+}
+
+fn check_len(len: usize) -> Result<()> {
+    if len > IMAGE_MAX {
+        return Err(Error::protocol(format!("image of {len} bytes announced, at most {IMAGE_MAX}")));
+    }
+    Ok(())
+}
+
+async fn read_frame(stream: &mut RecvStream, kind: u8) -> Result<(FrameContext, Columns)> {
+    let mut header_bytes = [0; HEADER_LEN];
+    stream.read_exact(&mut header_bytes).await.map_err(|cause| Error::link("peer", cause))?;
+    let header = frame::decode_header(&header_bytes)?;
+    if header.kind != kind {
+        return Err(Error::protocol(format!("frame kind {} where {kind} was due", header.kind)));
+    }
+    let payload = read_exact_limited(stream, header.payload_len, PAYLOAD_MAX).await?;
+    Ok((header.context, frame::decode_payload(&header_bytes, header, &payload)?))
+}

@@ -1,0 +1,149 @@
+//! Carries out what the machines decide.
+
+mod bulk;
+mod receiving;
+mod sending;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use antumbra_engine::types::{HostId, PartitionId};
+use serde::Serialize;
+use tokio::sync::Notify;
+
+use crate::error::Error;
+use crate::host::Host;
+
+use super::accounts::MoveReport;
+use super::plan::Order;
+use super::source::{Limits, State};
+
+pub(crate) use receiving::{TargetInbox, serve_bulk, serve_control, serve_mirror};
+
+/// When the switchover begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// As soon as the shadow is ready.
+    #[default]
+    Auto,
+    /// When told so by [`MoveHandle::switch`]; until then the shadow is a warm standby.
+    Manual,
+}
+
+/// Options of a move.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MoveOptions {
+    /// Where the copy order comes from.
+    pub order: Order,
+    /// Cap on bytes per second on the wire; `None` = none.
+    pub throttle_bytes_s: Option<u64>,
+    /// When to switch.
+    pub policy: Policy,
+    /// Limits of the protocol.
+    pub limits: Limits,
+}
+
+/// How far a move is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct MoveProgress {
+    /// State of the source's machine.
+    pub state: String,
+    /// Segments in all.
+    pub segments: usize,
+    /// Segments that the target holds.
+    pub held: usize,
+    /// Bytes sent so far.
+    pub bytes_on_wire: u64,
+    /// Why it failed, if it has.
+    pub failed: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    progress: Mutex<MoveProgress>,
+    report: Mutex<Option<MoveReport>>,
+    allow: Notify,
+    ended: Notify,
+}
+
+/// A move under way or done. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct MoveHandle {
+    shared: Arc<Shared>,
+}
+
+impl MoveHandle {
+    /// How far it is.
+    #[must_use]
+    pub fn progress(&self) -> MoveProgress {
+        lock(&self.shared.progress).clone()
+    }
+
+    /// Lets the switchover begin as soon as the shadow is ready.
+    pub fn switch(&self) {
+        self.shared.allow.notify_one();
+    }
+
+    /// Whether it has ended, well or not.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        lock(&self.shared.report).is_some() || lock(&self.shared.progress).failed.is_some()
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// [`Error::Aborted`]: the source serves as before.
+    pub async fn wait(&self) -> Result<MoveReport, Error> {
+        loop {
+            let ended = self.shared.ended.notified();
+            if let Some(report) = lock(&self.shared.report).clone() {
+                return Ok(report);
+            }
+            if let Some(what) = lock(&self.shared.progress).failed.clone() {
+                return Err(Error::Aborted { what });
+            }
+            ended.await;
+        }
+    }
+
+    /// The report, once complete.
+    #[must_use]
+    pub fn report(&self) -> Option<MoveReport> {
+        lock(&self.shared.report).clone()
+    }
+
+    fn note(&self, change: impl FnOnce(&mut MoveProgress)) {
+        change(&mut lock(&self.shared.progress));
+    }
+
+    fn note_state(&self, state: State) {
+        self.note(|progress| progress.state = format!("{state:?}"));
+    }
+
+    fn end(&self, result: Result<MoveReport, Error>) {
+        match result {
+            Ok(report) => *lock(&self.shared.report) = Some(report),
+            Err(cause) => self.note(|progress| progress.failed = Some(cause.to_string())),
+        }
+        self.shared.ended.notify_waiters();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts a move on the control plane.
+pub(crate) fn start(host: Arc<Host>, partition: PartitionId, destination: HostId, options: MoveOptions) -> MoveHandle {
+    let handle = MoveHandle::default();
+    let plane = host.control.clone();
+    let task = handle.clone();
+    plane.spawn(async move {
+        let result = sending::run(&host, partition, destination, options, &task).await;
+        if let Err(cause) = &result {
+            tracing::warn!(%cause, %partition, %destination, "move ended");
+        }
+        task.end(result);
+    });
+    handle
+}

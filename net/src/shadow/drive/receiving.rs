@@ -1,0 +1,320 @@
+//! The target's driver: the streams of one attempt, each served where it arrives.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use antumbra_engine::types::{AttemptId, Epoch, HostId, PartitionId, SegmentId, ValidationToken};
+use antumbra_engine::{PartitionHandle, PartitionOptions, PartitionSpec};
+use quinn::RecvStream;
+use tokio::sync::mpsc;
+
+use crate::coordinator::{self, RecordState};
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::resp::slot;
+use crate::shadow::frame::FrameContext;
+use crate::shadow::message::{self, Message, Opening, Sealing};
+use crate::shadow::target::{State, Target};
+use crate::transport::Incoming;
+
+use super::bulk;
+use super::lock;
+
+/// Wait between two looks at a record that decides about a shadow whose source is gone.
+const RECORD_POLL: Duration = Duration::from_millis(100);
+/// A mirror or bulk stream may overtake the control stream that opens the attempt.
+const INBOX_WAIT: Duration = Duration::from_secs(2);
+
+/// How the streams of one attempt reach each other.
+#[derive(Clone, Debug)]
+pub(crate) struct TargetInbox {
+    source: HostId,
+    partition: PartitionHandle,
+    machine: Arc<Mutex<Target>>,
+    outgoing: mpsc::UnboundedSender<Message>,
+}
+
+impl TargetInbox {
+    fn send(&self, message: Message) {
+        // The control stream may be gone; its end decides what becomes of the shadow.
+        let _ = self.outgoing.send(message);
+    }
+
+    fn request(&self, tokens: impl IntoIterator<Item = ValidationToken>) {
+        tokens.into_iter().for_each(|token| self.send(Message::Request(token)));
+    }
+}
+
+/// Serves the control stream of an attempt: creates the shadow, and decides its end.
+pub(crate) async fn serve_control(host: Arc<Host>, incoming: Incoming) {
+    let (peer, mut recv) = (incoming.peer, incoming.recv);
+    let Some(mut send) = incoming.send else {
+        return;
+    };
+    let (context, opening) = match message::receive(&mut recv).await {
+        Ok((context, Message::Open(opening))) => (context, opening),
+        Ok((_, other)) => return tracing::warn!(%peer, ?other, "a control stream begins with Open"),
+        Err(cause) => return tracing::warn!(%peer, %cause, "control stream"),
+    };
+    let partition = match create(&host, peer, context, opening).await {
+        Ok(partition) => partition,
+        Err(cause) => {
+            let _ = message::send(&mut send, context, &Message::Failed(cause.to_string())).await;
+            let _ = send.finish();
+            // The source reads the reason before the stream is dropped.
+            let _ = tokio::time::timeout(INBOX_WAIT, send.stopped()).await;
+            return;
+        }
+    };
+    let (outgoing, mut messages) = mpsc::unbounded_channel();
+    let inbox = TargetInbox { source: peer, partition, machine: Arc::default(), outgoing };
+    host.open_inbox(context.attempt, inbox.clone());
+    inbox.send(Message::Opened);
+    let writer = tokio::spawn(async move {
+        while let Some(message) = messages.recv().await {
+            if message::send(&mut send, context, &message).await.is_err() {
+                return;
+            }
+        }
+    });
+    let mut sealing = None;
+    let end = serve_messages(&host, context, &inbox, &mut recv, &mut sealing).await;
+    if let Err(cause) = end {
+        tracing::info!(%cause, attempt = %context.attempt, "control stream ended");
+        settle(&host, context, &inbox, sealing.as_ref()).await;
+    }
+    host.close_inbox(context.attempt);
+    drop(inbox);
+    let _ = writer.await;
+}
+
+async fn create(host: &Host, peer: HostId, context: FrameContext, opening: Opening) -> Result<PartitionHandle> {
+    let record = coordinator::read(host.coordinator.as_ref(), context.partition.0).await?;
+    let ours = matches!(&record.state, RecordState::Moving(moving)
+        if moving.attempt == context.attempt.0 && moving.destination == host.id.0);
+    if !ours || record.owner != peer.0 || record.epoch != context.epoch.0 {
+        return Err(Error::Refused { what: format!("attempt {} is not in the coordinator's record", context.attempt) });
+    }
+    let spec = PartitionSpec {
+        id: context.partition,
+        keyspace: opening.keyspace,
+        range: slot::range_of(opening.slots),
+        epoch: context.epoch,
+        options: PartitionOptions {
+            segment_target_bytes: opening.segment_target_bytes,
+            block_bytes: opening.block_bytes,
+        },
+    };
+    let (attempt, segments, from) = (context.attempt, opening.segments, opening.from);
+    let shard = host.shard_of(context.partition);
+    drop_leftover(host, context.partition).await?;
+    host.engine
+        .on_shard(shard, move |shard| async move { shard.create_shadow(spec, attempt, segments, from).await.map(drop) })
+        .await??;
+    Ok(host.engine.partition(context.partition)?)
+}
+
+/// What an earlier ownership or attempt left: this host does not own the partition, the record says so.
+async fn drop_leftover(host: &Host, id: PartitionId) -> Result<()> {
+    if let Ok(partition) = host.engine.partition(id) {
+        let shard = partition.shard();
+        host.engine.on_shard(shard, move |shard| async move { shard.drop_partition(id).await }).await??;
+    }
+    Ok(())
+}
+
+async fn serve_messages(
+    host: &Arc<Host>,
+    context: FrameContext,
+    inbox: &TargetInbox,
+    recv: &mut RecvStream,
+    sealing: &mut Option<Sealing>,
+) -> Result<()> {
+    let attempt = context.attempt;
+    loop {
+        let (found, message) = message::receive(recv).await?;
+        if found != context {
+            tracing::debug!(?found, "a frame of another attempt is ignored");
+            continue;
+        }
+        match message {
+            Message::Plan(plan) => inbox.request(lock(&inbox.machine).handle_plan(plan)),
+            Message::Stale(token) => inbox.request(lock(&inbox.machine).handle_stale(token)),
+            Message::Seal(seal) => {
+                let expected = seal.seal.clone();
+                let ready = inbox.partition.with(move |partition| async move { partition.make_ready(attempt, &expected).await });
+                match ready.await {
+                    Ok(()) => {
+                        lock(&inbox.machine).handle_ready();
+                        *sealing = Some(seal);
+                        inbox.send(Message::SealOk);
+                    }
+                    Err(cause) => inbox.send(Message::Failed(cause.to_string())),
+                }
+            }
+            Message::Promote(epoch) => {
+                promote(host, context, inbox, sealing.as_ref(), epoch).await?;
+                inbox.send(Message::Promoted);
+            }
+            Message::Digest(starts) => {
+                // In the background: the record of what was promoted does not wait for it.
+                let inbox = inbox.clone();
+                tokio::spawn(async move {
+                    let digests =
+                        inbox.partition.with(move |partition| async move { partition.digest_final(attempt, starts).await });
+                    inbox.send(match digests.await {
+                        Ok(digests) => Message::Digests(digests),
+                        Err(cause) => Message::Failed(cause.to_string()),
+                    });
+                });
+            }
+            Message::Complete => {
+                let unpinned = inbox.partition.with(move |partition| async move {
+                    partition.unpin_final(attempt);
+                    Ok(())
+                });
+                return Ok(unpinned.await?);
+            }
+            Message::Failed(what) => return Err(Error::Aborted { what }),
+            other => return Err(Error::protocol(format!("unexpected from the source: {other:?}"))),
+        }
+    }
+}
+
+/// The record says that this host owns the partition: it serves from here on.
+async fn promote(
+    host: &Host,
+    context: FrameContext,
+    inbox: &TargetInbox,
+    sealing: Option<&Sealing>,
+    epoch: Epoch,
+) -> Result<()> {
+    let sealing = sealing.ok_or_else(|| Error::protocol("promotion before the seal"))?;
+    let (attempt, last, clock, wall_ms) = (context.attempt, sealing.seal.final_lsn, sealing.clock, sealing.wall_ms);
+    inbox
+        .partition
+        .with(move |partition| async move { partition.promote(attempt, epoch, last, clock, wall_ms).await })
+        .await?;
+    lock(&inbox.machine).handle_promoted();
+    // Clients are told at once; the record itself follows with the next refresh.
+    if let Ok(record) = coordinator::read(host.coordinator.as_ref(), context.partition.0).await {
+        host.routing.update_record(&record);
+    }
+    Ok(())
+}
+
+/// The source is gone or gave up: the record decides whether the shadow is promoted or discarded.
+async fn settle(host: &Arc<Host>, context: FrameContext, inbox: &TargetInbox, sealing: Option<&Sealing>) {
+    let attempt = context.attempt;
+    loop {
+        let state = lock(&inbox.machine).state();
+        if state == State::Promoted {
+            return;
+        }
+        match coordinator::read(host.coordinator.as_ref(), context.partition.0).await {
+            Ok(record) if matches!(&record.state, RecordState::Moving(moving) if moving.attempt == attempt.0) => {}
+            Ok(record) if record.owner == host.id.0 && record.epoch > context.epoch.0 && state == State::Ready => {
+                match promote(host, context, inbox, sealing, Epoch(record.epoch)).await {
+                    Ok(()) => return,
+                    Err(cause) => tracing::error!(%cause, "promotion is tried again"),
+                }
+            }
+            Ok(_) => {
+                lock(&inbox.machine).handle_discarded();
+                return discard(host, context.partition, attempt).await;
+            }
+            Err(cause) => tracing::debug!(%cause, "the record was not read"),
+        }
+        tokio::time::sleep(RECORD_POLL).await;
+    }
+}
+
+async fn discard(host: &Host, id: PartitionId, attempt: AttemptId) {
+    let shard = host.shard_of(id);
+    let discarded =
+        host.engine.on_shard(shard, move |shard| async move { shard.discard_shadow(id, attempt).await }).await;
+    if let Err(cause) = discarded.and_then(|discarded| discarded) {
+        tracing::warn!(%cause, "a discarded shadow stays until the next start");
+    }
+}
+
+/// Serves the mirror: appends, waits for the device, acknowledges.
+pub(crate) async fn serve_mirror(host: Arc<Host>, incoming: Incoming) {
+    let (peer, mut recv) = (incoming.peer, incoming.recv);
+    let result = async {
+        let mut inbox: Option<TargetInbox> = None;
+        loop {
+            let (context, message) = message::receive(&mut recv).await?;
+            let Message::Mirror(items) = message else {
+                return Err(Error::protocol("a mirror stream carries records alone"));
+            };
+            if inbox.is_none() {
+                inbox = Some(wait_inbox(&host, context.attempt, peer).await?);
+            }
+            let Some(inbox) = &inbox else { continue };
+            let attempt = context.attempt;
+            let applied = inbox
+                .partition
+                .with(move |partition| async move {
+                    let applied = partition.apply_mirror(attempt, items).await?;
+                    partition.mirror_durable(applied).await?;
+                    Ok(applied)
+                })
+                .await;
+            match applied {
+                Ok(applied) => inbox.send(Message::MirrorAck(applied.last)),
+                Err(cause) => {
+                    inbox.send(Message::Failed(format!("mirror: {cause}")));
+                    return Err(cause.into());
+                }
+            }
+        }
+    };
+    let ended: Result<()> = result.await;
+    if let Err(cause) = ended {
+        tracing::debug!(%cause, %peer, "mirror stream ended");
+    }
+}
+
+/// Serves one segment's stream.
+pub(crate) async fn serve_bulk(host: Arc<Host>, incoming: Incoming) {
+    let (peer, mut recv) = (incoming.peer, incoming.recv);
+    let received = match bulk::receive_segment(&mut recv).await {
+        Ok(received) => received,
+        Err(cause) => return tracing::warn!(%cause, %peer, "a segment was not received"),
+    };
+    let attempt = received.context.attempt;
+    let Ok(inbox) = wait_inbox(&host, attempt, peer).await else {
+        return tracing::debug!(%attempt, "a segment of a closed attempt is ignored");
+    };
+    let segment = received.segment;
+    match install(&inbox, attempt, segment, received).await {
+        Ok(()) => {
+            inbox.send(Message::Held(segment));
+            inbox.request(lock(&inbox.machine).handle_installed(segment));
+        }
+        Err(cause) => inbox.send(Message::Failed(format!("segment {segment}: {cause}"))),
+    }
+}
+
+async fn install(inbox: &TargetInbox, attempt: AttemptId, segment: SegmentId, received: bulk::ReceivedSegment) -> Result<()> {
+    let (image, delta) = (received.image, received.delta);
+    let installed =
+        inbox.partition.with(move |partition| async move { partition.install_image(attempt, segment, image, delta).await });
+    Ok(installed.await?)
+}
+
+/// The inbox of an attempt of this peer. A stream may be here before the control stream has been served.
+async fn wait_inbox(host: &Host, attempt: AttemptId, peer: HostId) -> Result<TargetInbox> {
+    let wait = async {
+        loop {
+            if let Some(inbox) = host.inbox(attempt) {
+                return inbox;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let inbox = tokio::time::timeout(INBOX_WAIT, wait).await;
+    let inbox = inbox.map_err(|_| Error::Refused { what: format!("attempt {attempt} is not open here") })?;
+    if inbox.source == peer { Ok(inbox) } else { Err(Error::Refused { what: format!("attempt {attempt} is not of host {peer}") }) }
+}

@@ -1,0 +1,565 @@
+//! The source's driver: one move from the lock to its completion.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use antumbra_engine::PartitionHandle;
+use antumbra_engine::partition::{MirrorItem, MirrorReceiver, RangeDigest, SegmentSummary};
+use antumbra_engine::types::{AttemptId, Epoch, HostId, PartitionId, SegmentId};
+use quinn::{RecvStream, SendStream};
+use tokio::sync::mpsc;
+
+use crate::coordinator::{self, Command, PartitionRecord, RecordState};
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::routing::Addresses;
+use crate::shadow::accounts::{MoveReport, OrderedSegment, StepTime, VerifyReport};
+use crate::shadow::frame::FrameContext;
+use crate::shadow::message::{self, Message, Opening, Sealing};
+use crate::shadow::plan;
+use crate::shadow::source::{Action, Event, Source, State};
+use crate::transport::StreamKind;
+
+use super::bulk::{self, Pace, SegmentCost};
+use super::{MoveHandle, MoveOptions, Policy};
+
+/// Bytes that the mirror may queue at the source before the attempt is given up.
+const MIRROR_QUEUE_BYTES: u64 = 64 << 20;
+/// Records in one mirror frame.
+const MIRROR_BATCH: usize = 512;
+/// Plans are sent this often, and the lag is looked at.
+const PLAN_INTERVAL: Duration = Duration::from_millis(200);
+/// Writes stand still for this long at most: then the attempt is aborted.
+const FREEZE_MAX: Duration = Duration::from_secs(2);
+/// Wait between two tries of what has to succeed.
+const RETRY: Duration = Duration::from_millis(20);
+/// The source keeps its released copy for this long.
+const RELEASE_GRACE: Duration = Duration::from_secs(1);
+
+/// What reaches the driver's loop.
+enum Signal {
+    Message(Message),
+    Sent(SegmentId, SegmentCost),
+    Lost(String),
+}
+
+/// Runs a move. On an error the source serves as before.
+pub(super) async fn run(
+    host: &Arc<Host>,
+    partition: PartitionId,
+    destination: HostId,
+    options: MoveOptions,
+    handle: &MoveHandle,
+) -> Result<MoveReport> {
+    let command = Command::Begin { partition: partition.0, source: host.id.0, destination: destination.0 };
+    let record = coordinator::change(host.coordinator.as_ref(), command).await?;
+    let RecordState::Moving(moving) = &record.state else {
+        return Err(Error::protocol("the coordinator began no move"));
+    };
+    let context = FrameContext { attempt: AttemptId(moving.attempt), partition, epoch: Epoch(record.epoch) };
+    let abort = |what: Error| async move {
+        abort_until_known(host, context, &what.to_string()).await;
+        Err(what)
+    };
+    let mut driver = match Driver::open(host, context, &record, destination, options, handle).await {
+        Ok(driver) => driver,
+        Err(cause) => return abort(cause).await,
+    };
+    driver.run().await
+}
+
+/// Closes the attempt at the coordinator, however long that takes, then serves again.
+async fn abort_until_known(host: &Host, context: FrameContext, reason: &str) -> bool {
+    let command =
+        Command::Abort { partition: context.partition.0, attempt: context.attempt.0, reason: reason.to_string() };
+    loop {
+        match coordinator::change(host.coordinator.as_ref(), command.clone()).await {
+            Ok(record) => {
+                host.routing.update_record(&record);
+                let (attempt, epoch) = (context.attempt, Epoch(record.epoch));
+                if let Ok(partition) = host.engine.partition(context.partition) {
+                    let thawed = partition.with(move |partition| async move { partition.thaw(attempt, epoch).await });
+                    if let Err(cause) = thawed.await {
+                        tracing::error!(%cause, "the aborted epoch is not durable");
+                    }
+                }
+                return true;
+            }
+            Err(Error::Conflict { .. }) => return false,
+            Err(cause) => tracing::warn!(%cause, "the abort is not known yet; writes may be waiting"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+struct Driver<'a> {
+    host: &'a Arc<Host>,
+    context: FrameContext,
+    destination: HostId,
+    addresses: Addresses,
+    options: MoveOptions,
+    handle: &'a MoveHandle,
+    partition: PartitionHandle,
+    machine: Source,
+    control: SendStream,
+    signals: mpsc::UnboundedReceiver<Signal>,
+    signal: mpsc::UnboundedSender<Signal>,
+    pace: Pace,
+    report: MoveReport,
+    sealing: Option<Sealing>,
+    starts: Vec<Vec<u8>>,
+    /// Start of the copy, of the freeze, of the present step.
+    began: Instant,
+    frozen: Option<Instant>,
+    step: Instant,
+    failure: Option<String>,
+}
+
+impl<'a> Driver<'a> {
+    async fn open(
+        host: &'a Arc<Host>,
+        context: FrameContext,
+        record: &PartitionRecord,
+        destination: HostId,
+        options: MoveOptions,
+        handle: &'a MoveHandle,
+    ) -> Result<Driver<'a>> {
+        let addresses = host.routing.load().addresses(destination).cloned();
+        let addresses = addresses.ok_or_else(|| Error::Refused { what: format!("host {destination} is not known") })?;
+        let partition = host.engine.partition(context.partition)?;
+        let attempt = context.attempt;
+        let (receiver, summaries) = partition
+            .with(move |partition| async move {
+                let receiver = partition.attach_mirror(attempt, MIRROR_QUEUE_BYTES).await?;
+                Ok((receiver, partition.segment_summaries()))
+            })
+            .await?;
+        let (mut control, incoming) = host.control.open_bi(addresses.control, destination, StreamKind::Control).await?;
+        let opening = Opening {
+            keyspace: record.keyspace.clone(),
+            slots: record.slots,
+            segment_target_bytes: host.options.segment_target_bytes,
+            block_bytes: host.options.block_bytes,
+            from: receiver.from,
+            segments: summaries.iter().map(|summary| (summary.id, summary.start.to_vec())).collect(),
+        };
+        message::send(&mut control, context, &Message::Open(opening)).await?;
+        let mirror = host.control.open_uni(addresses.control, destination, StreamKind::Mirror).await?;
+        let from = receiver.from;
+        let (signal, signals) = mpsc::unbounded_channel();
+        host.control.spawn(listen(incoming, context, signal.clone()));
+        host.control.spawn(stream_mirror(mirror, context, receiver, signal.clone()));
+        let machine = Source::new(summaries.iter().map(|summary| summary.id), from, options.limits);
+        let now = Instant::now();
+        handle.note(|progress| progress.segments = summaries.len());
+        let mut report = MoveReport { attempt: attempt.0, segments: describe(&summaries), ..MoveReport::default() };
+        report.shadow.throttle_mb_s = options.throttle_bytes_s.unwrap_or(0) as f64 / 1e6;
+        report.switchover.epoch_before = context.epoch.0;
+        mark(&mut report, "copy");
+        Ok(Driver {
+            host,
+            context,
+            destination,
+            addresses,
+            options,
+            handle,
+            partition,
+            machine,
+            control,
+            signals,
+            signal,
+            pace: Pace::new(options.throttle_bytes_s),
+            report,
+            sealing: None,
+            starts: summaries.iter().map(|summary| summary.start.to_vec()).collect(),
+            began: now,
+            frozen: None,
+            step: now,
+            failure: None,
+        })
+    }
+
+    async fn run(&mut self) -> Result<MoveReport> {
+        if self.options.policy == Policy::Auto {
+            self.machine.handle(Event::Allowed);
+        }
+        let shared = Arc::clone(&self.handle.shared);
+        let mut ticker = tokio::time::interval(PLAN_INTERVAL);
+        loop {
+            let actions = tokio::select! {
+                signal = self.signals.recv() => self.handle_signal(signal).await,
+                _ = ticker.tick() => self.tick().await,
+                () = shared.allow.notified() => self.machine.handle(Event::Allowed),
+            };
+            let mut pending = std::collections::VecDeque::from(actions);
+            while let Some(action) = pending.pop_front() {
+                let event = match self.carry_out(action).await {
+                    Ok(event) => event,
+                    Err(cause) => Some(Event::Failed(cause.to_string())),
+                };
+                if let Some(event) = event {
+                    pending.extend(self.note_and_handle(event));
+                }
+            }
+            self.handle.note_state(self.machine.state());
+            match self.machine.state() {
+                State::Complete => return Ok(std::mem::take(&mut self.report)),
+                State::Aborted => {
+                    return Err(Error::Aborted { what: self.failure.take().unwrap_or_else(|| "aborted".into()) });
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn note_and_handle(&mut self, event: Event) -> Vec<Action> {
+        if let Event::Failed(what) = &event {
+            tracing::warn!(what, state = ?self.machine.state(), "move");
+            self.failure.get_or_insert_with(|| what.clone());
+        }
+        self.machine.handle(event)
+    }
+
+    async fn handle_signal(&mut self, signal: Option<Signal>) -> Vec<Action> {
+        let event = match signal {
+            Some(Signal::Message(message)) => match message {
+                Message::Opened => Event::Opened,
+                Message::Request(wanted) => {
+                    let present = self.partition.with(move |partition| async move {
+                        let found = partition.segment_summaries().into_iter().find(|found| found.id == wanted.segment);
+                        Ok(found.map(|found| found.token))
+                    });
+                    match present.await {
+                        Ok(Some(present)) => Event::Requested { wanted, present },
+                        Ok(None) => Event::Failed(format!("the target asks for segment {}", wanted.segment)),
+                        Err(cause) => Event::Failed(cause.to_string()),
+                    }
+                }
+                Message::Held(segment) => {
+                    let actions = self.machine.handle(Event::Held(segment));
+                    let missing = self.machine.missing();
+                    self.handle.note(|progress| progress.held = progress.segments - missing);
+                    if missing == 0 {
+                        self.end_copy();
+                    }
+                    return actions;
+                }
+                Message::MirrorAck(lsn) => {
+                    let attempt = self.context.attempt;
+                    let told = self.partition.with(move |partition| async move {
+                        partition.handle_mirror_ack(attempt, lsn);
+                        Ok(())
+                    });
+                    match told.await {
+                        Ok(()) => Event::Acked(lsn),
+                        Err(cause) => Event::Failed(cause.to_string()),
+                    }
+                }
+                Message::SealOk => {
+                    self.end_step("verify");
+                    Event::SealOk
+                }
+                Message::Failed(what) => Event::Failed(format!("target: {what}")),
+                other => Event::Failed(format!("unexpected from the target: {other:?}")),
+            },
+            Some(Signal::Sent(segment, cost)) => {
+                self.account(segment, cost);
+                return Vec::new();
+            }
+            Some(Signal::Lost(what)) => Event::Failed(what),
+            None => Event::Failed("the driver's queue is closed".into()),
+        };
+        self.note_and_handle(event)
+    }
+
+    async fn tick(&mut self) -> Vec<Action> {
+        if self.frozen.is_some_and(|since| since.elapsed() > FREEZE_MAX) && self.machine.state().may_abort() {
+            return self.note_and_handle(Event::Failed("writes stood still for too long".into()));
+        }
+        let read = self.partition.with(|partition| async move { Ok((partition.assigned(), partition.segment_summaries())) });
+        let (assigned, summaries) = match read.await {
+            Ok(read) => read,
+            Err(cause) => return self.note_and_handle(Event::Failed(cause.to_string())),
+        };
+        if self.machine.state() == State::Copying {
+            let plan = plan::plan(self.options.order, &summaries, |segment| self.machine.is_missing(segment));
+            if let Err(cause) = message::send(&mut self.control, self.context, &Message::Plan(plan)).await {
+                return self.note_and_handle(Event::Failed(cause.to_string()));
+            }
+        }
+        self.machine.handle(Event::Assigned(assigned))
+    }
+
+    /// Carries out one action; what it brought about is the next event.
+    async fn carry_out(&mut self, action: Action) -> Result<Option<Event>> {
+        let attempt = self.context.attempt;
+        match action {
+            Action::SendSegment(segment) => {
+                self.report.sent.push(segment.0);
+                self.spawn_send(segment);
+                Ok(None)
+            }
+            Action::SendStale(token) => {
+                message::send(&mut self.control, self.context, &Message::Stale(token)).await?;
+                Ok(None)
+            }
+            Action::SetSynchronous => {
+                mark(&mut self.report, "ready");
+                let acked = self.machine.acked();
+                self.partition.with(move |partition| async move { partition.set_synchronous(attempt, acked) }).await?;
+                Ok(None)
+            }
+            Action::Freeze => {
+                mark(&mut self.report, "frozen");
+                let now = Instant::now();
+                (self.frozen, self.step) = (Some(now), now);
+                let frozen = self.partition.with(move |partition| async move { partition.freeze(attempt).await }).await?;
+                self.end_step("freeze");
+                let last = frozen.seal.final_lsn;
+                self.sealing = Some(Sealing { seal: frozen.seal, clock: frozen.clock, wall_ms: frozen.wall_ms });
+                Ok(Some(Event::Frozen(last)))
+            }
+            Action::SendSeal => {
+                self.end_step("tail");
+                let sealing = self.sealing.clone().ok_or_else(|| Error::protocol("no seal"))?;
+                message::send(&mut self.control, self.context, &Message::Seal(sealing)).await?;
+                Ok(None)
+            }
+            Action::Commit => Ok(Some(self.commit_until_known().await)),
+            Action::HandOver => {
+                self.hand_over().await;
+                Ok(Some(Event::HandedOver))
+            }
+            Action::Promote => {
+                self.promote_until_done().await;
+                Ok(Some(Event::Promoted))
+            }
+            Action::Digest => {
+                if let Err(cause) = self.verify().await {
+                    tracing::error!(%cause, "the verification after the hand-over could not be done");
+                }
+                self.end_step("verify after");
+                Ok(Some(Event::Digested))
+            }
+            Action::Complete => {
+                self.complete().await;
+                Ok(None)
+            }
+            Action::Abort(reason) => {
+                let _ = message::send(&mut self.control, self.context, &Message::Failed(reason.clone())).await;
+                if abort_until_known(self.host, self.context, &reason).await {
+                    Ok(Some(Event::Aborted))
+                } else {
+                    Err(Error::Conflict { what: "the attempt is closed otherwise".into() })
+                }
+            }
+        }
+    }
+
+    fn spawn_send(&self, segment: SegmentId) {
+        let (host, partition, pace) = (Arc::clone(self.host), self.partition.clone(), self.pace.clone());
+        let (context, destination, address) = (self.context, self.destination, self.addresses.bulk);
+        let signal = self.signal.clone();
+        let plane = host.bulk.clone();
+        plane.spawn(async move {
+            let send = async {
+                let stream = host.bulk.open_uni(address, destination, StreamKind::Bulk).await?;
+                bulk::send_segment(&partition, stream, context, segment, &pace).await
+            };
+            let _ = signal.send(match send.await {
+                Ok(cost) => Signal::Sent(segment, cost),
+                Err(cause) => Signal::Lost(format!("segment {segment}: {cause}")),
+            });
+        });
+    }
+
+    fn account(&mut self, _segment: SegmentId, cost: SegmentCost) {
+        let shadow = &mut self.report.shadow;
+        shadow.segments += 1;
+        shadow.bytes_copied += cost.image_raw;
+        shadow.bytes_on_wire += cost.image_wire + cost.delta_wire;
+        shadow.deltas += u64::from(cost.delta_raw > 0);
+        shadow.delta_bytes_raw += cost.delta_raw;
+        shadow.delta_bytes_on_wire += cost.delta_wire;
+        // The last byte was handed to the transport just now.
+        shadow.seconds = self.began.elapsed().as_secs_f64();
+        shadow.observed_mb_s = shadow.bytes_on_wire as f64 / 1e6 / shadow.seconds;
+        let wire = shadow.bytes_on_wire;
+        self.handle.note(|progress| progress.bytes_on_wire = wire);
+    }
+
+    fn end_copy(&mut self) {
+        self.report.shadow.token_retries = self.machine.token_retries;
+    }
+
+    fn end_step(&mut self, name: &str) {
+        let us = self.step.elapsed().as_micros() as u64;
+        self.report.switchover.steps.push(StepTime { name: name.to_string(), us });
+        self.step = Instant::now();
+    }
+
+    /// Commits; only what the record says counts.
+    async fn commit_until_known(&mut self) -> Event {
+        let FrameContext { attempt, partition, epoch } = self.context;
+        let command = Command::Commit { partition: partition.0, attempt: attempt.0, epoch: epoch.0 };
+        loop {
+            match coordinator::change(self.host.coordinator.as_ref(), command.clone()).await {
+                Ok(record) => {
+                    self.report.switchover.epoch_after = record.epoch;
+                    self.end_step("commit");
+                    return Event::Committed;
+                }
+                Err(Error::Conflict { what }) => return Event::NotCommitted(what),
+                Err(cause) => tracing::warn!(%cause, "the commit is not known yet; writes are waiting"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    async fn hand_over(&mut self) {
+        let epoch = Epoch(self.report.switchover.epoch_after);
+        let owner = self.destination;
+        let released = self.partition.with(move |partition| async move { partition.hand_over(owner, epoch).await });
+        if let Err(cause) = released.await {
+            tracing::error!(%cause, "the hand-over is not durable; a restart reads the coordinator's record");
+        }
+        match coordinator::read(self.host.coordinator.as_ref(), self.context.partition.0).await {
+            Ok(record) => self.host.routing.update_record(&record),
+            Err(cause) => tracing::debug!(%cause, "the routes follow with the next refresh"),
+        }
+        self.end_step("hand over");
+    }
+
+    /// There is no way back: the target is told until it serves, over a new stream if need be. A target that lost the
+    /// stream reads the record by itself.
+    async fn promote_until_done(&mut self) {
+        let epoch = Epoch(self.report.switchover.epoch_after);
+        let sent = message::send(&mut self.control, self.context, &Message::Promote(epoch)).await;
+        let mut reachable = sent.is_ok();
+        while reachable {
+            match self.signals.recv().await {
+                Some(Signal::Message(Message::Promoted)) => break,
+                Some(Signal::Lost(_)) | None => reachable = false,
+                Some(_) => {}
+            }
+        }
+        if let Some(frozen) = self.frozen {
+            self.report.frozen_us = frozen.elapsed().as_micros() as u64;
+        }
+        mark(&mut self.report, "promoted");
+        self.end_step("promote");
+    }
+
+    async fn verify(&mut self) -> Result<()> {
+        let (starts, attempt) = (self.starts.clone(), self.context.attempt);
+        message::send(&mut self.control, self.context, &Message::Digest(starts.clone())).await?;
+        let ours = self.partition.with(move |partition| async move { partition.digest_final(attempt, starts).await }).await?;
+        let theirs = loop {
+            match self.signals.recv().await {
+                Some(Signal::Message(Message::Digests(digests))) => break digests,
+                Some(Signal::Message(Message::Failed(what))) => return Err(Error::Refused { what }),
+                Some(Signal::Lost(what)) => return Err(Error::link(self.addresses.control, what)),
+                None => return Err(Error::link(self.addresses.control, "closed")),
+                Some(_) => {}
+            }
+        };
+        self.report.verify = compare(&ours, &theirs);
+        if !self.report.verify.equal {
+            tracing::error!(partition = %self.context.partition, "source and target differ after the hand-over");
+        }
+        Ok(())
+    }
+
+    async fn complete(&mut self) {
+        let _ = message::send(&mut self.control, self.context, &Message::Complete).await;
+        let _ = self.control.finish();
+        let FrameContext { attempt, partition, .. } = self.context;
+        let command = Command::Complete { partition: partition.0, attempt: attempt.0 };
+        while let Err(cause) = coordinator::change(self.host.coordinator.as_ref(), command.clone()).await {
+            tracing::warn!(%cause, "the completion is not recorded yet");
+            tokio::time::sleep(RETRY).await;
+        }
+        mark(&mut self.report, "complete");
+        let engine = self.host.engine.clone();
+        let shard = self.partition.shard();
+        self.host.control.spawn(async move {
+            tokio::time::sleep(RELEASE_GRACE).await;
+            let dropped = engine.on_shard(shard, move |shard| async move { shard.drop_partition(partition).await }).await;
+            if let Err(cause) = dropped.and_then(|dropped| dropped) {
+                tracing::warn!(%cause, "the released copy stays");
+            }
+        });
+    }
+}
+
+fn describe(summaries: &[SegmentSummary]) -> Vec<OrderedSegment> {
+    summaries
+        .iter()
+        .map(|summary| OrderedSegment {
+            segment: summary.id.0,
+            start: String::from_utf8_lossy(summary.start.get(2..).unwrap_or_default()).into_owned(),
+            bytes: summary.bytes,
+            gru: summary.gru,
+            ewma: summary.ewma,
+        })
+        .collect()
+}
+
+fn compare(ours: &[RangeDigest], theirs: &[RangeDigest]) -> VerifyReport {
+    let fold = |digests: &[RangeDigest]| {
+        let bytes: Vec<u8> = digests.iter().flat_map(|range| range.digest.to_le_bytes()).collect();
+        format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&bytes))
+    };
+    VerifyReport {
+        segments: ours.len() as u64,
+        records: ours.iter().map(|range| range.records).sum(),
+        source_digest: fold(ours),
+        target_digest: fold(theirs),
+        equal: ours == theirs,
+    }
+}
+
+fn mark(report: &mut MoveReport, name: &str) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+    report.marks_ms.push((name.to_string(), now));
+}
+
+/// Hands the target's messages to the driver. A message of another attempt is not ours.
+async fn listen(mut incoming: RecvStream, context: FrameContext, signal: mpsc::UnboundedSender<Signal>) {
+    loop {
+        let next = match message::receive(&mut incoming).await {
+            Ok((found, _)) if found.attempt != context.attempt => continue,
+            Ok((_, message)) => Signal::Message(message),
+            Err(cause) => Signal::Lost(cause.to_string()),
+        };
+        let lost = matches!(next, Signal::Lost(_));
+        if signal.send(next).is_err() || lost {
+            return;
+        }
+    }
+}
+
+/// Streams the mirror until its tap is closed.
+async fn stream_mirror(
+    mut stream: SendStream,
+    context: FrameContext,
+    receiver: MirrorReceiver,
+    signal: mpsc::UnboundedSender<Signal>,
+) {
+    while let Some(item) = receiver.recv().await {
+        let mut items: Vec<MirrorItem> = vec![item];
+        let mut bytes = items[0].queued_bytes();
+        while items.len() < MIRROR_BATCH
+            && bytes < 1 << 20
+            && let Some(item) = receiver.try_recv()
+        {
+            bytes += item.queued_bytes();
+            items.push(item);
+        }
+        if let Err(cause) = message::send(&mut stream, context, &Message::Mirror(items)).await {
+            let _ = signal.send(Signal::Lost(format!("mirror: {cause}")));
+            return;
+        }
+    }
+    let _ = stream.finish();
+}

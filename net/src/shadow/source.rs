@@ -1,0 +1,413 @@
+//! The source's decisions as a machine: events in, actions out; no I/O, no clock.
+//!
+//! | state | reads | writes | left by |
+//! |---|---|---|---|
+//! | `Opening` | source | source | the target's `Opened` |
+//! | `Copying` | source | source | every segment held and the mirror's lag within budget |
+//! | `Ready` | source | source, acknowledged when both have it | the policy lets it switch |
+//! | `Freezing` | source | parked | the engine stands still at LSN F |
+//! | `Tail` | source | parked | the target has acknowledged F |
+//! | `Verifying` | source | parked | the target's `SealOk` |
+//! | `Committing` | source | parked | the coordinator's record has been *read* as committed |
+//! | `HandingOver` | both | parked | the source serves no more |
+//! | `Promoting` | target | forwarded | the target's `Promoted` |
+//! | `Digesting` | target | target | both digests are there |
+//! | `Complete` | target | target | - |
+//! | `Aborting` | source | as before, or parked | the coordinator's record has been read as aborted |
+//! | `Aborted` | source | source | - |
+//!
+//! Any failure before `Committing` leads to `Aborting`. In `Committing` only the coordinator's record decides. After it
+//! there is no way back: what fails is tried again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use antumbra_engine::types::{Lsn, SegmentId, ValidationToken};
+
+/// Where the move stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the table above documents them")]
+pub enum State {
+    Opening,
+    Copying,
+    Ready,
+    Freezing,
+    Tail,
+    Verifying,
+    Committing,
+    HandingOver,
+    Promoting,
+    Digesting,
+    Complete,
+    Aborting,
+    Aborted,
+}
+
+impl State {
+    /// Whether the table of transitions has this one.
+    #[must_use]
+    pub fn may_become(self, next: State) -> bool {
+        use State::{
+            Aborted, Aborting, Committing, Complete, Copying, Digesting, Freezing, HandingOver, Opening, Promoting,
+            Ready, Tail, Verifying,
+        };
+        match (self, next) {
+            (Opening, Copying)
+            | (Copying, Ready)
+            | (Ready, Freezing)
+            | (Freezing, Tail)
+            | (Tail, Verifying)
+            | (Verifying, Committing)
+            | (Committing, HandingOver | Aborting)
+            | (HandingOver, Promoting)
+            | (Promoting, Digesting)
+            | (Digesting, Complete)
+            | (Aborting, Aborted) => true,
+            (Opening | Copying | Ready | Freezing | Tail | Verifying, Aborting) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the move can still be given up.
+    #[must_use]
+    pub fn may_abort(self) -> bool {
+        self.may_become(State::Aborting) && self != State::Committing
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The target created the shadow.
+    Opened,
+    /// The target asks for a segment; `present` is its present version.
+    Requested {
+        /// What the target asked for.
+        wanted: ValidationToken,
+        /// What the source has.
+        present: ValidationToken,
+    },
+    /// The target installed a segment.
+    Held(SegmentId),
+    /// The target has made durable everything up to here.
+    Acked(Lsn),
+    /// The last LSN that the source has assigned.
+    Assigned(Lsn),
+    /// The policy (or a person) lets the switchover begin.
+    Allowed,
+    /// Writes stand still.
+    Frozen(Lsn),
+    /// The target's state equals the source's and is durable.
+    SealOk,
+    /// The coordinator's record says: committed.
+    Committed,
+    /// The coordinator's record says: not committed, and never will be.
+    NotCommitted(String),
+    /// The source serves no more.
+    HandedOver,
+    /// The target serves.
+    Promoted,
+    /// The digests have been compared.
+    Digested,
+    /// The coordinator's record says: aborted. The source serves again.
+    Aborted,
+    /// Something failed.
+    Failed(String),
+}
+
+/// What the driver is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Capture, send and cover this segment.
+    SendSegment(SegmentId),
+    /// Tell the target the segment's present version.
+    SendStale(ValidationToken),
+    /// Acknowledge only what the target has, from now on.
+    SetSynchronous,
+    /// Park writes.
+    Freeze,
+    /// Send the seal.
+    SendSeal,
+    /// Commit at the coordinator, until its record is known.
+    Commit,
+    /// Stop serving.
+    HandOver,
+    /// Tell the target to serve.
+    Promote,
+    /// Compare digests of both sides.
+    Digest,
+    /// Close the attempt.
+    Complete,
+    /// Abort at the coordinator, until its record is known, then serve again.
+    Abort(String),
+}
+
+/// Limits of one move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Stale requests after which a segment is sent in whatever version it has.
+    pub retries_max: u32,
+    /// Records that the target may lack when the mirror becomes synchronous.
+    pub lag_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { retries_max: 2, lag_max: 256 }
+    }
+}
+
+/// The machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    state: State,
+    limits: Limits,
+    /// Segments not held yet, with how often their request was stale.
+    missing: BTreeMap<SegmentId, u32>,
+    sending: BTreeSet<SegmentId>,
+    acked: Lsn,
+    assigned: Lsn,
+    last: Option<Lsn>,
+    allowed: bool,
+    /// Requests answered with a newer token.
+    pub token_retries: u64,
+}
+
+impl Source {
+    /// A move of these segments.
+    #[must_use]
+    pub fn new(segments: impl IntoIterator<Item = SegmentId>, from: Lsn, limits: Limits) -> Source {
+        Source {
+            state: State::Opening,
+            limits,
+            missing: segments.into_iter().map(|segment| (segment, 0)).collect(),
+            sending: BTreeSet::new(),
+            acked: from,
+            assigned: from,
+            last: None,
+            allowed: false,
+            token_retries: 0,
+        }
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Segments that nobody has asked for yet, or whose copy is under way.
+    #[must_use]
+    pub fn is_missing(&self, segment: SegmentId) -> bool {
+        self.missing.contains_key(&segment) && !self.sending.contains(&segment)
+    }
+
+    /// The last LSN that the target has made durable.
+    #[must_use]
+    pub fn acked(&self) -> Lsn {
+        self.acked
+    }
+
+    /// Number of segments that the target holds not yet.
+    #[must_use]
+    pub fn missing(&self) -> usize {
+        self.missing.len()
+    }
+
+    /// Takes an event; one that the present state does not expect changes nothing.
+    pub fn handle(&mut self, event: Event) -> Vec<Action> {
+        match event {
+            Event::Opened if self.state == State::Opening => self.become_state(State::Copying),
+            Event::Requested { wanted, present } => return self.answer_request(wanted, present),
+            Event::Held(segment) => {
+                self.missing.remove(&segment);
+                self.sending.remove(&segment);
+            }
+            Event::Acked(lsn) => self.acked = self.acked.max(lsn),
+            Event::Assigned(lsn) => self.assigned = self.assigned.max(lsn),
+            Event::Allowed => self.allowed = true,
+            Event::Frozen(last) if self.state == State::Freezing => {
+                self.last = Some(last);
+                self.become_state(State::Tail);
+            }
+            Event::SealOk if self.state == State::Verifying => {
+                self.become_state(State::Committing);
+                return vec![Action::Commit];
+            }
+            Event::Committed if self.state == State::Committing => {
+                self.become_state(State::HandingOver);
+                return vec![Action::HandOver];
+            }
+            Event::NotCommitted(what) if self.state == State::Committing => {
+                self.become_state(State::Aborting);
+                return vec![Action::Abort(what)];
+            }
+            Event::HandedOver if self.state == State::HandingOver => {
+                self.become_state(State::Promoting);
+                return vec![Action::Promote];
+            }
+            Event::Promoted if self.state == State::Promoting => {
+                self.become_state(State::Digesting);
+                return vec![Action::Digest];
+            }
+            Event::Digested if self.state == State::Digesting => {
+                self.become_state(State::Complete);
+                return vec![Action::Complete];
+            }
+            Event::Aborted if self.state == State::Aborting => self.become_state(State::Aborted),
+            Event::Failed(what) if self.state.may_abort() => {
+                self.become_state(State::Aborting);
+                return vec![Action::Abort(what)];
+            }
+            // After the commit a failure is the driver's to try again; everything else here came late.
+            Event::Opened
+            | Event::Frozen(_)
+            | Event::SealOk
+            | Event::Committed
+            | Event::NotCommitted(_)
+            | Event::HandedOver
+            | Event::Promoted
+            | Event::Digested
+            | Event::Aborted
+            | Event::Failed(_) => {}
+        }
+        self.advance()
+    }
+
+    fn answer_request(&mut self, wanted: ValidationToken, present: ValidationToken) -> Vec<Action> {
+        let expected = matches!(self.state, State::Copying);
+        let Some(retries) = self.missing.get_mut(&wanted.segment).filter(|_| expected) else {
+            return Vec::new();
+        };
+        if self.sending.contains(&wanted.segment) {
+            return Vec::new();
+        }
+        if wanted != present && *retries < self.limits.retries_max {
+            *retries += 1;
+            self.token_retries += 1;
+            return vec![Action::SendStale(present)];
+        }
+        // Written all the time: its delta completes it.
+        self.sending.insert(wanted.segment);
+        vec![Action::SendSegment(wanted.segment)]
+    }
+
+    /// What follows from the counters.
+    fn advance(&mut self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let lag = self.assigned.0.saturating_sub(self.acked.0);
+        if self.state == State::Copying && self.missing.is_empty() && lag <= self.limits.lag_max {
+            self.become_state(State::Ready);
+            actions.push(Action::SetSynchronous);
+        }
+        if self.state == State::Ready && self.allowed {
+            self.become_state(State::Freezing);
+            actions.push(Action::Freeze);
+        }
+        if self.state == State::Tail && self.last.is_some_and(|last| self.acked >= last) {
+            self.become_state(State::Verifying);
+            actions.push(Action::SendSeal);
+        }
+        actions
+    }
+
+    fn become_state(&mut self, next: State) {
+        assert!(self.state.may_become(next), "INV-SWITCH: {:?} does not become {next:?}", self.state);
+        self.state = next;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn token(segment: u64, version: u64) -> ValidationToken {
+        ValidationToken { segment: SegmentId(segment), version: Lsn(version), checksum: version as u32 }
+    }
+
+    fn source(segments: u64) -> Source {
+        Source::new((1..=segments).map(SegmentId), Lsn(10), Limits { retries_max: 2, lag_max: 5 })
+    }
+
+    fn request(wanted: ValidationToken, present: ValidationToken) -> Event {
+        Event::Requested { wanted, present }
+    }
+
+    #[test]
+    fn happy_path_takes_every_step_once() {
+        let mut source = source(1);
+        assert_eq!(source.handle(Event::Opened), []);
+        assert_eq!(source.handle(request(token(1, 1), token(1, 1))), [Action::SendSegment(SegmentId(1))]);
+        assert_eq!(source.handle(Event::Assigned(Lsn(20))), []);
+        assert_eq!(source.handle(Event::Held(SegmentId(1))), [], "the lag is too large");
+        assert_eq!(source.handle(Event::Acked(Lsn(16))), [Action::SetSynchronous]);
+        assert_eq!(source.handle(Event::Allowed), [Action::Freeze]);
+        assert_eq!(source.handle(Event::Frozen(Lsn(20))), []);
+        assert_eq!(source.handle(Event::Acked(Lsn(20))), [Action::SendSeal]);
+        assert_eq!(source.handle(Event::SealOk), [Action::Commit]);
+        assert_eq!(source.handle(Event::Failed("link lost".into())), [], "only the record decides now");
+        assert_eq!(source.handle(Event::Committed), [Action::HandOver]);
+        assert_eq!(source.handle(Event::HandedOver), [Action::Promote]);
+        assert_eq!(source.handle(Event::Promoted), [Action::Digest]);
+        assert_eq!(source.handle(Event::Digested), [Action::Complete]);
+        assert_eq!(source.state(), State::Complete);
+    }
+
+    #[test]
+    fn stale_request_is_retried_then_sent_anyway() {
+        let mut source = source(1);
+        source.handle(Event::Opened);
+        assert_eq!(source.handle(request(token(1, 1), token(1, 2))), [Action::SendStale(token(1, 2))]);
+        assert_eq!(source.handle(request(token(1, 2), token(1, 3))), [Action::SendStale(token(1, 3))]);
+        assert_eq!(source.handle(request(token(1, 3), token(1, 4))), [Action::SendSegment(SegmentId(1))]);
+        assert_eq!(source.handle(request(token(1, 3), token(1, 4))), [], "asked twice, sent once");
+        assert_eq!(source.token_retries, 2);
+    }
+
+    fn arbitrary_event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            Just(Event::Opened),
+            (1..4u64, 0..3u64, 0..3u64).prop_map(|(id, a, b)| request(token(id, a), token(id, b))),
+            (1..4u64).prop_map(|id| Event::Held(SegmentId(id))),
+            (10..40u64).prop_map(|lsn| Event::Acked(Lsn(lsn))),
+            (10..40u64).prop_map(|lsn| Event::Assigned(Lsn(lsn))),
+            Just(Event::Allowed),
+            (10..40u64).prop_map(|lsn| Event::Frozen(Lsn(lsn))),
+            Just(Event::SealOk),
+            Just(Event::Committed),
+            Just(Event::NotCommitted("conflict".into())),
+            Just(Event::HandedOver),
+            Just(Event::Promoted),
+            Just(Event::Digested),
+            Just(Event::Aborted),
+            Just(Event::Failed("x".into())),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn events_in_any_order_break_no_rule(events in prop::collection::vec(arbitrary_event(), 0..80)) {
+            let mut source = source(3);
+            let (mut commits, mut hand_overs, mut aborts) = (0, 0, 0);
+            for event in events {
+                let committed = event == Event::Committed && source.state() == State::Committing;
+                for action in source.handle(event) {
+                    match action {
+                        Action::Commit => commits += 1,
+                        Action::HandOver => {
+                            prop_assert!(committed, "handed over without a committed record");
+                            hand_overs += 1;
+                        }
+                        Action::Abort(_) => {
+                            prop_assert_eq!(hand_overs, 0, "aborted after the hand-over");
+                            aborts += 1;
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            prop_assert!(commits <= 1 && hand_overs <= 1 && aborts <= 1);
+        }
+    }
+}
