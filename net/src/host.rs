@@ -88,7 +88,8 @@ impl Host {
         let id = config.identity.host()?;
         let slot: Arc<OnceLock<Weak<Host>>> = Arc::default();
         let plane = |name, listen, class| {
-            let config = PlaneConfig { name, listen, identity: config.identity.clone(), class, window_bytes: WINDOW_BYTES };
+            let config =
+                PlaneConfig { name, listen, identity: config.identity.clone(), class, window_bytes: WINDOW_BYTES };
             Plane::start(config, handler(Arc::clone(&slot)))
         };
         let control = plane("control", config.control, SchedulingClass::Normal)?;
@@ -208,7 +209,13 @@ impl Host {
     }
 
     /// Brings one partition in line with its record; false if the record may still change.
-    async fn settle(&self, id: PartitionId, shard: ShardId, serving: Serving, record: &PartitionRecord) -> Result<bool> {
+    async fn settle(
+        &self,
+        id: PartitionId,
+        shard: ShardId,
+        serving: Serving,
+        record: &PartitionRecord,
+    ) -> Result<bool> {
         let mine = record.owner == self.id.0;
         let handle = self.engine.partition(id)?;
         let epoch = Epoch(record.epoch);
@@ -224,7 +231,9 @@ impl Host {
                 let owner = HostId(record.owner);
                 handle.with(move |partition| async move { partition.hand_over(owner, epoch).await }).await?;
             }
-            (Serving::Shadow { attempt }, RecordState::Moving(moving)) if moving.attempt == attempt.0 => return Ok(false),
+            (Serving::Shadow { attempt }, RecordState::Moving(moving)) if moving.attempt == attempt.0 => {
+                return Ok(false);
+            }
             (Serving::Shadow { attempt }, _) if mine => {
                 // The seal was durable before the commit: everything up to it is here.
                 handle
@@ -235,7 +244,9 @@ impl Host {
                     .await?;
             }
             (Serving::Shadow { attempt }, _) => {
-                self.engine.on_shard(shard, move |shard| async move { shard.discard_shadow(id, attempt).await }).await??;
+                self.engine
+                    .on_shard(shard, move |shard| async move { shard.discard_shadow(id, attempt).await })
+                    .await??;
             }
             _ => {}
         }
@@ -246,7 +257,12 @@ impl Host {
     ///
     /// # Errors
     /// [`Error::Refused`] when a move of it is under way here.
-    pub fn start_move(self: &Arc<Self>, partition: PartitionId, destination: HostId, options: MoveOptions) -> Result<MoveHandle> {
+    pub fn start_move(
+        self: &Arc<Self>,
+        partition: PartitionId,
+        destination: HostId,
+        options: MoveOptions,
+    ) -> Result<MoveHandle> {
         let mut moves = self.moves.lock().unwrap_or_else(PoisonError::into_inner);
         if moves.get(&partition).is_some_and(|known| !known.is_finished()) {
             return Err(Error::Refused { what: format!("partition {partition} is being moved") });
@@ -287,7 +303,6 @@ impl Host {
         }
     }
 }
-
 
 fn handler(slot: Arc<OnceLock<Weak<Host>>>) -> Handler {
     Arc::new(move |incoming| {

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use antumbra_engine::types::HostId;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -171,7 +173,8 @@ impl Identity {
 /// The host that a verified certificate names.
 pub(crate) fn host_of(cert: &CertificateDer<'_>) -> Option<HostId> {
     let cert = webpki::EndEntityCert::try_from(cert).ok()?;
-    cert.valid_dns_names().find_map(|name| name.strip_prefix("host-")?.strip_suffix(".antumbra")?.parse().ok().map(HostId))
+    cert.valid_dns_names()
+        .find_map(|name| name.strip_prefix("host-")?.strip_suffix(".antumbra")?.parse().ok().map(HostId))
 }
 
 fn tls(path: &Path, what: impl ToString) -> Error {

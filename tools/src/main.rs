@@ -1,1 +1,53 @@
-fn main() {}
+//! The `antumbra` command.
+
+mod client;
+mod demo;
+mod node;
+mod predict;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Boxed error with a message for people.
+pub type CliError = Box<dyn std::error::Error + Send + Sync>;
+
+#[derive(Parser)]
+#[command(name = "antumbra", version, about = "A storage engine that moves live data before the move is needed")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Starts two nodes, loads data, moves a partition under load, checks every read and write, writes a report.
+    Demo(demo::DemoOptions),
+    /// Runs one node.
+    Node(node::NodeOptions),
+    /// Evaluates or trains the predictor.
+    #[command(subcommand)]
+    Predict(predict::PredictCommand),
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("ANTUMBRA_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let result = match Cli::parse().command {
+        Command::Demo(options) => demo::run(options),
+        Command::Node(options) => node::run(options).map(|()| ExitCode::SUCCESS),
+        Command::Predict(command) => predict::run(command).map(|()| ExitCode::SUCCESS),
+    };
+    match result {
+        Ok(code) => code,
+        Err(cause) => {
+            eprintln!("antumbra: {cause}");
+            ExitCode::FAILURE
+        }
+    }
+}

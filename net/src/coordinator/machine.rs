@@ -183,7 +183,9 @@ impl Machine {
         if slots.0 > slots.1 || slots.1 >= crate::resp::slot::SLOTS {
             return Err(format!("slots {}-{}: 0 to 16383, ascending", slots.0, slots.1));
         }
-        let overlap = |other: &&PartitionRecord| other.keyspace == keyspace && other.slots.0 <= slots.1 && slots.0 <= other.slots.1;
+        let overlap = |other: &&PartitionRecord| {
+            other.keyspace == keyspace && other.slots.0 <= slots.1 && slots.0 <= other.slots.1
+        };
         if let Some(other) = self.state.records.values().find(overlap) {
             return Err(format!("slots {}-{} overlap partition {}", slots.0, slots.1, other.partition));
         }

@@ -48,7 +48,8 @@ fn partition_id(word: Option<&&str>) -> Result<PartitionId> {
 
 fn find_move(host: &Host, words: &[&str]) -> Result<crate::shadow::MoveHandle> {
     let partition = partition_id(words.get(1))?;
-    host.find_move(partition).ok_or_else(|| Error::Refused { what: format!("no move of partition {partition} began here") })
+    host.find_move(partition)
+        .ok_or_else(|| Error::Refused { what: format!("no move of partition {partition} began here") })
 }
 
 async fn partitions(host: &Host) -> Result<Value> {
@@ -114,7 +115,8 @@ fn start_move(host: &Arc<Host>, words: &[&str]) -> Result<Value> {
 }
 
 async fn segments(host: &Host, id: PartitionId) -> Result<Value> {
-    let summaries = host.engine.partition(id)?.with(|partition| async move { Ok(partition.segment_summaries()) }).await?;
+    let summaries =
+        host.engine.partition(id)?.with(|partition| async move { Ok(partition.segment_summaries()) }).await?;
     let rows: Vec<Value> = summaries
         .iter()
         .map(|segment| {

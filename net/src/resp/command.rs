@@ -104,7 +104,8 @@ pub(crate) fn find(args: &[Bytes]) -> Result<&'static Spec, Reply> {
 /// Answers `COMMAND` and its subcommands.
 pub(crate) fn describe(args: &[Bytes]) -> Reply {
     let chosen = |names: &[Bytes]| -> Vec<&'static Spec> {
-        let wanted = |spec: &&Spec| names.is_empty() || names.iter().any(|name| name.eq_ignore_ascii_case(spec.name.as_bytes()));
+        let wanted =
+            |spec: &&Spec| names.is_empty() || names.iter().any(|name| name.eq_ignore_ascii_case(spec.name.as_bytes()));
         COMMANDS.iter().filter(wanted).collect()
     };
     match args.get(1).map(|word| word.to_ascii_lowercase()).as_deref() {

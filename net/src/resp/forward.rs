@@ -31,7 +31,9 @@ pub(crate) async fn serve(host: &Arc<Host>, incoming: Incoming) {
     let peer = incoming.peer;
     let served = serve_call(incoming, |request| async move {
         let result = match decode_operation(&request) {
-            Ok((partition, operation)) => operation::apply_when_promoted(&host.engine, partition, operation, PATIENCE).await,
+            Ok((partition, operation)) => {
+                operation::apply_when_promoted(&host.engine, partition, operation, PATIENCE).await
+            }
             Err(cause) => Err(cause),
         };
         encode_outcome(result).unwrap_or_default()

@@ -82,7 +82,12 @@ impl Operation {
 }
 
 /// Applies an operation to a partition of this host, on the shard that calls or on another one.
-pub(crate) async fn apply_here(engine: &Engine, shard: &Rc<Shard>, id: PartitionId, operation: Operation) -> Result<Outcome> {
+pub(crate) async fn apply_here(
+    engine: &Engine,
+    shard: &Rc<Shard>,
+    id: PartitionId,
+    operation: Operation,
+) -> Result<Outcome> {
     let result = match shard.partition(id) {
         Ok(partition) => operation.apply(partition).await,
         Err(_) => match engine.partition(id) {

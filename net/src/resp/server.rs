@@ -111,7 +111,8 @@ pub async fn serve(host: Arc<Host>, shard: Rc<Shard>, config: ServerConfig) -> R
             let open = &server.counters.connections;
             open.set(open.get() + 1);
             add(&server.counters.accepted);
-            let mut connection = Connection { server: &server, stream, version: 2, follows_moved: false, name: Bytes::new() };
+            let mut connection =
+                Connection { server: &server, stream, version: 2, follows_moved: false, name: Bytes::new() };
             if full {
                 let _ = connection.stream.write_all(b"-ERR max number of clients reached\r\n").await;
             } else if let Err(cause) = connection.run().await {
@@ -252,7 +253,8 @@ impl Connection<'_> {
 
     /// Starts all SETs, then sends on, in order, those that another host has to take.
     async fn set_group(&self, group: &[Vec<Bytes>]) -> Vec<Reply> {
-        let operations: Vec<std::result::Result<Operation, Reply>> = group.iter().map(|args| set_operation(args)).collect();
+        let operations: Vec<std::result::Result<Operation, Reply>> =
+            group.iter().map(|args| set_operation(args)).collect();
         let started = operations.iter().map(|operation| async move {
             match operation {
                 Ok(operation) => Some(self.server.try_here(operation.clone()).await),
@@ -312,8 +314,10 @@ impl Connection<'_> {
         if let Some(reply) = cross_slot(pairs.iter().step_by(2)) {
             return reply;
         }
-        let group: Vec<Vec<Bytes>> =
-            pairs.chunks_exact(2).map(|pair| vec![Bytes::from_static(b"SET"), pair[0].clone(), pair[1].clone()]).collect();
+        let group: Vec<Vec<Bytes>> = pairs
+            .chunks_exact(2)
+            .map(|pair| vec![Bytes::from_static(b"SET"), pair[0].clone(), pair[1].clone()])
+            .collect();
         let replies = self.set_group(&group).await;
         replies.into_iter().find(|reply| matches!(reply, Reply::Error(_))).unwrap_or(Reply::Simple("OK"))
     }
@@ -363,7 +367,8 @@ impl Connection<'_> {
         match self.server.scan_page(start, options.count).await {
             Ok((keys, next)) => {
                 let cursor = next.map_or(0, |next| self.server.cursors.borrow_mut().remember(next));
-                let matching = keys.into_iter().filter(|key| options.pattern.as_ref().is_none_or(|glob| matches_glob(glob, key)));
+                let matching =
+                    keys.into_iter().filter(|key| options.pattern.as_ref().is_none_or(|glob| matches_glob(glob, key)));
                 let keys = matching.map(Reply::Bulk).collect();
                 Reply::Array(vec![Reply::text(cursor.to_string()), Reply::Array(keys)])
             }
@@ -427,7 +432,13 @@ impl Connection<'_> {
             let stats = partition.stats();
             text.push_str(&format!(
                 "partition{}:epoch={},serving={:?},segments={},table_bytes={},memtable_bytes={},last_lsn={}\r\n",
-                stats.id, stats.epoch, stats.serving, stats.segments, stats.table_bytes, stats.memtable_bytes, stats.visible
+                stats.id,
+                stats.epoch,
+                stats.serving,
+                stats.segments,
+                stats.table_bytes,
+                stats.memtable_bytes,
+                stats.visible
             ));
         }
         text
@@ -474,7 +485,12 @@ impl Server {
         operation::apply_here(&self.host.engine, &self.shard, route.partition, operation).await.map(Some)
     }
 
-    async fn forward(&self, owner: HostId, partition: antumbra_engine::types::PartitionId, operation: Operation) -> Result<Outcome> {
+    async fn forward(
+        &self,
+        owner: HostId,
+        partition: antumbra_engine::types::PartitionId,
+        operation: Operation,
+    ) -> Result<Outcome> {
         let (answer, answered) = futures_channel::oneshot::channel();
         let host = Arc::clone(&self.host);
         // The planes belong to the other runtime.
@@ -494,8 +510,12 @@ impl Server {
                 }
             }
             Ok(other) => Reply::Error(format!("ERR unexpected outcome {other:?}")),
-            Err(Error::Refused { what }) if what.starts_with("CLUSTERDOWN") || what.starts_with("TRYAGAIN") => Reply::Error(what),
-            Err(Error::Engine(cause @ antumbra_engine::Error::ReadOnly { .. })) => Reply::Error(format!("READONLY {cause}")),
+            Err(Error::Refused { what }) if what.starts_with("CLUSTERDOWN") || what.starts_with("TRYAGAIN") => {
+                Reply::Error(what)
+            }
+            Err(Error::Engine(cause @ antumbra_engine::Error::ReadOnly { .. })) => {
+                Reply::Error(format!("READONLY {cause}"))
+            }
             Err(cause) => Reply::Error(format!("ERR {cause}")),
         }
     }
@@ -547,7 +567,8 @@ impl ScanOptions {
                 (b"match", Some(pattern)) => options.pattern = Some(pattern.clone()),
                 (b"count", Some(count)) => {
                     let count = number(count).filter(|count| *count > 0);
-                    let count = count.ok_or_else(|| Reply::Error("ERR value is not an integer or out of range".into()))?;
+                    let count =
+                        count.ok_or_else(|| Reply::Error("ERR value is not an integer or out of range".into()))?;
                     options.count = count.min(10_000) as usize;
                 }
                 _ => return Err(Reply::Error("ERR syntax error".into())),
@@ -599,7 +620,8 @@ fn is_set(args: &[Bytes]) -> bool {
 fn set_operation(args: &[Bytes]) -> std::result::Result<Operation, Reply> {
     let mut expires_at_ms = 0;
     for pair in args[3..].chunks(2) {
-        let number = pair.get(1).and_then(|bytes| std::str::from_utf8(bytes).ok()).and_then(|text| text.parse::<u64>().ok());
+        let number =
+            pair.get(1).and_then(|bytes| std::str::from_utf8(bytes).ok()).and_then(|text| text.parse::<u64>().ok());
         let unit = pair[0].to_ascii_lowercase();
         let known = matches!(unit.as_slice(), b"ex" | b"px" | b"exat" | b"pxat");
         let number = match (known, number) {
@@ -607,7 +629,9 @@ fn set_operation(args: &[Bytes]) -> std::result::Result<Operation, Reply> {
             (true, None | Some(0)) => return Err(Reply::Error("ERR invalid expire time in 'set' command".into())),
             (true, Some(number)) => number,
         };
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |since| since.as_millis() as u64);
         expires_at_ms = match unit.as_slice() {
             b"ex" => now.saturating_add(number.saturating_mul(1000)),
             b"px" => now.saturating_add(number),
@@ -685,7 +709,8 @@ fn cluster_nodes(topology: &Topology, myself: HostId) -> String {
     let mut text = String::new();
     for (host, addresses) in &topology.hosts {
         let flags = if *host == myself { "myself,master" } else { "master" };
-        let epoch = topology.routes.iter().filter(|route| route.owner == *host).map(|route| route.epoch.0).max().unwrap_or(0);
+        let epoch =
+            topology.routes.iter().filter(|route| route.owner == *host).map(|route| route.epoch.0).max().unwrap_or(0);
         let resp = addresses.resp;
         text.push_str(&format!("{} {resp}@{} {flags} - 0 0 {epoch} connected", node_id(*host), resp.port()));
         for route in topology.routes.iter().filter(|route| route.owner == *host) {

@@ -35,8 +35,7 @@ pub fn compress_against(reference: &[u8], bytes: &[u8]) -> Result<Vec<u8>> {
 /// # Errors
 /// [`Error::Protocol`] for anything else, also when the reference is another one.
 pub fn decompress_against(reference: &[u8], bytes: &[u8], len: usize) -> Result<Vec<u8>> {
-    let result =
-        zstd::bulk::Decompressor::with_dictionary(reference).and_then(|mut zstd| zstd.decompress(bytes, len));
+    let result = zstd::bulk::Decompressor::with_dictionary(reference).and_then(|mut zstd| zstd.decompress(bytes, len));
     check_len(result.map_err(|cause| Error::protocol(format!("zstd: {cause}")))?, len)
 }
 

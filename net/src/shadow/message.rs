@@ -300,7 +300,7 @@ pub async fn send(stream: &mut SendStream, context: FrameContext, message: &Mess
 /// [`Error::Link`] at the end of the stream, [`Error::Protocol`].
 pub async fn receive(stream: &mut RecvStream) -> Result<(FrameContext, Message)> {
     let mut header_bytes = [0; HEADER_LEN];
-    stream.read_exact(&mut header_bytes).await.map_err(|cause| Error::link("peer", cause))?;
+    stream.read_exact(&mut header_bytes).await.map_err(|cause| Error::link("peer", format!("{cause:?}")))?;
     let header = frame::decode_header(&header_bytes)?;
     let payload = read_exact_limited(stream, header.payload_len, PAYLOAD_MAX).await?;
     let columns = frame::decode_payload(&header_bytes, header, &payload)?;

@@ -103,7 +103,8 @@ mod tests {
     #[test]
     fn plan_by_score_per_byte() {
         let segments = [summary(1, 100, 5.0, 1.0), summary(2, 10, 1.0, 9.0), summary(3, 1000, 5.0, 0.0)];
-        let ids = |order| plan(order, &segments, |_| true).iter().map(|entry| entry.token.segment.0).collect::<Vec<_>>();
+        let ids =
+            |order| plan(order, &segments, |_| true).iter().map(|entry| entry.token.segment.0).collect::<Vec<_>>();
         assert_eq!(ids(Order::Gru), [2, 1, 3]);
         assert_eq!(ids(Order::Key), [1, 2, 3]);
     }

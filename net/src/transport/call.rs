@@ -42,7 +42,10 @@ pub async fn call(
 ///
 /// # Errors
 /// [`Error::Link`], [`Error::Protocol`].
-pub async fn serve_call<F: Future<Output = Vec<u8>>>(incoming: Incoming, serve: impl FnOnce(Vec<u8>) -> F) -> Result<()> {
+pub async fn serve_call<F: Future<Output = Vec<u8>>>(
+    incoming: Incoming,
+    serve: impl FnOnce(Vec<u8>) -> F,
+) -> Result<()> {
     let Incoming { peer, send, mut recv, .. } = incoming;
     let mut send = send.ok_or_else(|| Error::protocol("a call without a way back"))?;
     let request = recv.read_to_end(CALL_BYTES_MAX).await.map_err(|cause| Error::link(peer, cause))?;
@@ -60,6 +63,6 @@ pub async fn read_exact_limited(recv: &mut RecvStream, len: usize, max: usize) -
         return Err(Error::protocol(format!("{len} bytes announced, at most {max} are taken")));
     }
     let mut bytes = vec![0; len];
-    recv.read_exact(&mut bytes).await.map_err(|cause| Error::link("peer", cause))?;
+    recv.read_exact(&mut bytes).await.map_err(|cause| Error::link("peer", format!("{cause:?}")))?;
     Ok(bytes)
 }

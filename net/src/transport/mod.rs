@@ -6,6 +6,7 @@
 //! has been sent already; small windows and connections of their own do.
 
 mod call;
+mod class;
 mod plane;
 
 pub use call::{call, read_exact_limited, serve_call};

@@ -4,20 +4,22 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::net::{SocketAddr, UdpSocket};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use antumbra_engine::types::HostId;
 use quinn::{Connection, Endpoint, EndpointConfig, RecvStream, SendStream, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
-use thread_priority::{NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy};
 
 use crate::error::{Error, Result};
 use crate::tls::{self, Identity};
 
+use super::class;
+
 /// First bytes of every stream: magic, version, kind.
 const PREAMBLE: [u8; 6] = *b"ANTQ\x01\0";
-const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(8);
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -99,7 +101,9 @@ pub struct PlaneHandle {
     runtime: tokio::runtime::Handle,
     endpoint: Endpoint,
     local: SocketAddr,
-    connections: Arc<Mutex<HashMap<(SocketAddr, HostId), Connection>>>,
+    /// One per peer. Locked while one is made, so that two never are: the one that nobody keeps would be closed with
+    /// its streams.
+    connections: Arc<tokio::sync::Mutex<HashMap<(SocketAddr, HostId), Connection>>>,
 }
 
 impl Plane {
@@ -117,10 +121,10 @@ impl Plane {
                 Ok(runtime) => runtime,
                 Err(cause) => return drop(ready.send(Err(Error::link(config.listen, cause)))),
             };
-            if config.class == SchedulingClass::Idle {
-                set_idle_class();
-            }
+            let beats = Arc::new(AtomicU64::new(0));
+            let watchdog = (config.class == SchedulingClass::Idle).then(|| enter_idle_class(&config, &beats));
             runtime.block_on(async {
+                tokio::spawn(beat(beats));
                 match open_endpoint(&config) {
                     Ok((endpoint, local)) => {
                         let handle = PlaneHandle {
@@ -140,6 +144,7 @@ impl Plane {
                     Err(cause) => drop(ready.send(Err(cause))),
                 }
             });
+            drop(watchdog);
         };
         let spawned = std::thread::Builder::new().name(name.to_string()).spawn(body);
         let thread = spawned.map_err(|cause| Error::link(name, cause))?;
@@ -166,11 +171,22 @@ impl Drop for Plane {
 }
 
 /// SCHED_IDLE needs no privilege. Where it fails, bulk copying competes with the shards: said once.
-fn set_idle_class() {
-    let policy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
-    let id = thread_priority::thread_native_id();
-    if let Err(cause) = thread_priority::set_thread_priority_and_policy(id, ThreadPriority::Min, policy) {
-        tracing::warn!(?cause, "the bulk plane runs in the normal scheduling class");
+fn enter_idle_class(config: &PlaneConfig, beats: &Arc<AtomicU64>) -> Option<class::Watchdog> {
+    match class::enter_idle_class() {
+        Ok(thread) => class::Watchdog::start(config.name, thread, Arc::clone(beats)).ok(),
+        Err(what) => {
+            tracing::warn!(what, "the bulk plane runs in the normal scheduling class");
+            None
+        }
+    }
+}
+
+/// Shows the watchdog that this runtime gets the core.
+async fn beat(beats: Arc<AtomicU64>) {
+    let mut ticker = tokio::time::interval(Duration::from_millis(1_000 / class::BEATS_PER_S));
+    loop {
+        ticker.tick().await;
+        beats.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -192,8 +208,7 @@ fn open_endpoint(config: &PlaneConfig) -> Result<(Endpoint, SocketAddr)> {
     client.transport_config(transport);
     let socket = UdpSocket::bind(config.listen).map_err(|cause| Error::link(config.listen, cause))?;
     let local = socket.local_addr().map_err(|cause| Error::link(config.listen, cause))?;
-    let endpoint =
-        Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(quinn::TokioRuntime));
+    let endpoint = Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(quinn::TokioRuntime));
     let mut endpoint = endpoint.map_err(|cause| Error::link(config.listen, cause))?;
     endpoint.set_default_client_config(client);
     Ok((endpoint, local))
@@ -290,7 +305,8 @@ impl PlaneHandle {
 
     /// The connection to a peer; a new one when there is none or the last was lost.
     async fn connect(&self, peer: SocketAddr, host: HostId) -> Result<Connection> {
-        let held = self.connections.lock().unwrap_or_else(PoisonError::into_inner).get(&(peer, host)).cloned();
+        let mut connections = self.connections.lock().await;
+        let held = connections.get(&(peer, host)).cloned();
         if let Some(connection) = held.filter(|connection| connection.close_reason().is_none()) {
             return Ok(connection);
         }
@@ -304,7 +320,7 @@ impl PlaneHandle {
             Some(found) if found != host => return Err(Error::WrongHost { found, expected: host }),
             _ => {}
         }
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner).insert((peer, host), connection.clone());
+        connections.insert((peer, host), connection.clone());
         Ok(connection)
     }
 }

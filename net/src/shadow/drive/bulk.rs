@@ -77,7 +77,8 @@ pub(super) async fn send_segment(
     let attempt = context.attempt;
     let image = partition.with(move |partition| async move { partition.capture_image(attempt, segment).await }).await?;
     let wire = codec::compress(&image.table)?;
-    let mut cost = SegmentCost { image_raw: image.table.len() as u64, image_wire: wire.len() as u64, ..SegmentCost::default() };
+    let mut cost =
+        SegmentCost { image_raw: image.table.len() as u64, image_wire: wire.len() as u64, ..SegmentCost::default() };
     let columns = Columns::of([segment.0, cost.image_raw, cost.image_wire]);
     pace.send(&mut stream, &frame::encode(KIND_IMAGE, context, &columns)?).await?;
     pace.send(&mut stream, &wire).await?;
@@ -135,7 +136,7 @@ fn check_len(len: usize) -> Result<()> {
 
 async fn read_frame(stream: &mut RecvStream, kind: u8) -> Result<(FrameContext, Columns)> {
     let mut header_bytes = [0; HEADER_LEN];
-    stream.read_exact(&mut header_bytes).await.map_err(|cause| Error::link("peer", cause))?;
+    stream.read_exact(&mut header_bytes).await.map_err(|cause| Error::link("peer", format!("{cause:?}")))?;
     let header = frame::decode_header(&header_bytes)?;
     if header.kind != kind {
         return Err(Error::protocol(format!("frame kind {} where {kind} was due", header.kind)));

@@ -142,7 +142,9 @@ async fn serve_messages(
             Message::Stale(token) => inbox.request(lock(&inbox.machine).handle_stale(token)),
             Message::Seal(seal) => {
                 let expected = seal.seal.clone();
-                let ready = inbox.partition.with(move |partition| async move { partition.make_ready(attempt, &expected).await });
+                let ready = inbox
+                    .partition
+                    .with(move |partition| async move { partition.make_ready(attempt, &expected).await });
                 match ready.await {
                     Ok(()) => {
                         lock(&inbox.machine).handle_ready();
@@ -160,8 +162,9 @@ async fn serve_messages(
                 // In the background: the record of what was promoted does not wait for it.
                 let inbox = inbox.clone();
                 tokio::spawn(async move {
-                    let digests =
-                        inbox.partition.with(move |partition| async move { partition.digest_final(attempt, starts).await });
+                    let digests = inbox
+                        .partition
+                        .with(move |partition| async move { partition.digest_final(attempt, starts).await });
                     inbox.send(match digests.await {
                         Ok(digests) => Message::Digests(digests),
                         Err(cause) => Message::Failed(cause.to_string()),
@@ -297,10 +300,16 @@ pub(crate) async fn serve_bulk(host: Arc<Host>, incoming: Incoming) {
     }
 }
 
-async fn install(inbox: &TargetInbox, attempt: AttemptId, segment: SegmentId, received: bulk::ReceivedSegment) -> Result<()> {
+async fn install(
+    inbox: &TargetInbox,
+    attempt: AttemptId,
+    segment: SegmentId,
+    received: bulk::ReceivedSegment,
+) -> Result<()> {
     let (image, delta) = (received.image, received.delta);
-    let installed =
-        inbox.partition.with(move |partition| async move { partition.install_image(attempt, segment, image, delta).await });
+    let installed = inbox
+        .partition
+        .with(move |partition| async move { partition.install_image(attempt, segment, image, delta).await });
     Ok(installed.await?)
 }
 
@@ -316,5 +325,9 @@ async fn wait_inbox(host: &Host, attempt: AttemptId, peer: HostId) -> Result<Tar
     };
     let inbox = tokio::time::timeout(INBOX_WAIT, wait).await;
     let inbox = inbox.map_err(|_| Error::Refused { what: format!("attempt {attempt} is not open here") })?;
-    if inbox.source == peer { Ok(inbox) } else { Err(Error::Refused { what: format!("attempt {attempt} is not of host {peer}") }) }
+    if inbox.source == peer {
+        Ok(inbox)
+    } else {
+        Err(Error::Refused { what: format!("attempt {attempt} is not of host {peer}") })
+    }
 }

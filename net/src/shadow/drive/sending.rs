@@ -31,6 +31,8 @@ const MIRROR_BATCH: usize = 512;
 const PLAN_INTERVAL: Duration = Duration::from_millis(200);
 /// Writes stand still for this long at most: then the attempt is aborted.
 const FREEZE_MAX: Duration = Duration::from_secs(2);
+/// A copy in which no segment arrives for this long has failed.
+const STALL_MAX: Duration = Duration::from_secs(15);
 /// Wait between two tries of what has to succeed.
 const RETRY: Duration = Duration::from_millis(20);
 /// The source keeps its released copy for this long.
@@ -112,6 +114,8 @@ struct Driver<'a> {
     began: Instant,
     frozen: Option<Instant>,
     step: Instant,
+    /// When the target last held one more segment.
+    progressed: Instant,
     failure: Option<String>,
 }
 
@@ -175,6 +179,7 @@ impl<'a> Driver<'a> {
             began: now,
             frozen: None,
             step: now,
+            progressed: now,
             failure: None,
         })
     }
@@ -238,6 +243,7 @@ impl<'a> Driver<'a> {
                 Message::Held(segment) => {
                     let actions = self.machine.handle(Event::Held(segment));
                     let missing = self.machine.missing();
+                    self.progressed = Instant::now();
                     self.handle.note(|progress| progress.held = progress.segments - missing);
                     if missing == 0 {
                         self.end_copy();
@@ -276,7 +282,11 @@ impl<'a> Driver<'a> {
         if self.frozen.is_some_and(|since| since.elapsed() > FREEZE_MAX) && self.machine.state().may_abort() {
             return self.note_and_handle(Event::Failed("writes stood still for too long".into()));
         }
-        let read = self.partition.with(|partition| async move { Ok((partition.assigned(), partition.segment_summaries())) });
+        if self.machine.state() == State::Copying && self.progressed.elapsed() > STALL_MAX {
+            return self.note_and_handle(Event::Failed("the copy makes no progress".into()));
+        }
+        let read =
+            self.partition.with(|partition| async move { Ok((partition.assigned(), partition.segment_summaries())) });
         let (assigned, summaries) = match read.await {
             Ok(read) => read,
             Err(cause) => return self.note_and_handle(Event::Failed(cause.to_string())),
@@ -313,7 +323,8 @@ impl<'a> Driver<'a> {
                 mark(&mut self.report, "frozen");
                 let now = Instant::now();
                 (self.frozen, self.step) = (Some(now), now);
-                let frozen = self.partition.with(move |partition| async move { partition.freeze(attempt).await }).await?;
+                let frozen =
+                    self.partition.with(move |partition| async move { partition.freeze(attempt).await }).await?;
                 self.end_step("freeze");
                 let last = frozen.seal.final_lsn;
                 self.sealing = Some(Sealing { seal: frozen.seal, clock: frozen.clock, wall_ms: frozen.wall_ms });
@@ -453,7 +464,8 @@ impl<'a> Driver<'a> {
     async fn verify(&mut self) -> Result<()> {
         let (starts, attempt) = (self.starts.clone(), self.context.attempt);
         message::send(&mut self.control, self.context, &Message::Digest(starts.clone())).await?;
-        let ours = self.partition.with(move |partition| async move { partition.digest_final(attempt, starts).await }).await?;
+        let ours =
+            self.partition.with(move |partition| async move { partition.digest_final(attempt, starts).await }).await?;
         let theirs = loop {
             match self.signals.recv().await {
                 Some(Signal::Message(Message::Digests(digests))) => break digests,
@@ -484,7 +496,8 @@ impl<'a> Driver<'a> {
         let shard = self.partition.shard();
         self.host.control.spawn(async move {
             tokio::time::sleep(RELEASE_GRACE).await;
-            let dropped = engine.on_shard(shard, move |shard| async move { shard.drop_partition(partition).await }).await;
+            let dropped =
+                engine.on_shard(shard, move |shard| async move { shard.drop_partition(partition).await }).await;
             if let Err(cause) = dropped.and_then(|dropped| dropped) {
                 tracing::warn!(%cause, "the released copy stays");
             }

@@ -1,0 +1,125 @@
+//! `antumbra node`: engine, planes, coordinator and RESP server of one host.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use antumbra_engine::types::{HostId, ShardId};
+use antumbra_engine::{Engine, EngineConfig, PartitionOptions};
+use antumbra_net::host::{CoordinatorAt, Host, HostConfig};
+use antumbra_net::resp::{self, ServerConfig};
+use antumbra_net::tls::{Authority, Identity};
+use clap::Args;
+
+use crate::CliError;
+
+/// Connections of one shard.
+const CONNECTIONS_MAX: usize = 10_000;
+
+#[derive(Args)]
+pub struct NodeOptions {
+    /// Number of this host in the cluster.
+    #[arg(long)]
+    host: u32,
+    /// Data folder.
+    #[arg(long)]
+    dir: PathBuf,
+    /// Folder with the cluster's authority; created when missing.
+    #[arg(long)]
+    ca: PathBuf,
+    /// Address for clients (Redis protocol, TCP).
+    #[arg(long, default_value = "127.0.0.1:6379")]
+    resp: SocketAddr,
+    /// Address of the control plane (UDP).
+    #[arg(long, default_value = "127.0.0.1:7379")]
+    control: SocketAddr,
+    /// Address of the bulk plane (UDP).
+    #[arg(long, default_value = "127.0.0.1:7380")]
+    bulk: SocketAddr,
+    /// The host that serves the coordinator, as HOST@ADDRESS of its control plane; without it, this one does.
+    #[arg(long)]
+    coordinator: Option<String>,
+    /// Number of shards (threads).
+    #[arg(long, default_value_t = 1)]
+    shards: usize,
+    /// Pin shards to CPUs from this one on.
+    #[arg(long)]
+    first_cpu: Option<usize>,
+    /// Memory of memtables and caches, in MiB.
+    #[arg(long, default_value_t = 256)]
+    memory_mib: usize,
+    /// Target size of a segment, in KiB.
+    #[arg(long, default_value_t = 4096)]
+    segment_kib: u64,
+    /// Length of an access window, in milliseconds.
+    #[arg(long, default_value_t = 1000)]
+    window_ms: u64,
+}
+
+/// Runs until SIGINT or SIGTERM.
+pub fn run(options: NodeOptions) -> Result<(), CliError> {
+    let id = HostId(options.host);
+    let certs = options.dir.join("certs");
+    if !certs.join("host.der").exists() {
+        Authority::open_or_create(&options.ca)?.issue(id, &certs)?;
+    }
+    let identity = Identity::load(&certs)?;
+    let mut config = EngineConfig::new(options.dir.join("data"));
+    config.host = id;
+    config.shards = options.shards;
+    config.first_cpu = options.first_cpu;
+    config.memory_budget_bytes = options.memory_mib << 20;
+    config.window = Duration::from_millis(options.window_ms);
+    let engine = Engine::open(config)?;
+    let host_config = HostConfig {
+        identity,
+        control: options.control,
+        bulk: options.bulk,
+        resp: options.resp,
+        coordinator: parse_coordinator(options.coordinator.as_deref())?,
+        options: PartitionOptions { segment_target_bytes: options.segment_kib << 10, ..PartitionOptions::default() },
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let host = Host::start(engine.clone(), host_config).await?;
+        for shard in 0..engine.shards() {
+            serve_clients(&host, ShardId(shard as u16), options.resp).await?;
+        }
+        println!("READY host {id} resp {}", options.resp);
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        }
+        drop(host);
+        Ok::<(), CliError>(engine.close().await?)
+    })
+}
+
+async fn serve_clients(host: &Arc<Host>, shard: ShardId, listen: SocketAddr) -> Result<(), CliError> {
+    let (failed, failure) = std::sync::mpsc::channel();
+    let server = Arc::clone(host);
+    host.engine
+        .spawn_on_shard(shard, move |shard| async move {
+            let config = ServerConfig { listen, connections_max: CONNECTIONS_MAX };
+            if let Err(cause) = resp::serve(server, shard, config).await {
+                let _ = failed.send(cause);
+            }
+        })
+        .await?;
+    // A port that is taken shows at once.
+    match failure.recv_timeout(Duration::from_millis(50)) {
+        Ok(cause) => Err(cause.into()),
+        Err(_) => Ok(()),
+    }
+}
+
+fn parse_coordinator(text: Option<&str>) -> Result<CoordinatorAt, CliError> {
+    let Some(text) = text else {
+        return Ok(CoordinatorAt::Here);
+    };
+    let wrong = || format!("--coordinator {text}: HOST@ADDRESS, such as 1@127.0.0.1:7379");
+    let (host, address) = text.split_once('@').ok_or_else(wrong)?;
+    Ok(CoordinatorAt::Remote(address.parse().map_err(|_| wrong())?, HostId(host.parse().map_err(|_| wrong())?)))
+}
