@@ -1,1 +1,1 @@
-//! placeholder
+//! Benches only; see `benches/`.

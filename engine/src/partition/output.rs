@@ -22,7 +22,7 @@ const WRITE_CHUNK_BYTES: usize = 256 << 10;
 
 /// The options of a partition's tables.
 pub(super) fn table_options(options: PartitionOptions) -> TableOptions {
-    TableOptions { block_bytes: options.block_bytes as usize, ..TableOptions::default() }
+    TableOptions { block_bytes: options.block_bytes as usize }
 }
 
 /// A table file being written. Dropped before [`TableFileWriter::finish`], it leaves an orphan that the next start

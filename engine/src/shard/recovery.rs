@@ -1,6 +1,7 @@
 //! From a folder to a serving shard.
 
 use std::cell::{Cell, RefCell};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -22,7 +23,7 @@ use crate::partition::layout::{Layout, Segment};
 use crate::partition::{Partition, PartitionInit, Serving};
 use crate::table::ShardBlockCache;
 use crate::types::{FileId, Lsn, PartitionId, ShardId, WalSeq};
-use crate::wal::{self, Entry, Wal, WalEvent};
+use crate::wal::{self, Wal, WalEvent};
 
 use super::Shard;
 use super::files::{self, TableFile};
@@ -167,10 +168,11 @@ impl Shard {
             let end = state.segments.get(index + 1).map(|next| &next.start_key).or(state.range.end.as_ref());
             let mut tables = Vec::new();
             for location in desc.slices.iter().chain(&desc.base) {
-                if !opened.contains_key(&location.file) {
-                    opened.insert(location.file, self.open_file(location.file).await?);
-                }
-                tables.push(self.open_table(&opened[&location.file], *location).await?);
+                let file = match opened.entry(location.file) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(new) => new.insert(self.open_file(location.file).await?),
+                };
+                tables.push(self.open_table(file, *location).await?);
             }
             let base = if desc.base.is_some() { tables.pop() } else { None };
             let version = desc.slices.iter().chain(&desc.base).map(|table| table.max_lsn).max().unwrap_or_default();
@@ -204,7 +206,7 @@ fn replay(
     replayed: &mut BTreeMap<PartitionId, Replayed>,
     clock: &HlcClock,
     seq: WalSeq,
-    entry: Entry<'_>,
+    entry: wal::Entry<'_>,
 ) {
     clock.observe(entry.record.hlc);
     let Some((partition, found)) = state.partitions.get(&entry.partition).zip(replayed.get_mut(&entry.partition))

@@ -25,6 +25,8 @@ pub(crate) enum WalEvent {
     Failed,
 }
 
+type Observer = Box<dyn Fn(WalEvent)>;
+
 /// A file in use, oldest first.
 #[derive(Debug)]
 struct LiveFile {
@@ -50,7 +52,7 @@ struct Inner {
     changed: Event,
     /// `durable` advanced, or the log failed.
     settled: Event,
-    observer: RefCell<Option<Box<dyn Fn(WalEvent)>>>,
+    observer: RefCell<Option<Observer>>,
     closing: Cell<bool>,
     writers: Cell<usize>,
 }

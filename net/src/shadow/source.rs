@@ -50,21 +50,21 @@ impl State {
             Aborted, Aborting, Committing, Complete, Copying, Digesting, Freezing, HandingOver, Opening, Promoting,
             Ready, Tail, Verifying,
         };
-        match (self, next) {
+        matches!(
+            (self, next),
             (Opening, Copying)
-            | (Copying, Ready)
-            | (Ready, Freezing)
-            | (Freezing, Tail)
-            | (Tail, Verifying)
-            | (Verifying, Committing)
-            | (Committing, HandingOver | Aborting)
-            | (HandingOver, Promoting)
-            | (Promoting, Digesting)
-            | (Digesting, Complete)
-            | (Aborting, Aborted) => true,
-            (Opening | Copying | Ready | Freezing | Tail | Verifying, Aborting) => true,
-            _ => false,
-        }
+                | (Copying, Ready)
+                | (Ready, Freezing)
+                | (Freezing, Tail)
+                | (Tail, Verifying)
+                | (Verifying, Committing)
+                | (Committing, HandingOver | Aborting)
+                | (HandingOver, Promoting)
+                | (Promoting, Digesting)
+                | (Digesting, Complete)
+                | (Aborting, Aborted)
+                | (Opening | Copying | Ready | Freezing | Tail | Verifying, Aborting)
+        )
     }
 
     /// Whether the move can still be given up.

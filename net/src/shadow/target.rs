@@ -24,7 +24,7 @@ pub enum State {
 }
 
 /// Requests that may be outstanding: enough to keep the stream full, few enough that the newest plan counts.
-const OUTSTANDING_MAX: usize = 4;
+const OUTSTANDING_MAX: usize = 8;
 /// Bytes that may be outstanding.
 const OUTSTANDING_BYTES_MAX: u64 = 64 << 20;
 

@@ -152,7 +152,7 @@ pub(super) fn enter_idle_class() -> std::result::Result<ThreadId, String> {
 /// refusal of that does not matter here.
 fn set_policy(thread: ThreadId, policy: NormalThreadSchedulePolicy) -> std::result::Result<(), String> {
     let wanted = ThreadSchedulePolicy::Normal(policy);
-    let niceness = ThreadPriority::Crossplatform(NICENESS_0.try_into().map_err(|cause| format!("{cause}"))?);
+    let niceness = ThreadPriority::Crossplatform(NICENESS_0.try_into()?);
     let outcome = set_thread_priority_and_policy(thread, niceness, wanted);
     match thread_schedule_policy_param(thread) {
         Ok((now, _)) if now == wanted => Ok(()),

@@ -147,7 +147,8 @@ fn marks(report: &Report) -> Vec<(f64, &str)> {
 
 fn latency_plot(report: &Report) -> Result<String, CliError> {
     let end = report.series.last().map_or(1.0, |bin| bin.at_s + 0.1);
-    let largest = report.series.iter().map(|bin| bin.read_p99_us.max(bin.write_p99_us)).max().unwrap_or(1).max(100) as f64 * 2.0;
+    let largest =
+        report.series.iter().map(|bin| bin.read_p99_us.max(bin.write_p99_us)).max().unwrap_or(1).max(100) as f64 * 2.0;
     draw(|area| {
         let mut chart = ChartBuilder::on(area)
             .margin(10)
@@ -157,16 +158,29 @@ fn latency_plot(report: &Report) -> Result<String, CliError> {
         chart.configure_mesh().x_desc("seconds").y_desc("us").light_line_style(TRANSPARENT).draw()?;
         for (at, name) in marks(report) {
             chart.draw_series([PathElement::new(vec![(at, 10.0), (at, largest)], MARK.stroke_width(1))])?;
-            chart.draw_series([Text::new(name.to_string(), (at, largest * 0.8), ("sans-serif", 13).into_font().color(&MARK))])?;
+            chart.draw_series([Text::new(
+                name.to_string(),
+                (at, largest * 0.8),
+                ("sans-serif", 13).into_font().color(&MARK),
+            )])?;
         }
         let line = |of: fn(&super::report::Bin) -> u64| {
             report.series.iter().map(move |bin| (bin.at_s, (of(bin) as f64).max(10.0)))
         };
-        chart.draw_series(LineSeries::new(line(|bin| bin.write_p99_us), WRITE.stroke_width(2)))?.label("writes")
+        chart
+            .draw_series(LineSeries::new(line(|bin| bin.write_p99_us), WRITE.stroke_width(2)))?
+            .label("writes")
             .legend(|(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], WRITE.stroke_width(2)));
-        chart.draw_series(LineSeries::new(line(|bin| bin.read_p99_us), READ.stroke_width(2)))?.label("reads")
+        chart
+            .draw_series(LineSeries::new(line(|bin| bin.read_p99_us), READ.stroke_width(2)))?
+            .label("reads")
             .legend(|(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], READ.stroke_width(2)));
-        chart.configure_series_labels().position(SeriesLabelPosition::UpperLeft).border_style(MARK).background_style(WHITE).draw()?;
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperLeft)
+            .border_style(MARK)
+            .background_style(WHITE)
+            .draw()?;
         Ok(())
     })
 }
@@ -183,13 +197,18 @@ fn throughput_plot(report: &Report) -> Result<String, CliError> {
         chart.configure_mesh().x_desc("seconds").y_desc("requests/s").light_line_style(TRANSPARENT).draw()?;
         for (at, name) in marks(report) {
             chart.draw_series([PathElement::new(vec![(at, 0.0), (at, largest)], MARK.stroke_width(1))])?;
-            chart.draw_series([Text::new(name.to_string(), (at, largest * 0.98), ("sans-serif", 13).into_font().color(&MARK))])?;
+            chart.draw_series([Text::new(
+                name.to_string(),
+                (at, largest * 0.98),
+                ("sans-serif", 13).into_font().color(&MARK),
+            )])?;
         }
         let threshold = report.signal.threshold_ops_s;
         if threshold < largest {
             chart.draw_series([PathElement::new(vec![(0.0, threshold), (end, threshold)], WRITE.stroke_width(1))])?;
         }
-        chart.draw_series(LineSeries::new(report.series.iter().map(|bin| (bin.at_s, bin.ops_s)), OPS.stroke_width(2)))?;
+        chart
+            .draw_series(LineSeries::new(report.series.iter().map(|bin| (bin.at_s, bin.ops_s)), OPS.stroke_width(2)))?;
         Ok(())
     })
 }
@@ -201,15 +220,27 @@ fn order_plot(report: &Report) -> Result<String, CliError> {
             .x_label_area_size(35)
             .y_label_area_size(70)
             .build_cartesian_2d(0.0..1.0, 0.0..1.0)?;
-        chart.configure_mesh().x_desc("share of bytes copied").y_desc("share of reads").light_line_style(TRANSPARENT).draw()?;
+        chart
+            .configure_mesh()
+            .x_desc("share of bytes copied")
+            .y_desc("share of reads")
+            .light_line_style(TRANSPARENT)
+            .draw()?;
         for (name, color) in ORDERS {
             let Some((_, curve)) = report.curves.iter().find(|(found, _)| found == name) else {
                 continue;
             };
-            chart.draw_series(LineSeries::new(curve.iter().copied(), color.stroke_width(2)))?.label(name)
+            chart
+                .draw_series(LineSeries::new(curve.iter().copied(), color.stroke_width(2)))?
+                .label(name)
                 .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], color.stroke_width(2)));
         }
-        chart.configure_series_labels().position(SeriesLabelPosition::LowerRight).border_style(MARK).background_style(WHITE).draw()?;
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::LowerRight)
+            .border_style(MARK)
+            .background_style(WHITE)
+            .draw()?;
         Ok(())
     })
 }

@@ -67,7 +67,8 @@ impl Route {
             match self.pick().call(args).await? {
                 ClientReply::Error(what) if what.starts_with("MOVED ") => {
                     moved();
-                    let address: Option<std::net::SocketAddr> = what.rsplit(' ').next().and_then(|text| text.parse().ok());
+                    let address: Option<std::net::SocketAddr> =
+                        what.rsplit(' ').next().and_then(|text| text.parse().ok());
                     let owner = address.and_then(|address| self.addresses.iter().position(|known| *known == address));
                     self.owner.store(owner.ok_or_else(|| format!("unknown node in '{what}'"))?, Ordering::Relaxed);
                 }
@@ -125,32 +126,42 @@ pub async fn run(
     let start_us = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64);
     let total = ramp.due(seconds) as u64;
     let slots = Arc::new(tokio::sync::Semaphore::new(OUTSTANDING_MAX));
-    let mut due = ramp.time_of(0);
-    for index in 0..total {
-        let wait = Duration::from_secs_f64(due).saturating_sub(start.elapsed());
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
-        }
+    let mut schedule = start_schedule(ramp, total, start);
+    while let Some((index, intended)) = schedule.recv().await {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             break;
         };
-        let intended = due;
-        let (route, model, samples, step) = (Arc::clone(&route), Arc::clone(&model), samples.clone(), workload.step(index));
+        let (route, model, samples) = (Arc::clone(&route), Arc::clone(&model), samples.clone());
+        let step = workload.step(index);
         tokio::spawn(async move {
             let write = request(&route, &model, step).await;
-            let latency = start.elapsed().saturating_sub(Duration::from_secs_f64(intended));
+            let latency = start.elapsed().saturating_sub(intended);
             let _ = samples.send(Sample {
-                at_us: start_us + (intended * 1e6) as u64,
+                at_us: start_us + intended.as_micros() as u64,
                 latency_us: latency.as_micros() as u64,
                 write,
                 rank: step.rank,
             });
             drop(slot);
         });
-        due = ramp.time_of(index + 1).max(due);
     }
     drop(samples);
     collected.await.unwrap_or_default()
+}
+
+/// Tells, on a thread of its own, which request is due: the runtime's timers have a resolution of a millisecond.
+fn start_schedule(ramp: Ramp, total: u64, start: Instant) -> mpsc::UnboundedReceiver<(u64, Duration)> {
+    let (due, schedule) = mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        for index in 0..total {
+            let intended = Duration::from_secs_f64(ramp.time_of(index));
+            std::thread::sleep(intended.saturating_sub(start.elapsed()));
+            if due.send((index, intended)).is_err() {
+                return;
+            }
+        }
+    });
+    schedule
 }
 
 /// One request against the model. A write of a key whose last write is outstanding becomes a read. Returns whether it

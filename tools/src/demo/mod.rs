@@ -53,7 +53,7 @@ pub struct DemoOptions {
     #[arg(long, default_value = "gru")]
     order: Order,
     /// Cap of the copy, in MB (10^6 bytes) per second on the wire; 0 = none.
-    #[arg(long, default_value_t = 8.0)]
+    #[arg(long, default_value_t = 5.0)]
     throttle_mb_s: f64,
     /// Share of writes, in percent; without it, 30.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u8).range(0..=100))]
@@ -158,16 +158,16 @@ async fn watch_and_move(
     let mut found = SignalReport { threshold_ops_s: threshold, ..SignalReport::default() };
     let began = Instant::now();
     let mut windows = 0;
-    let start = format!(
-        "ANTUMBRA MOVE {} 2 ORDER {} THROTTLE {}",
-        cluster::PARTITION, options.order, options.throttle_mb_s
-    );
+    let start =
+        format!("ANTUMBRA MOVE {} 2 ORDER {} THROTTLE {}", cluster::PARTITION, options.order, options.throttle_mb_s);
     loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let elapsed = began.elapsed().as_secs_f64();
         bar.set_position((elapsed * 10.0) as u64);
         let state = admin.json("ANTUMBRA PARTITIONS").await?;
-        let partition = state["partitions"].as_array().and_then(|all| all.iter().find(|one| one["partition"] == cluster::PARTITION));
+        let partition = state["partitions"]
+            .as_array()
+            .and_then(|all| all.iter().find(|one| one["partition"] == cluster::PARTITION));
         let partition = partition.ok_or("the demo's partition is gone")?;
         if partition["windows"].as_u64().unwrap_or(0) == windows {
             continue;
@@ -194,7 +194,12 @@ async fn watch_and_move(
         if let Some(what) = progress["failed"].as_str() {
             return Err(format!("the move failed: {what}").into());
         }
-        bar.set_message(format!("{}: {}/{} segments", progress["state"].as_str().unwrap_or(""), progress["held"], progress["segments"]));
+        bar.set_message(format!(
+            "{}: {}/{} segments",
+            progress["state"].as_str().unwrap_or(""),
+            progress["held"],
+            progress["segments"]
+        ));
         let report = admin.json(&format!("ANTUMBRA REPORT {}", cluster::PARTITION)).await?;
         if !report.is_null() {
             return Ok((serde_json::from_value(report)?, found));
@@ -215,7 +220,10 @@ fn progress_bar(quiet: bool, len: u64, what: &'static str) -> ProgressBar {
 fn environment() -> serde_json::Value {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");
-    let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")).map_or("", |rest| rest.trim_start_matches(['\t', ':', ' ']));
+    let cpu = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .map_or("", |rest| rest.trim_start_matches(['\t', ':', ' ']));
     serde_json::json!({
         "kernel": read("/proc/sys/kernel/osrelease").trim(),
         "cpu": cpu,

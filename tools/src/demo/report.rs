@@ -135,7 +135,8 @@ impl Report {
             lost,
         };
         self.moved = load(&counts.moved);
-        let mark = |name: &str| moved.marks_ms.iter().find(|(found, _)| found == name).map_or(u64::MAX, |(_, ms)| ms * 1000);
+        let mark =
+            |name: &str| moved.marks_ms.iter().find(|(found, _)| found == name).map_or(u64::MAX, |(_, ms)| ms * 1000);
         let (copy, frozen, promoted) = (mark("copy"), mark("frozen"), mark("promoted").saturating_add(1000));
         self.latency_us = phases(samples, copy, frozen, promoted);
         let pause = |write: bool| {
@@ -147,8 +148,11 @@ impl Report {
         (self.write_pause_us, self.read_pause_us) = (pause(true), pause(false));
         self.frozen_us = moved.frozen_us;
         self.series = series(samples, start_us);
-        self.marks =
-            moved.marks_ms.iter().map(|(name, ms)| (name.clone(), (*ms as f64 * 1000.0 - start_us as f64) / 1e6)).collect();
+        self.marks = moved
+            .marks_ms
+            .iter()
+            .map(|(name, ms)| (name.clone(), (*ms as f64 * 1000.0 - start_us as f64) / 1e6))
+            .collect();
         self.judge_orders(samples, &moved, copy, promoted);
         self.shadow = moved.shadow;
         self.switchover = moved.switchover;
@@ -208,15 +212,24 @@ impl Report {
                 );
             }
         };
-        println!("\n  {:<11} {:<6} {:>9} {:>9} {:>9} {:>9} {:>9}", "latency, us", "", "count", "p50", "p99", "p99.9", "max");
+        println!(
+            "\n  {:<11} {:<6} {:>9} {:>9} {:>9} {:>9} {:>9}",
+            "latency, us", "", "count", "p50", "p99", "p99.9", "max"
+        );
         phase("before", &self.latency_us.before);
         phase("during", &self.latency_us.during);
         phase("switchover", &self.latency_us.switchover);
         phase("after", &self.latency_us.after);
         println!("\n  reads     {} ({} failed, {} stale)", self.reads.total, self.reads.failed, self.reads.stale);
         let writes = &self.writes;
-        println!("  writes    {} ({} acknowledged, {} failed, {} lost)", writes.total, writes.acked, writes.failed, writes.lost);
-        println!("  pause     writes {} us, reads {} us; parked for {} us", self.write_pause_us, self.read_pause_us, self.frozen_us);
+        println!(
+            "  writes    {} ({} acknowledged, {} failed, {} lost)",
+            writes.total, writes.acked, writes.failed, writes.lost
+        );
+        println!(
+            "  pause     writes {} us, reads {} us; parked for {} us",
+            self.write_pause_us, self.read_pause_us, self.frozen_us
+        );
         let shadow = &self.shadow;
         println!(
             "  shadow    {} segments, {:.1} MB ({:.1} MB on the wire) in {:.2} s = {:.2} MB/s (cap {:.2}), {} deltas, {} token retries",
@@ -234,14 +247,28 @@ impl Report {
             "  order     {}: {:.3} as sent; gru {:.3}, ewma {:.3}, key {:.3}, oracle {:.3} (area, 1 = best)",
             self.order, quality.used, quality.gru, quality.ewma, quality.key, quality.oracle
         );
-        let steps: Vec<String> = self.switchover.steps.iter().map(|step| format!("{} {}", step.name, step.us)).collect();
-        println!("  switch    epoch {} -> {}; us: {}", self.switchover.epoch_before, self.switchover.epoch_after, steps.join(", "));
-        println!("  verify    {} segments, {} records, equal: {}", self.verify.segments, self.verify.records, self.verify.equal);
+        let steps: Vec<String> =
+            self.switchover.steps.iter().map(|step| format!("{} {}", step.name, step.us)).collect();
+        println!(
+            "  switch    epoch {} -> {}; us: {}",
+            self.switchover.epoch_before,
+            self.switchover.epoch_after,
+            steps.join(", ")
+        );
+        println!(
+            "  verify    {} segments, {} records, equal: {}",
+            self.verify.segments, self.verify.records, self.verify.equal
+        );
         match (self.signal.raised_at_s, self.signal.lead_s) {
-            (Some(at), Some(lead)) => println!("  signal    raised at {at:.1} s, {lead:.1} s before the expected crossing"),
+            (Some(at), Some(lead)) => {
+                println!("  signal    raised at {at:.1} s, {lead:.1} s before the expected crossing")
+            }
             _ => println!("  signal    not raised: the move was started by the clock"),
         }
-        println!("\n  {}", if self.passed { "PASSED: nothing lost, nothing stale, both sides agree" } else { "FAILED" });
+        println!(
+            "\n  {}",
+            if self.passed { "PASSED: nothing lost, nothing stale, both sides agree" } else { "FAILED" }
+        );
     }
 }
 
@@ -286,7 +313,10 @@ fn series(samples: &[Sample], start_us: u64) -> Vec<Bin> {
     }
     let quantile = |values: &mut Vec<u64>, quantile: f64| {
         values.sort_unstable();
-        values.get(((values.len() as f64 * quantile) as usize).min(values.len().saturating_sub(1))).copied().unwrap_or(0)
+        values
+            .get(((values.len() as f64 * quantile) as usize).min(values.len().saturating_sub(1)))
+            .copied()
+            .unwrap_or(0)
     };
     bins.into_iter()
         .enumerate()

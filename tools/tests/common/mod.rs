@@ -1,0 +1,95 @@
+//! Two nodes as processes, for tests.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A node process; killed when dropped.
+pub struct Node {
+    child: Child,
+    pub resp: SocketAddr,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn free_tcp() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+pub fn free_udp() -> SocketAddr {
+    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// Starts two nodes under `dir`, the first with the coordinator.
+pub fn start(dir: &std::path::Path) -> Vec<Node> {
+    let control = free_udp();
+    vec![start_node(dir, 1, control, None), start_node(dir, 2, free_udp(), Some(format!("1@{control}")))]
+}
+
+fn start_node(dir: &std::path::Path, host: u32, control: SocketAddr, coordinator: Option<String>) -> Node {
+    let resp = free_tcp();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_antumbra"));
+    command
+        .args(["node", "--host", &host.to_string(), "--segment-kib", "64", "--window-ms", "250", "--dir"])
+        .arg(dir.join(format!("node-{host}")))
+        .arg("--ca")
+        .arg(dir.join("ca"))
+        .args(["--resp", &resp.to_string(), "--control", &control.to_string(), "--bulk", &free_udp().to_string()])
+        .stdout(Stdio::piped());
+    if let Some(coordinator) = coordinator {
+        command.args(["--coordinator", &coordinator]);
+    }
+    let mut child = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("READY"), "{line}");
+    Node { child, resp }
+}
+
+/// Sends one inline command and returns what comes back within a moment.
+pub fn ask(address: SocketAddr, command: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.write_all(format!("{command}\r\nQUIT\r\n").as_bytes()).unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    reply
+}
+
+/// Asks until the answer holds `wanted`.
+pub fn wait_for(address: SocketAddr, command: &str, wanted: &str) -> String {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let reply = ask(address, command);
+        if reply.contains(wanted) {
+            return reply;
+        }
+        assert!(Instant::now() < deadline, "{command}: {reply}, no {wanted}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// All slots in two partitions of the first node.
+pub fn create_partitions(nodes: &[Node]) {
+    ask(nodes[0].resp, "ANTUMBRA CREATE 1 0 8191 1");
+    ask(nodes[0].resp, "ANTUMBRA CREATE 2 8192 16383 1");
+    for node in nodes {
+        wait_for(node.resp, "CLUSTER INFO", "cluster_state:ok");
+    }
+    wait_for(nodes[0].resp, "ANTUMBRA PARTITIONS", "\"partition\":2");
+}
+
+/// Moves a partition from one node to the other and waits for the end.
+pub fn move_partition(from: &Node, partition: u32, to: u32) -> String {
+    assert!(ask(from.resp, &format!("ANTUMBRA MOVE {partition} {to}")).contains("OK"));
+    let report = wait_for(from.resp, &format!("ANTUMBRA REPORT {partition}"), "\"equal\"");
+    assert!(report.contains("\"equal\":true"), "{report}");
+    report
+}

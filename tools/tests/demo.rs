@@ -1,0 +1,43 @@
+//! The demo, short, as a newcomer would run it.
+#![allow(clippy::unwrap_used)]
+
+use std::process::Command;
+
+#[test]
+fn demo_moves_a_partition_and_everything_holds() {
+    let out = tempfile::tempdir().unwrap();
+    let status = Command::new(env!("CARGO_BIN_EXE_antumbra"))
+        .args(["demo", "--seconds", "16", "--rate", "500", "--throttle-mb-s", "0", "--json", "--out"])
+        .arg(out.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&status.stdout);
+    assert!(status.status.success(), "{text}{}", String::from_utf8_lossy(&status.stderr));
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(out.path().join("report.json")).unwrap()).unwrap();
+    for zero in ["/reads/failed", "/reads/stale", "/writes/failed", "/writes/lost"] {
+        assert_eq!(report.pointer(zero).unwrap(), 0, "{zero}");
+    }
+    assert_eq!(report["verify"]["equal"], true);
+    let epoch = |name: &str| report["switchover"][name].as_u64().unwrap();
+    assert_eq!(epoch("epoch_after"), epoch("epoch_before") + 1);
+    assert!(report["keys"].as_u64().unwrap() >= 200_000);
+    for field in [
+        "/trace",
+        "/order",
+        "/latency_us/switchover/write/p999",
+        "/write_pause_us",
+        "/read_pause_us",
+        "/shadow/delta_bytes_on_wire",
+        "/shadow/observed_mb_s",
+        "/order_quality/oracle",
+        "/switchover/steps/0/us",
+        "/verify/source_digest",
+        "/signal/raised_at_s",
+        "/signal/lead_s",
+    ] {
+        assert!(report.pointer(field).is_some(), "{field}");
+    }
+    let page = std::fs::read_to_string(out.path().join("report.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("Passed"));
+}

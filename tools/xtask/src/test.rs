@@ -1,0 +1,109 @@
+//! All tests, with one line of counts at the end.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use crate::{Result, cargo, setup};
+
+#[derive(Default)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+    skipped: Vec<String>,
+    broken: bool,
+}
+
+/// Runs the set-up, the tests of the workspace, and those that need libtorch.
+pub fn run(with_torch: bool) -> Result<()> {
+    let mut counts = Counts::default();
+    if with_torch {
+        setup::run()?;
+    }
+    // Tests call the program, so it is built first; and it has to do without libtorch.
+    run_counted(cargo().args(["build", "--release", "--bin", "antumbra"]), &mut counts)?;
+    run_counted(
+        cargo().args(["test", "--release", "--workspace", "--no-fail-fast", "--", "--nocapture", "--test-threads=4"]),
+        &mut counts,
+    )?;
+    if with_torch {
+        let torch = setup::torch_dir();
+        let mut command = cargo();
+        command
+            .args(["test", "--release", "-p", "antumbra-predictor", "--features", "torch", "--no-fail-fast"])
+            .env("LIBTORCH", &torch)
+            .env("LD_LIBRARY_PATH", torch.join("lib"));
+        run_counted(&mut command, &mut counts)?;
+    } else {
+        counts.skipped.push("training and its agreement with libtorch: --no-torch was given".into());
+    }
+    for reason in &counts.skipped {
+        println!("SKIPPED: {reason}");
+    }
+    println!(
+        "{} passed, {} failed, {} skipped",
+        counts.passed,
+        counts.failed,
+        counts.ignored + counts.skipped.len() as u64
+    );
+    let strict = std::env::var_os("HW_STRICT").is_some_and(|value| value == "1");
+    if counts.failed > 0 || counts.broken {
+        return Err("some tests failed".into());
+    }
+    if strict && !counts.skipped.is_empty() {
+        return Err("HW_STRICT=1, and something was skipped".into());
+    }
+    Ok(())
+}
+
+/// Runs a command, shows what it prints, and counts what it says of its tests.
+fn run_counted(command: &mut Command, counts: &mut Counts) -> Result<()> {
+    eprintln!("xtask: {command:?}");
+    let mut child = command.stdout(Stdio::piped()).spawn().map_err(|cause| format!("cargo: {cause}"))?;
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).lines().map_while(std::result::Result::ok) {
+            count(&line, counts);
+            println!("{line}");
+        }
+    }
+    let status = child.wait().map_err(|cause| format!("cargo: {cause}"))?;
+    counts.broken |= !status.success();
+    Ok(())
+}
+
+/// Understands `test result: ok. 3 passed; 0 failed; 1 ignored; ...` and `SKIPPED: reason`.
+fn count(line: &str, counts: &mut Counts) {
+    if let Some(reason) = line.split("SKIPPED: ").nth(1) {
+        counts.skipped.push(reason.to_string());
+    }
+    let Some(result) = line.trim_start().strip_prefix("test result: ") else {
+        return;
+    };
+    for part in result.split([';', '.']) {
+        let mut words = part.split_whitespace();
+        let (number, what) = (words.next().and_then(|word| word.parse::<u64>().ok()), words.next());
+        match (number, what) {
+            (Some(number), Some("passed")) => counts.passed += number,
+            (Some(number), Some("failed")) => counts.failed += number,
+            (Some(number), Some("ignored")) => counts.ignored += number,
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn count_adds_up_results() {
+        let mut counts = Counts::default();
+        count(
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.1s",
+            &mut counts,
+        );
+        count("test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured", &mut counts);
+        count("SKIPPED: no GPU", &mut counts);
+        assert_eq!((counts.passed, counts.failed, counts.ignored, counts.skipped.len()), (5, 1, 1, 1));
+    }
+}
