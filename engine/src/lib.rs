@@ -14,6 +14,7 @@ pub mod limits;
 mod manifest;
 mod memtable;
 mod merge;
+pub mod offline;
 pub mod partition;
 pub mod record;
 pub mod shard;

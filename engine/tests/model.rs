@@ -146,3 +146,27 @@ fn log_is_recycled_under_sustained_writes() {
     let files = std::fs::read_dir(dir.path().join("shard-000/wal")).unwrap().count();
     assert!(files <= 8, "{files} log files for 250 MB of writes to 3 MB of data");
 }
+
+#[test]
+fn offline_verify_finds_a_flipped_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let handle = create(&engine);
+    for number in 0..500 {
+        block_on(handle.write(Write::put(key(number), vec![7; 500]), Durability::Buffered)).unwrap();
+    }
+    block_on(handle.compact()).unwrap();
+    assert!(matches!(antumbra_engine::offline::verify(dir.path(), |_| {}), Err(Error::Locked { .. })));
+    block_on(engine.close()).unwrap();
+    let found = antumbra_engine::offline::verify(dir.path(), |_| {}).unwrap();
+    assert_eq!(found.records, 500);
+    let table = std::fs::read_dir(dir.path().join("shard-000")).unwrap().map(|entry| entry.unwrap().path());
+    let table = table.filter(|path| path.extension().is_some_and(|extension| extension == "tab")).min().unwrap();
+    let mut bytes = std::fs::read(&table).unwrap();
+    bytes[1_000] ^= 1;
+    std::fs::write(&table, bytes).unwrap();
+    match antumbra_engine::offline::verify(dir.path(), |_| {}) {
+        Err(Error::Corruption { path, .. }) => assert_eq!(path, table),
+        other => panic!("expected corruption, got {other:?}"),
+    }
+}

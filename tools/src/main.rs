@@ -4,6 +4,7 @@ mod client;
 mod demo;
 mod node;
 mod predict;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,8 @@ enum Command {
     /// Evaluates or trains the predictor.
     #[command(subcommand)]
     Predict(predict::PredictCommand),
+    /// Checks every table of a data folder that no node has open.
+    Verify(verify::VerifyOptions),
 }
 
 fn main() -> ExitCode {
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(options),
         Command::Node(options) => node::run(options).map(|()| ExitCode::SUCCESS),
         Command::Predict(command) => predict::run(command).map(|()| ExitCode::SUCCESS),
+        Command::Verify(options) => verify::run(&options).map(|()| ExitCode::SUCCESS),
     };
     match result {
         Ok(code) => code,

@@ -130,6 +130,16 @@ impl ManifestLog {
     }
 }
 
+/// The state of the manifest in force in `dir`, without opening it.
+///
+/// # Errors
+/// As [`ManifestLog::open`], and [`Error::Io`] when there is none.
+pub fn read_current(dir: &Path) -> Result<ManifestState> {
+    let current = dir.join(CURRENT);
+    let name = std::fs::read_to_string(&current).map_err(|cause| Error::io("read", &current, cause))?;
+    read_manifest(&dir.join(name.trim()))
+}
+
 fn name(number: u64) -> String {
     format!("MANIFEST-{number:06}")
 }

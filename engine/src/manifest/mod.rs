@@ -18,5 +18,5 @@ mod log;
 mod state;
 
 pub use edit::{ManifestEdit, NewPartition, Role, SegmentDesc, TableRef};
-pub use log::ManifestLog;
+pub use log::{ManifestLog, read_current};
 pub use state::{ManifestState, PartitionState};
