@@ -4,7 +4,7 @@
 //! and no late wake-up adds up: the n-th byte leaves no earlier than `start + n / rate`, less a small burst.
 
 /// Bytes that may leave at once after a pause, as time at the full rate.
-const BURST_NS: u64 = 4_000_000;
+const BURST_NS: u64 = 25_000_000;
 
 /// A cap on bytes per second.
 #[derive(Clone, Debug, PartialEq, Eq)]

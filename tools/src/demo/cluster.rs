@@ -10,7 +10,7 @@ use crate::CliError;
 use crate::client::Client;
 
 /// Segments of the demo's data: small, so that there are a few hundred.
-const SEGMENT_KIB: u64 = 128;
+const SEGMENT_KIB: u64 = 256;
 /// Access windows of the demo: short, so that a run of seconds has many.
 pub const WINDOW: Duration = Duration::from_millis(250);
 

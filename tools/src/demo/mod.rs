@@ -53,7 +53,7 @@ pub struct DemoOptions {
     #[arg(long, default_value = "gru")]
     order: Order,
     /// Cap of the copy, in MB (10^6 bytes) per second on the wire; 0 = none.
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = 3.0)]
     throttle_mb_s: f64,
     /// Share of writes, in percent; without it, 30.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u8).range(0..=100))]
