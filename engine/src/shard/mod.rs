@@ -1,6 +1,6 @@
 //! One shard: a pinned core that owns its partitions whole.
 //!
-//! Start-up order (see [`recovery`]): data lock, manifest, WAL (which waits out ghost writes of a killed process),
+//! Start-up order (see `recovery`): data lock, manifest, WAL (which waits out ghost writes of a killed process),
 //! replay into memtables, removal of files that no manifest names, then service.
 
 pub(crate) mod files;

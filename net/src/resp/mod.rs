@@ -4,6 +4,7 @@
 //! host is forwarded, unless the connection has shown that it follows `MOVED`.
 
 mod admin;
+mod cluster;
 pub mod codec;
 mod command;
 pub(crate) mod forward;

@@ -18,13 +18,12 @@ use glommio::net::{TcpListener, TcpStream};
 
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::routing::Topology;
 
 use super::codec;
 use super::command::{self, Kind};
 use super::operation::{self, Operation, Outcome};
 use super::reply::Reply;
-use super::{admin, forward, slot};
+use super::{admin, cluster, forward, slot};
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 64 << 10;
@@ -450,11 +449,11 @@ impl Connection<'_> {
         // Whoever asks where the slots are follows them.
         self.follows_moved |= matches!(word.as_slice(), b"slots" | b"shards" | b"nodes");
         match word.as_slice() {
-            b"slots" => cluster_slots(&topology),
-            b"shards" => cluster_shards(&topology),
-            b"nodes" => Reply::text(cluster_nodes(&topology, self.server.host.id)),
-            b"info" => Reply::text(cluster_info(&topology)),
-            b"myid" => Reply::text(node_id(self.server.host.id)),
+            b"slots" => cluster::slots(&topology),
+            b"shards" => cluster::shards(&topology),
+            b"nodes" => Reply::text(cluster::nodes(&topology, self.server.host.id)),
+            b"info" => Reply::text(cluster::info(&topology)),
+            b"myid" => Reply::text(cluster::node_id(self.server.host.id)),
             b"keyslot" if args.len() == 3 => Reply::Integer(i64::from(slot::slot_of(&args[2]))),
             b"countkeysinslot" => Reply::Error("ERR counting the keys of a slot takes a scan: use SCAN".into()),
             _ => Reply::Error("ERR unknown subcommand of 'cluster'".into()),
@@ -660,79 +659,6 @@ fn config(args: &[Bytes]) -> Reply {
     };
     let pairs = args[2..].iter().filter_map(|name| Some((Reply::Bulk(name.clone()), Reply::text(known(name)?))));
     Reply::Map(pairs.collect())
-}
-
-fn node_id(host: HostId) -> String {
-    format!("{:040x}", host.0)
-}
-
-fn cluster_slots(topology: &Topology) -> Reply {
-    let rows = topology.routes.iter().filter_map(|route| {
-        let address = topology.addresses(route.owner)?.resp;
-        let node = Reply::Array(vec![
-            Reply::text(address.ip().to_string()),
-            Reply::Integer(i64::from(address.port())),
-            Reply::text(node_id(route.owner)),
-        ]);
-        Some(Reply::Array(vec![
-            Reply::Integer(i64::from(route.slots.0)),
-            Reply::Integer(i64::from(route.slots.1)),
-            node,
-        ]))
-    });
-    Reply::Array(rows.collect())
-}
-
-fn cluster_shards(topology: &Topology) -> Reply {
-    let text = |key: &str, value: String| (Reply::text(key), Reply::text(value));
-    let shards = topology.hosts.iter().map(|(host, addresses)| {
-        let slots = topology.routes.iter().filter(|route| route.owner == *host);
-        let slots = slots.flat_map(|route| [route.slots.0, route.slots.1]).map(|slot| Reply::Integer(i64::from(slot)));
-        let node = Reply::Map(vec![
-            text("id", node_id(*host)),
-            (Reply::text("port"), Reply::Integer(i64::from(addresses.resp.port()))),
-            text("ip", addresses.resp.ip().to_string()),
-            text("endpoint", addresses.resp.ip().to_string()),
-            text("role", "master".into()),
-            (Reply::text("replication-offset"), Reply::Integer(0)),
-            text("health", "online".into()),
-        ]);
-        Reply::Map(vec![
-            (Reply::text("slots"), Reply::Array(slots.collect())),
-            (Reply::text("nodes"), Reply::Array(vec![node])),
-        ])
-    });
-    Reply::Array(shards.collect())
-}
-
-fn cluster_nodes(topology: &Topology, myself: HostId) -> String {
-    let mut text = String::new();
-    for (host, addresses) in &topology.hosts {
-        let flags = if *host == myself { "myself,master" } else { "master" };
-        let epoch =
-            topology.routes.iter().filter(|route| route.owner == *host).map(|route| route.epoch.0).max().unwrap_or(0);
-        let resp = addresses.resp;
-        text.push_str(&format!("{} {resp}@{} {flags} - 0 0 {epoch} connected", node_id(*host), resp.port()));
-        for route in topology.routes.iter().filter(|route| route.owner == *host) {
-            text.push_str(&match route.slots {
-                (first, last) if first == last => format!(" {first}"),
-                (first, last) => format!(" {first}-{last}"),
-            });
-        }
-        text.push('\n');
-    }
-    text
-}
-
-fn cluster_info(topology: &Topology) -> String {
-    let slots: u32 = topology.routes.iter().map(|route| u32::from(route.slots.1 - route.slots.0) + 1).sum();
-    let state = if slots == u32::from(slot::SLOTS) { "ok" } else { "fail" };
-    format!(
-        "cluster_enabled:1\r\ncluster_state:{state}\r\ncluster_slots_assigned:{slots}\r\ncluster_slots_ok:{slots}\r\n\
-         cluster_known_nodes:{}\r\ncluster_size:{}\r\n",
-        topology.hosts.len(),
-        topology.hosts.len()
-    )
 }
 
 #[cfg(test)]
