@@ -228,6 +228,11 @@ impl Partition {
         self.active.borrow().bytes() + self.frozen.borrow().iter().map(|table| table.bytes()).sum::<usize>()
     }
 
+    /// Whether a memtable waits for its flush.
+    pub(crate) fn has_frozen_memtable(&self) -> bool {
+        !self.frozen.borrow().is_empty()
+    }
+
     pub(crate) fn layout(&self) -> Rc<Layout> {
         Rc::clone(&self.layout.borrow())
     }

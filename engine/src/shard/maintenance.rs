@@ -24,11 +24,16 @@ impl Shard {
         self.background().spawn_detached(async move { shard.tick().await });
         let shard = Rc::clone(self);
         self.background().spawn_detached(async move { shard.close_windows().await });
+        let shard = Rc::downgrade(self);
         self.background().spawn_detached(async move {
             while let Ok(path) = removals.recv().await {
                 if let Err(cause) = runtime::unblock(move || fs::remove_file(&path)).await {
                     tracing::warn!(%cause, "an obsolete table file stays until the next start");
                 }
+            }
+            if let Some(shard) = shard.upgrade() {
+                shard.removals_ended.set(true);
+                shard.task_ended.notify_all();
             }
         });
     }
@@ -46,15 +51,16 @@ impl Shard {
                 .wait_for(|| (self.maintenance_pending.get() || self.closing.get()).then_some(()))
                 .await;
             if self.closing.get() {
-                self.tasks_ended.set(true);
-                self.memtable_room.notify_all();
+                self.maintenance_ended.set(true);
+                self.task_ended.notify_all();
                 return;
             }
+            // Before the look, so that a request that comes during it is not lost.
+            self.maintenance_pending.set(false);
             if let Err(cause) = self.maintain_once().await {
                 tracing::error!(%cause, shard = self.id.0, "maintenance failed; it is tried again");
                 runtime::sleep(INTERVAL).await;
-            } else {
-                self.maintenance_pending.set(false);
+                self.maintenance_pending.set(true);
             }
         }
     }
@@ -63,17 +69,18 @@ impl Shard {
     async fn maintain_once(self: &Rc<Shard>) -> Result<()> {
         loop {
             let mut worked = false;
+            // One memtable and one segment at a time: under sustained writes there is always a next memtable, and
+            // neither compaction nor the log may starve behind it.
             for partition in self.partitions() {
-                while partition.flush_oldest().await? {
+                if partition.flush_oldest().await? {
                     worked = true;
                     self.memtable_room.notify_all();
                 }
             }
+            self.recycle_wal().await?;
             for partition in self.partitions() {
-                // One segment at a time: a memtable that fills up meanwhile goes first.
                 worked |= partition.compact_next().await?;
             }
-            self.recycle_wal().await?;
             if !worked || self.closing.get() {
                 return Ok(());
             }
@@ -111,10 +118,13 @@ impl Shard {
     pub(crate) async fn close(self: &Rc<Shard>) -> Result<()> {
         self.closing.set(true);
         self.maintenance_wanted.notify_all();
-        self.memtable_room.wait_for(|| self.tasks_ended.get().then_some(())).await;
+        self.task_ended.wait_for(|| self.maintenance_ended.get().then_some(())).await;
         let failure = self.wal.failure().filter(|cause| !matches!(cause, Error::Closed));
         self.wal.close().await;
         self.partitions.borrow_mut().clear();
+        // A removal under way is waited for: its thread answers to this executor.
+        self.removals.close();
+        self.task_ended.wait_for(|| self.removals_ended.get().then_some(())).await;
         // Files that were just dropped are closed by the executor, which has to live until then.
         runtime::sleep(CLOSE_GRACE).await;
         failure.map_or(Ok(()), Err)

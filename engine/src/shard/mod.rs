@@ -68,7 +68,10 @@ pub struct Shard {
     maintenance_pending: Cell<bool>,
     memtable_room: Event,
     closing: Cell<bool>,
-    tasks_ended: Cell<bool>,
+    /// Notified when one of the two below is set.
+    task_ended: Event,
+    maintenance_ended: Cell<bool>,
+    removals_ended: Cell<bool>,
 }
 
 impl std::fmt::Debug for Shard {
@@ -266,18 +269,34 @@ impl Shard {
     }
 
     pub(crate) fn memtables_full(&self) -> bool {
-        self.maintenance_pending.get() && self.memtable_bytes() >= self.config.memtable_budget_bytes()
+        self.memtable_bytes() >= self.config.memtable_budget_bytes()
     }
 
+    /// Waits until a flush has made room, and sees to it that one comes: many partitions may fill the budget with
+    /// memtables none of which has reached its own share.
     pub(crate) async fn wait_memtable_room(&self) -> Result<()> {
         self.memtable_room
             .wait_for(|| {
                 if let Some(cause) = self.wal.failure() {
                     return Some(Err(cause));
                 }
-                (!self.memtables_full()).then_some(Ok(()))
+                if !self.memtables_full() {
+                    return Some(Ok(()));
+                }
+                self.freeze_largest_memtable();
+                None
             })
             .await
+    }
+
+    fn freeze_largest_memtable(&self) {
+        let partitions = self.partitions();
+        if !partitions.iter().any(|partition| partition.has_frozen_memtable())
+            && let Some(largest) = partitions.iter().max_by_key(|partition| partition.memtable_bytes())
+        {
+            largest.freeze_memtable();
+        }
+        self.request_maintenance();
     }
 
     /// Asks the maintenance task to look for work.

@@ -90,7 +90,9 @@ impl Shard {
             maintenance_pending: Cell::new(true),
             memtable_room: Event::default(),
             closing: Cell::new(false),
-            tasks_ended: Cell::new(false),
+            task_ended: Event::default(),
+            maintenance_ended: Cell::new(false),
+            removals_ended: Cell::new(false),
         });
         shard.open_partitions(state, replayed).await?;
         let weak = Rc::downgrade(&shard);
