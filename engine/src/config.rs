@@ -41,9 +41,9 @@ pub struct EngineConfig {
     pub dir: PathBuf,
     /// This host's id, stamped on nothing but moves.
     pub host: HostId,
-    /// Shards (threads). An existing folder keeps the number it was created with.
+    /// Threads. Each serves at least one shard; a folder that has more shards keeps them, several to a thread.
     pub shards: usize,
-    /// Pin shard `i` to CPU `first_cpu + i`; `None` leaves placement to the kernel.
+    /// Pin thread `i` to CPU `first_cpu + i`; `None` leaves placement to the kernel.
     pub first_cpu: Option<usize>,
     /// How long an idle shard polls before it sleeps. Zero suits machines that share their cores.
     pub spin: Duration,

@@ -129,8 +129,7 @@ fn open_folder_in_use_is_refused_and_free_after_close() {
     config.lock_timeout = std::time::Duration::from_millis(50);
     assert!(matches!(antumbra_engine::Engine::open(config.clone()), Err(Error::Locked { .. })));
     block_on(engine.close()).unwrap();
-    config.shards = 2;
-    assert!(matches!(antumbra_engine::Engine::open(config), Err(Error::Invalid { .. })), "another number of shards");
+    antumbra_engine::Engine::open(config).unwrap();
 }
 
 #[test]

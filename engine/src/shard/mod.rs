@@ -26,7 +26,7 @@ use crate::io::runtime::Background;
 use crate::manifest::{ManifestEdit, NewPartition, Role, TableRef};
 use crate::memtable::Memtable;
 use crate::partition::layout::{Layout, Segment};
-use crate::partition::{Partition, PartitionInit, Serving};
+use crate::partition::{Partition, PartitionInit, Serving, SnapshotPin};
 use crate::table::ShardBlockCache;
 use crate::types::{AttemptId, Epoch, FileId, KeyRange, Lsn, PartitionId, SegmentId, ShardId};
 use crate::wal::Wal;
@@ -72,6 +72,8 @@ pub struct Shard {
     task_ended: Event,
     maintenance_ended: Cell<bool>,
     removals_ended: Cell<bool>,
+    /// Snapshots that other threads hold, by number.
+    pins: RefCell<BTreeMap<u64, SnapshotPin>>,
 }
 
 impl std::fmt::Debug for Shard {
@@ -213,6 +215,11 @@ impl Shard {
             Ok(partition) if partition.serving() == (Serving::Shadow { attempt }) => self.drop_partition(id).await,
             _ => Ok(()),
         }
+    }
+
+    /// Lets go of a pin.
+    pub(crate) fn unpin(&self, number: u64) {
+        self.pins.borrow_mut().remove(&number);
     }
 
     pub(crate) fn dir(&self) -> &Path {

@@ -93,6 +93,7 @@ impl Shard {
             task_ended: Event::default(),
             maintenance_ended: Cell::new(false),
             removals_ended: Cell::new(false),
+            pins: RefCell::default(),
         });
         shard.open_partitions(state, replayed).await?;
         let weak = Rc::downgrade(&shard);

@@ -1,0 +1,214 @@
+//! The engine of one host: shards on threads of their own behind a handle that any runtime can use.
+
+mod directory;
+mod partition;
+mod start;
+
+use std::cell::Cell;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use antumbra_predictor::model::Model;
+use futures_channel::oneshot;
+
+use crate::config::EngineConfig;
+use crate::error::{Error, Result};
+use crate::io::lock::DataLock;
+use crate::io::runtime::{self, RuntimeHandle};
+use crate::io::{fs, probe};
+use crate::shard::{PartitionSpec, Shard};
+use crate::types::{PartitionId, ShardId};
+
+use start::{ShardSender, Started};
+
+pub(crate) use directory::Directory;
+pub use partition::PartitionHandle;
+
+/// Work sent to a shard's core.
+type Job = Box<dyn FnOnce(Rc<Shard>) + Send>;
+
+thread_local! {
+    /// Whether this thread runs shards: it must not wait for them to end.
+    static ON_SHARD: Cell<bool> = const { Cell::new(false) };
+}
+
+struct Inner {
+    shards: Vec<ShardSender>,
+    threads: Mutex<Vec<RuntimeHandle<Result<()>>>>,
+    directory: Arc<Directory>,
+    dir: PathBuf,
+    lock: Mutex<Option<DataLock>>,
+}
+
+/// An open engine. Cheap to clone; usable from any thread and any runtime. The shards end with [`Engine::close`] or when
+/// the last clone is dropped; in either case what was acknowledged is on the device.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("dir", &self.inner.dir).field("shards", &self.inner.shards.len()).finish()
+    }
+}
+
+impl Engine {
+    /// Opens the data folder, recovers what it holds and starts the shards. Blocks until they serve.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a configuration that cannot work, [`Error::Environment`] when the machine lacks io_uring
+    /// or locked memory, [`Error::Locked`] while another process holds the folder (or its last writes are still on
+    /// their way), [`Error::Corruption`] with file and offset, [`Error::Io`].
+    pub fn open(config: EngineConfig) -> Result<Engine> {
+        config.check()?;
+        probe()?;
+        fs::create_dir(&config.dir)?;
+        let lock = DataLock::acquire(&config.dir, config.lock_timeout)?;
+        let model = match &config.model {
+            Some(model) => Arc::clone(model),
+            None => Arc::new(Model::shipped().map_err(|cause| Error::Invalid { what: cause.to_string() })?),
+        };
+        let (dir, directory) = (config.dir.clone(), Arc::new(Directory::default()));
+        let mut started = Started::default();
+        let result = start::start(config, &model, &directory, &mut started);
+        let Started { shards, threads } = started;
+        let inner = Inner { shards, threads: Mutex::new(threads), directory, dir, lock: Mutex::new(Some(lock)) };
+        // On failure the engine is dropped here, which ends the shards that did start.
+        let engine = Engine { inner: Arc::new(inner) };
+        result.map(|()| engine)
+    }
+
+    /// Number of shards: of the folder, or of threads if there are more.
+    #[must_use]
+    pub fn shards(&self) -> usize {
+        self.inner.shards.len()
+    }
+
+    /// The data folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.inner.dir
+    }
+
+    /// Runs code on a shard's core, beside its data, and returns what it returns.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a shard that does not exist, [`Error::Closed`].
+    /// Cancel: the code runs to its end all the same.
+    pub async fn on_shard<F, Fut, T>(&self, shard: ShardId, work: F) -> Result<T>
+    where
+        F: FnOnce(Rc<Shard>) -> Fut + Send + 'static,
+        Fut: Future<Output = T> + 'static,
+        T: Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        self.spawn_on_shard(shard, move |shard| async move {
+            // The caller may have gone.
+            let _ = answer.send(work(shard).await);
+        })
+        .await?;
+        answered.await.map_err(|_| Error::Closed)
+    }
+
+    /// Starts a task on a shard's core and returns at once. The task ends with the shard at the latest.
+    ///
+    /// # Errors
+    /// As [`Engine::on_shard`].
+    pub async fn spawn_on_shard<F, Fut>(&self, shard: ShardId, work: F) -> Result<()>
+    where
+        F: FnOnce(Rc<Shard>) -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + 'static,
+    {
+        let jobs = self.inner.shards.get(usize::from(shard.0));
+        let jobs = jobs.ok_or_else(|| Error::Invalid { what: format!("shard {shard} does not exist") })?;
+        let job: Job = Box::new(move |shard| runtime::spawn_detached(work(shard)));
+        jobs.jobs.send(job).await.map_err(|_| Error::Closed)
+    }
+
+    /// Creates a partition that this host owns, pinned to `shard`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the id is taken, [`Error::Io`].
+    pub async fn create_partition(&self, shard: ShardId, spec: PartitionSpec) -> Result<PartitionHandle> {
+        let id = spec.id;
+        self.on_shard(shard, move |shard| async move { shard.create_partition(spec).await.map(drop) }).await??;
+        self.partition(id)
+    }
+
+    /// The handle of a partition on this host.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPartition`].
+    pub fn partition(&self, id: PartitionId) -> Result<PartitionHandle> {
+        let shard = self.inner.directory.find(id).ok_or(Error::UnknownPartition { partition: id })?;
+        Ok(PartitionHandle { engine: self.clone(), id, shard })
+    }
+
+    /// All partitions on this host with their shards, ascending by id.
+    #[must_use]
+    pub fn partitions(&self) -> Vec<(PartitionId, ShardId)> {
+        self.inner.directory.list()
+    }
+
+    /// Ends the shards: everything acknowledged is on the device, the folder is free for the next process.
+    ///
+    /// # Errors
+    /// The first failure of a shard; the others are closed all the same.
+    pub async fn close(self) -> Result<()> {
+        self.inner.close_queues();
+        let (done, ended) = oneshot::channel();
+        let inner = Arc::clone(&self.inner);
+        std::thread::spawn(move || {
+            let _ = done.send(inner.join());
+        });
+        ended.await.map_err(|_| Error::Closed)?
+    }
+}
+
+impl Inner {
+    fn close_queues(&self) {
+        for shard in &self.shards {
+            shard.jobs.close();
+            shard.unpins.close();
+        }
+    }
+
+    fn join(&self) -> Result<()> {
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+        join(threads, lock)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close_queues();
+        let threads = std::mem::take(self.threads.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let lock = self.lock.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if ON_SHARD.get() {
+            // The last handle went in a task of a shard: that shard cannot end before the task does.
+            std::thread::spawn(move || report(join(threads, lock)));
+        } else {
+            report(join(threads, lock));
+        }
+    }
+}
+
+/// Waits for the threads, then lets go of the folder.
+fn join(threads: Vec<RuntimeHandle<Result<()>>>, lock: Option<DataLock>) -> Result<()> {
+    let mut result = Ok(());
+    for thread in threads {
+        result = result.and(thread.join().and_then(|ended| ended));
+    }
+    drop(lock);
+    result
+}
+
+fn report(ended: Result<()>) {
+    if let Err(cause) = ended {
+        tracing::error!(%cause, "a shard ended with an error");
+    }
+}

@@ -1,0 +1,76 @@
+//! A data folder opened with another number of threads.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use antumbra_engine::types::{PartitionId, ShardId};
+use antumbra_engine::{Engine, Error, PartitionSpec};
+use bytes::Bytes;
+use common::block_on;
+
+fn open_with(dir: &std::path::Path, threads: usize) -> Engine {
+    let mut config = common::config(dir);
+    config.shards = threads;
+    config.memory_budget_bytes = 64 << 20;
+    Engine::open(config).unwrap()
+}
+
+fn value(partition: u64, round: u64) -> Bytes {
+    Bytes::from(format!("partition {partition}, round {round}"))
+}
+
+#[test]
+fn open_with_other_numbers_of_threads_keeps_all_data_and_places_new_partitions() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut partitions = 0_u64;
+    for (round, (threads, shards)) in [(3, 3), (1, 3), (2, 3), (5, 5), (2, 5), (1, 5)].into_iter().enumerate() {
+        let round = round as u64;
+        let engine = open_with(dir.path(), threads);
+        assert_eq!(engine.shards(), shards);
+        for partition in 0..partitions {
+            let handle = engine.partition(PartitionId(partition)).unwrap();
+            let found = block_on(handle.get("key")).unwrap();
+            assert_eq!(found, Some(value(partition, round - 1)));
+        }
+        for shard in 0..shards as u64 {
+            let spec = PartitionSpec { id: PartitionId(partitions + shard), ..common::spec() };
+            block_on(engine.create_partition(ShardId(shard as u16), spec)).unwrap();
+        }
+        partitions += shards as u64;
+        for partition in 0..partitions {
+            let handle = engine.partition(PartitionId(partition)).unwrap();
+            block_on(handle.put("key", value(partition, round))).unwrap();
+        }
+        block_on(engine.close()).unwrap();
+    }
+}
+
+#[test]
+fn open_with_a_shard_folder_missing_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(open_with(dir.path(), 3).close()).unwrap();
+    std::fs::rename(dir.path().join("shard-001"), dir.path().join("elsewhere")).unwrap();
+    let mut config = common::config(dir.path());
+    config.memory_budget_bytes = 64 << 20;
+    match Engine::open(config) {
+        Err(Error::Invalid { what }) => assert!(what.contains("shard-001"), "{what}"),
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
+
+#[test]
+fn drop_last_handle_inside_a_task_of_a_shard_ends_the_engine() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), 1);
+    let inside = engine.clone();
+    let (go, wait) = async_channel::bounded::<()>(1);
+    block_on(engine.spawn_on_shard(ShardId(0), move |_| async move {
+        let _ = wait.recv().await;
+        drop(inside);
+    }))
+    .unwrap();
+    drop(engine);
+    go.send_blocking(()).unwrap();
+    // The folder is free as soon as the shard has ended.
+    block_on(open_with(dir.path(), 1).close()).unwrap();
+}
