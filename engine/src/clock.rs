@@ -3,14 +3,29 @@
 //! `INV-HLC`: timestamps handed out by one clock strictly rise, also when the wall clock steps back.
 
 use std::cell::Cell;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::types::Hlc;
 
 /// Milliseconds since the Unix epoch by the wall clock; 0 if the clock stands before it.
 #[must_use]
 pub fn wall_ms() -> u64 {
+    #[cfg(any(test, feature = "sim"))]
+    if let Some(machine) = crate::io::sim::current() {
+        return machine.wall_ms();
+    }
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Time since some moment before the first call; never goes back.
+pub(crate) fn monotonic() -> Duration {
+    #[cfg(any(test, feature = "sim"))]
+    if let Some(machine) = crate::io::sim::current() {
+        return machine.now();
+    }
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed()
 }
 
 /// The clock of one shard.

@@ -8,6 +8,9 @@ use rkyv::util::AlignedVec;
 
 use crate::error::{Error, Result};
 
+#[cfg(any(test, feature = "sim"))]
+use super::fs::Mode;
+
 /// Offsets and lengths of writes are multiples of this: the largest block of the devices in use.
 pub(crate) const BLOCK_BYTES: usize = 4096;
 
@@ -74,15 +77,22 @@ impl AlignedBuf {
 /// A file of one executor.
 #[derive(Debug)]
 pub(crate) struct DirectFile {
-    file: DmaFile,
+    backend: Backend,
     path: PathBuf,
+}
+
+#[derive(Debug)]
+enum Backend {
+    Ring(DmaFile),
+    #[cfg(any(test, feature = "sim"))]
+    Simulated(super::sim::SimFile),
 }
 
 /// Prepares this executor for files under `dir`. The first file that an executor opens on a device decides how it reads
 /// there, and the probe needs a file that exists, is not empty and is open for reading.
 pub(crate) async fn warm_up(dir: &Path) -> Result<()> {
     let path = dir.join("PROBE");
-    if std::fs::metadata(&path).map_or(0, |metadata| metadata.len()) == 0 {
+    if super::fs::read_if_present(&path)?.is_none_or(|bytes| bytes.is_empty()) {
         super::fs::write_file_atomic(&path, &[0xA5; BLOCK_BYTES])?;
     }
     let file = DirectFile::open_read(&path).await?;
@@ -93,12 +103,20 @@ pub(crate) async fn warm_up(dir: &Path) -> Result<()> {
 impl DirectFile {
     /// Opens for reading.
     pub async fn open_read(path: &Path) -> Result<DirectFile> {
+        #[cfg(any(test, feature = "sim"))]
+        if let Some(machine) = super::sim::current() {
+            return DirectFile::simulated(path, machine.open_direct(path, Mode::Read, false));
+        }
         let file = DmaFile::open(path).await.map_err(|cause| glommio_error("open", path, cause))?;
-        Ok(DirectFile { file, path: path.to_path_buf() })
+        Ok(DirectFile { backend: Backend::Ring(file), path: path.to_path_buf() })
     }
 
     /// Creates (or empties) a file whose writes are on the device when they return.
     pub async fn create_durable(path: &Path) -> Result<DirectFile> {
+        #[cfg(any(test, feature = "sim"))]
+        if let Some(machine) = super::sim::current() {
+            return DirectFile::simulated(path, machine.open_direct(path, Mode::Create, true));
+        }
         let mut options = OpenOptions::new();
         options.create(true).truncate(true);
         DirectFile::open_durable(&mut options, path).await
@@ -107,19 +125,34 @@ impl DirectFile {
     /// Opens an existing file whose writes are on the device when they return, and locks it through this descriptor
     /// (see [`super::lock`]).
     pub async fn open_write_locked(path: &Path) -> Result<DirectFile> {
-        let file = DirectFile::open_durable(&mut OpenOptions::new(), path).await?;
-        // SAFETY: the descriptor is open for as long as `file` lives.
-        let status = unsafe { libc::flock(file.file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
-        if status != 0 {
-            return Err(Error::Locked { path: path.to_path_buf() });
+        #[cfg(any(test, feature = "sim"))]
+        if let Some(machine) = super::sim::current() {
+            let durable = !super::planted(super::Bug::DropWalSync);
+            let file = DirectFile::simulated(path, machine.open_direct(path, Mode::Write, durable))?;
+            return if file.try_lock()? { Ok(file) } else { Err(Error::Locked { path: path.to_path_buf() }) };
         }
-        Ok(file)
+        let file = DirectFile::open_durable(&mut OpenOptions::new(), path).await?;
+        if file.try_lock()? { Ok(file) } else { Err(Error::Locked { path: path.to_path_buf() }) }
     }
 
     async fn open_durable(options: &mut OpenOptions, path: &Path) -> Result<DirectFile> {
         let opened = options.read(true).write(true).custom_flags(libc::O_DSYNC).dma_open(path).await;
         let file = opened.map_err(|cause| glommio_error("open", path, cause))?;
-        Ok(DirectFile { file, path: path.to_path_buf() })
+        Ok(DirectFile { backend: Backend::Ring(file), path: path.to_path_buf() })
+    }
+
+    #[cfg(any(test, feature = "sim"))]
+    fn simulated(path: &Path, opened: std::io::Result<super::sim::SimFile>) -> Result<DirectFile> {
+        let file = opened.map_err(|cause| Error::io("open", path, cause))?;
+        Ok(DirectFile { backend: Backend::Simulated(file), path: path.to_path_buf() })
+    }
+
+    fn try_lock(&self) -> Result<bool> {
+        match &self.backend {
+            Backend::Ring(file) => try_flock(file).map_err(|cause| Error::io("lock", &self.path, cause)),
+            #[cfg(any(test, feature = "sim"))]
+            Backend::Simulated(file) => file.try_lock().map_err(|cause| Error::io("lock", &self.path, cause)),
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -131,14 +164,34 @@ impl DirectFile {
     /// Errors: [`Error::Corruption`] when the file ends before, [`Error::Io`].
     /// Cost: one copy, since a device buffer kept would pin the ring's registered memory.
     pub async fn read(&self, offset: u64, len: usize) -> Result<AlignedVec<16>> {
-        let found = self.file.read_at(offset, len).await.map_err(|cause| glommio_error("read", &self.path, cause))?;
-        if found.len() != len {
-            let what = format!("the file ends after {} of {len} bytes", found.len());
-            return Err(Error::corruption(&self.path, offset, what));
-        }
         let mut bytes = AlignedVec::with_capacity(len);
-        bytes.extend_from_slice(&found);
+        // A device may return less than it was asked for before the file ends.
+        while bytes.len() < len {
+            let before = bytes.len();
+            self.read_some(offset + before as u64, len - before, &mut bytes).await?;
+            if bytes.len() == before {
+                let what = format!("the file ends after {before} of {len} bytes");
+                return Err(Error::corruption(&self.path, offset, what));
+            }
+        }
         Ok(bytes)
+    }
+
+    /// Appends up to `len` bytes at `offset` to `bytes`; none at the end of the file.
+    async fn read_some(&self, offset: u64, len: usize, bytes: &mut AlignedVec<16>) -> Result<()> {
+        match &self.backend {
+            Backend::Ring(file) => {
+                let found =
+                    file.read_at(offset, len).await.map_err(|cause| glommio_error("read", &self.path, cause))?;
+                bytes.extend_from_slice(&found);
+            }
+            #[cfg(any(test, feature = "sim"))]
+            Backend::Simulated(file) => {
+                let found = file.read_at(offset, len).await.map_err(|cause| Error::io("read", &self.path, cause))?;
+                bytes.extend_from_slice(&found);
+            }
+        }
+        Ok(())
     }
 
     /// Writes the whole buffer; offset and length are multiples of [`BLOCK_BYTES`].
@@ -148,8 +201,12 @@ impl DirectFile {
             offset.is_multiple_of(BLOCK_BYTES as u64) && len.is_multiple_of(BLOCK_BYTES),
             "INV-DIRECT: writes are made of whole blocks"
         );
-        let written = self.file.write_at(buffer.into_dma(), offset).await;
-        let written = written.map_err(|cause| glommio_error("write", &self.path, cause))?;
+        let written = match &self.backend {
+            Backend::Ring(file) => file.write_at(buffer.into_dma(), offset).await.map_err(std::io::Error::from),
+            #[cfg(any(test, feature = "sim"))]
+            Backend::Simulated(file) => file.write_at(offset, buffer.as_slice().to_vec()).await,
+        };
+        let written = written.map_err(|cause| Error::io("write", &self.path, cause))?;
         if written != len {
             let cause = std::io::Error::new(std::io::ErrorKind::WriteZero, format!("{written} of {len} bytes written"));
             return Err(Error::io("write", &self.path, cause));
@@ -160,13 +217,33 @@ impl DirectFile {
     /// Closes the file. Dropping it closes it later, with the error lost.
     pub async fn close(self) -> Result<()> {
         let path = self.path;
-        self.file.close().await.map_err(|cause| glommio_error("close", &path, cause))
+        match self.backend {
+            Backend::Ring(file) => file.close().await.map_err(|cause| glommio_error("close", &path, cause)),
+            #[cfg(any(test, feature = "sim"))]
+            Backend::Simulated(file) => {
+                drop(file);
+                Ok(())
+            }
+        }
     }
 
     #[cfg(test)]
     pub fn raw_fd(&self) -> i32 {
-        self.file.as_raw_fd()
+        match &self.backend {
+            Backend::Ring(file) => file.as_raw_fd(),
+            Backend::Simulated(_) => -1,
+        }
     }
+}
+
+/// Locks a file through its descriptor; false while another descriptor holds it.
+fn try_flock(file: &DmaFile) -> std::io::Result<bool> {
+    // SAFETY: the descriptor is open for as long as `file` lives.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+        return Ok(true);
+    }
+    let cause = std::io::Error::last_os_error();
+    if cause.kind() == std::io::ErrorKind::WouldBlock { Ok(false) } else { Err(cause) }
 }
 
 /// glommio's errors cannot leave their thread; ours can.

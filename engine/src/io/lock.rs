@@ -5,11 +5,13 @@
 //! locked (`flock`) through the very descriptor that it is written by: a lock on the file is free only when the last
 //! old write has ended. Start-up takes the lock of each file, with retries, before it reads it.
 
-use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::clock;
 use crate::error::{Error, Result};
+
+use super::fs::{self, File};
 
 const RETRY: Duration = Duration::from_millis(10);
 
@@ -24,32 +26,28 @@ impl DataLock {
     ///
     /// Errors: [`Error::Locked`], [`Error::Io`].
     pub fn acquire(dir: &Path, timeout: Duration) -> Result<DataLock> {
-        let path = dir.join("LOCK");
-        let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let file = open.map_err(|cause| Error::io("open", &path, cause))?;
-        lock_within(&file, dir, Instant::now() + timeout)?;
+        let file = File::ensure(&dir.join("LOCK"))?;
+        lock_within(&file, dir, clock::monotonic() + timeout)?;
         Ok(DataLock { _file: file })
     }
 }
 
 /// Waits until nobody writes to `path` any more, not even a ring whose process is dead, and returns it open for
-/// reading and writing, locked.
-pub(crate) fn open_when_quiet(path: &Path, deadline: Instant) -> Result<File> {
-    let open = OpenOptions::new().read(true).write(true).open(path);
-    let file = open.map_err(|cause| Error::io("open", path, cause))?;
+/// reading and writing, locked. `deadline` is a time of [`clock::monotonic`].
+pub(crate) fn open_when_quiet(path: &Path, deadline: Duration) -> Result<File> {
+    let file = File::open_write(path)?;
     lock_within(&file, path, deadline)?;
     Ok(file)
 }
 
-fn lock_within(file: &File, what: &Path, deadline: Instant) -> Result<()> {
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(RETRY),
-            Err(TryLockError::WouldBlock) => return Err(Error::Locked { path: PathBuf::from(what) }),
-            Err(TryLockError::Error(cause)) => return Err(Error::io("lock", what, cause)),
+fn lock_within(file: &File, what: &Path, deadline: Duration) -> Result<()> {
+    while !file.try_lock()? {
+        if clock::monotonic() >= deadline {
+            return Err(Error::Locked { path: PathBuf::from(what) });
         }
+        fs::nap(RETRY);
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -127,50 +127,83 @@ impl<T> Future for KeepAwake<T> {
 
 /// Starts a task in the caller's queue that nobody waits for.
 pub fn spawn_detached(task: impl Future<Output = ()> + 'static) {
+    #[cfg(any(test, feature = "sim"))]
+    if let Some(machine) = super::sim::current() {
+        return machine.spawn(task).detach();
+    }
     glommio::spawn_local(task).detach();
 }
 
 /// Tasks that get what requests leave: flush, compaction, digests, copies.
 #[derive(Clone, Debug)]
 pub(crate) struct Background {
-    queue: Rc<TaskQueueHandle>,
+    /// Absent on a simulated machine, whose scheduler knows no classes: any order of tasks may happen.
+    queue: Option<Rc<TaskQueueHandle>>,
 }
 
 impl Background {
     /// A queue whose tasks give way after `preempt`.
     pub fn new(preempt: Duration) -> Background {
+        #[cfg(any(test, feature = "sim"))]
+        if super::sim::current().is_some() {
+            return Background { queue: None };
+        }
         let queue = glommio::executor().create_task_queue(Shares::Static(100), Latency::Matters(preempt), "background");
-        Background { queue: Rc::new(queue) }
+        Background { queue: Some(Rc::new(queue)) }
     }
 
     /// Runs a task in the background and returns its result.
+    /// Cancel: the task ends where it stands.
     pub async fn run<T: 'static>(&self, task: impl Future<Output = T> + 'static) -> T {
-        match glommio::spawn_local_into(task, *self.queue) {
-            Ok(task) => task.await,
-            Err(cause) => unreachable!("the background queue lives as long as its executor: {cause}"),
+        #[cfg(any(test, feature = "sim"))]
+        if let Some(machine) = super::sim::current() {
+            return machine.spawn(task).await;
         }
+        self.spawn(task).await
     }
 
     /// Starts a task in the background that nobody waits for.
     pub fn spawn_detached(&self, task: impl Future<Output = ()> + 'static) {
-        match glommio::spawn_local_into(task, *self.queue) {
-            Ok(task) => drop(task.detach()),
-            Err(cause) => unreachable!("the background queue lives as long as its executor: {cause}"),
+        #[cfg(any(test, feature = "sim"))]
+        if let Some(machine) = super::sim::current() {
+            return machine.spawn(task).detach();
+        }
+        drop(self.spawn(task).detach());
+    }
+
+    fn spawn<T: 'static>(&self, task: impl Future<Output = T> + 'static) -> glommio::Task<T> {
+        let queue = self.queue.as_ref().map(|queue| glommio::spawn_local_into(task, **queue));
+        match queue {
+            Some(Ok(task)) => task,
+            Some(Err(cause)) => unreachable!("the background queue lives as long as its executor: {cause}"),
+            None => unreachable!("only a simulated machine has no queue"),
         }
     }
 }
 
 /// Lets other tasks of the executor run if this one has used up its time.
 pub async fn yield_now() {
+    #[cfg(any(test, feature = "sim"))]
+    if let Some(machine) = super::sim::current() {
+        return machine.yield_now().await;
+    }
     glommio::yield_if_needed().await;
 }
 
 /// Waits.
 pub async fn sleep(duration: Duration) {
+    #[cfg(any(test, feature = "sim"))]
+    if let Some(machine) = super::sim::current() {
+        return machine.sleep(duration).await;
+    }
     glommio::timer::sleep(duration).await;
 }
 
 /// Runs blocking code on a thread of its own.
 pub(crate) async fn unblock<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    #[cfg(any(test, feature = "sim"))]
+    if let Some(machine) = super::sim::current() {
+        return machine.unblock(work).await;
+    }
     glommio::executor().spawn_blocking(work).await
 }

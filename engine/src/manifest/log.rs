@@ -1,13 +1,11 @@
-//! The manifest on disk. Blocking I/O by `std::fs`: callers run it off the shard's core.
+//! The manifest on disk. Blocking I/O: callers run it off the shard's core.
 //!
 //! `INV-MANIFEST`: after a failed write the log is latched; nothing is appended to a file whose end is unknown.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::io::fs;
+use crate::io::fs::{self, File};
 
 use super::edit::{self, ManifestEdit};
 use super::state::ManifestState;
@@ -38,14 +36,14 @@ impl ManifestLog {
     /// [`Error::Corruption`] for a broken group that is not the last, [`Error::Io`].
     pub fn open(dir: &Path) -> Result<ManifestLog> {
         let current = dir.join(CURRENT);
-        let (number, state) = match std::fs::read_to_string(&current) {
-            Ok(name) => {
-                let number = parse_name(name.trim())
-                    .ok_or_else(|| Error::corruption(&current, 0, format!("{name:?} is no manifest's name")))?;
-                (number, read_manifest(&dir.join(name.trim()))?)
+        let (number, state) = match fs::read_if_present(&current)? {
+            Some(bytes) => {
+                let file = String::from_utf8_lossy(&bytes);
+                let number = parse_name(file.trim())
+                    .ok_or_else(|| Error::corruption(&current, 0, format!("{file:?} is no manifest's name")))?;
+                (number, read_manifest(&dir.join(name(number)))?)
             }
-            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => (0, ManifestState::default()),
-            Err(cause) => return Err(Error::io("read", current, cause)),
+            None => (0, ManifestState::default()),
         };
         // A fresh file after each start: nothing is appended behind a cut.
         let log = ManifestLog::install(dir, number + 1, state)?;
@@ -89,9 +87,8 @@ impl ManifestLog {
 
     fn write(&mut self, edits: &[ManifestEdit]) -> Result<()> {
         let group = encode_group(self.groups, edits)?;
-        let path = self.dir.join(name(self.number));
-        self.file.write_all(&group).map_err(|cause| Error::io("write", &path, cause))?;
-        self.file.sync_data().map_err(|cause| Error::io("fdatasync", &path, cause))?;
+        self.file.write_all(&group)?;
+        self.file.sync_data()?;
         self.groups += 1;
         self.log_bytes += group.len() as u64;
         Ok(())
@@ -101,10 +98,9 @@ impl ManifestLog {
     fn install(dir: &Path, number: u64, state: ManifestState) -> Result<ManifestLog> {
         let path = dir.join(name(number));
         let group = encode_group(0, &state.snapshot())?;
-        let open = OpenOptions::new().create(true).write(true).truncate(true).open(&path);
-        let mut file = open.map_err(|cause| Error::io("create", &path, cause))?;
-        file.write_all(&group).map_err(|cause| Error::io("write", &path, cause))?;
-        file.sync_all().map_err(|cause| Error::io("fsync", &path, cause))?;
+        let mut file = File::create(&path)?;
+        file.write_all(&group)?;
+        file.sync()?;
         fs::sync_dir(dir)?;
         fs::write_file_atomic(&dir.join(CURRENT), name(number).as_bytes())?;
         Ok(ManifestLog {
@@ -136,8 +132,8 @@ impl ManifestLog {
 /// As [`ManifestLog::open`], and [`Error::Io`] when there is none.
 pub fn read_current(dir: &Path) -> Result<ManifestState> {
     let current = dir.join(CURRENT);
-    let name = std::fs::read_to_string(&current).map_err(|cause| Error::io("read", &current, cause))?;
-    read_manifest(&dir.join(name.trim()))
+    let name = File::open(&current)?.read_to_end()?;
+    read_manifest(&dir.join(String::from_utf8_lossy(&name).trim()))
 }
 
 fn name(number: u64) -> String {
@@ -164,9 +160,7 @@ fn encode_group(group: u64, edits: &[ManifestEdit]) -> Result<Vec<u8>> {
 
 /// Reads every whole group of a manifest file.
 pub(super) fn read_manifest(path: &Path) -> Result<ManifestState> {
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|mut file| file.read_to_end(&mut bytes));
-    read.map_err(|cause| Error::io("read", path, cause))?;
+    let bytes = File::open(path)?.read_to_end()?;
     let mut state = ManifestState::default();
     let (mut offset, mut group) = (0, 0);
     while offset < bytes.len() {

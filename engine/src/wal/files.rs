@@ -1,10 +1,8 @@
 //! The files of a log: names, preparation, recycling. Blocking; the writer calls it off the core.
 
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::io::fs;
 
 /// Zeros written at a time.
@@ -27,10 +25,7 @@ pub(super) fn list_generations(dir: &Path) -> Result<Vec<u64>> {
 pub(super) fn prepare(dir: &Path, generation: u64, file_bytes: u64, retired: Option<u64>) -> Result<()> {
     let path = wal_path(dir, generation);
     match retired {
-        Some(old) => {
-            let old = wal_path(dir, old);
-            std::fs::rename(&old, &path).map_err(|cause| Error::io("rename", old, cause))?;
-        }
+        Some(old) => fs::rename(&wal_path(dir, old), &path)?,
         None => create_zeroed(&path, file_bytes)?,
     }
     fs::sync_dir(dir)
@@ -39,17 +34,15 @@ pub(super) fn prepare(dir: &Path, generation: u64, file_bytes: u64, retired: Opt
 fn create_zeroed(path: &Path, bytes: u64) -> Result<()> {
     // Under another name until it is whole: a file with a log's name has the full size.
     let temporary = path.with_extension("new");
-    let create = || {
-        let mut file = OpenOptions::new().create(true).write(true).truncate(true).open(&temporary)?;
-        let zeros = vec![0; ZERO_CHUNK_BYTES];
-        let mut left = bytes;
-        while left > 0 {
-            let chunk = left.min(ZERO_CHUNK_BYTES as u64);
-            file.write_all(&zeros[..chunk as usize])?;
-            left -= chunk;
-        }
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    create().map_err(|cause: std::io::Error| Error::io("prepare", path, cause))
+    let mut file = fs::File::create(&temporary)?;
+    let zeros = vec![0; ZERO_CHUNK_BYTES];
+    let mut left = bytes;
+    while left > 0 {
+        let chunk = left.min(ZERO_CHUNK_BYTES as u64);
+        file.write_all(&zeros[..chunk as usize])?;
+        left -= chunk;
+    }
+    file.sync()?;
+    drop(file);
+    fs::rename(&temporary, path)
 }

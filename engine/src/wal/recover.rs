@@ -1,9 +1,9 @@
 //! What a log holds after a crash.
 
-use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::io::direct::BLOCK_BYTES;
 use crate::io::{fs, lock};
@@ -44,14 +44,13 @@ pub(crate) fn recover(
     let generations = files::list_generations(dir)?;
     let mut scan = Scan { next: None, torn: None, first: None, largest: WalSeq(0) };
     let mut older = Vec::new();
-    let deadline = Instant::now() + timeout;
+    let deadline = clock::monotonic() + timeout;
     for &generation in &generations {
         let path = files::wal_path(dir, generation);
         let mut file = lock::open_when_quiet(&path, deadline)?;
         // What the dead process's last writes left in the device's cache is on the device before it counts.
-        file.sync_all().map_err(|cause| Error::io("fsync", &path, cause))?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(|cause| Error::io("read", &path, cause))?;
+        file.sync()?;
+        let bytes = file.read_to_end()?;
         if let Some(first) = scan.read_file(&path, &bytes, generation, &mut replay)? {
             older.push((generation, first));
         } else {
@@ -75,13 +74,9 @@ fn begin_incarnation(dir: &Path, generation: u64, file_bytes: u64, mark: WalSeq)
     files::prepare(dir, generation, file_bytes, None)?;
     let path = files::wal_path(dir, generation);
     let batch = BatchBuilder::new().seal(generation, mark, true);
-    let write = || {
-        let mut file = std::fs::OpenOptions::new().write(true).open(&path)?;
-        file.seek(SeekFrom::Start(0))?;
-        file.write_all(batch.as_slice())?;
-        file.sync_all()
-    };
-    write().map_err(|cause: std::io::Error| Error::io("write", &path, cause))?;
+    let mut file = fs::File::open_write(&path)?;
+    file.write_all(batch.as_slice())?;
+    file.sync()?;
     Ok(batch.len() as u64)
 }
 

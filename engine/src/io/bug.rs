@@ -1,0 +1,24 @@
+//! Defects that can be planted on a simulated machine, to see that the simulator finds them. No other machine has any.
+
+/// A defect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(any(test, feature = "sim")), allow(dead_code))]
+pub enum Bug {
+    /// Log files are opened without O_DSYNC: a batch is acknowledged before it is on the device.
+    DropWalSync,
+    /// A data block is taken for good whatever its checksum says.
+    SkipChecksum,
+    /// The manifest's edit goes first: it names a table file whose own name is not durable yet.
+    ReorderManifest,
+}
+
+/// Whether this thread's machine has the defect.
+#[inline(always)]
+pub(crate) fn planted(bug: Bug) -> bool {
+    #[cfg(any(test, feature = "sim"))]
+    if super::sim::current().is_some_and(|machine| machine.has_bug(bug)) {
+        return true;
+    }
+    let _ = bug;
+    false
+}
