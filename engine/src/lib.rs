@@ -9,6 +9,7 @@ pub mod config;
 mod engine;
 pub mod error;
 mod event;
+mod heads;
 mod io;
 pub mod limits;
 mod manifest;

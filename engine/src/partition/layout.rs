@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use crate::heads::KeyHeads;
 use crate::manifest::{SegmentDesc, TableRef};
 use crate::shard::files::Table;
 use crate::types::{KeyRange, Lsn, SegmentId};
@@ -32,6 +33,12 @@ impl Segment {
     /// The tables, newest first.
     pub fn tables(&self) -> impl Iterator<Item = &Rc<Table>> {
         self.slices.iter().chain(self.base.as_ref())
+    }
+
+    /// The tables, newest first, each with whether it is the last.
+    pub fn tables_last_marked(&self) -> impl Iterator<Item = (&Rc<Table>, bool)> {
+        let last = self.slices.len() + usize::from(self.base.is_some());
+        self.tables().enumerate().map(move |(index, table)| (table, index + 1 == last))
     }
 
     /// Bytes of all tables.
@@ -74,6 +81,8 @@ impl Segment {
 #[derive(Debug)]
 pub(crate) struct Layout {
     pub segments: Vec<Rc<Segment>>,
+    /// Heads of the start keys of all segments but the first, which begins where the partition does.
+    starts: KeyHeads,
 }
 
 impl Layout {
@@ -84,12 +93,13 @@ impl Layout {
             segments.windows(2).all(|pair| pair[0].end.as_ref() == Some(&pair[1].start)),
             "INV-LAYOUT: segments meet without gap or overlap"
         );
-        Rc::new(Layout { segments })
+        let starts = KeyHeads::new(segments[1..].iter().map(|segment| segment.start.as_ref()));
+        Rc::new(Layout { segments, starts })
     }
 
     /// Index of the segment that holds `key` (a key of the partition).
     pub fn locate(&self, key: &[u8]) -> usize {
-        self.segments.partition_point(|segment| segment.start.as_ref() <= key).saturating_sub(1)
+        self.starts.count_up_to(key, |index| &self.segments[index + 1].start)
     }
 
     /// Index of segment `id`.

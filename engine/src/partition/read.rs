@@ -6,10 +6,11 @@ use bytes::Bytes;
 
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::memtable::{Memtable, MemtableCursor};
+use crate::memtable::{Memtable, MemtableCursor, VersionRef};
 use crate::merge::{MergeIter, Retain, Source};
-use crate::record::Record;
+use crate::record::RecordView;
 use crate::shard::files::Table;
+use crate::table::{BlockRecord, HashedKey, Lookup};
 use crate::types::{KeyRange, Lsn};
 
 use super::layout::{Layout, Segment};
@@ -34,6 +35,31 @@ pub struct ScanPage {
     pub next: Option<Bytes>,
 }
 
+/// A version of a key, kept in memory where it lies as long as this lives.
+enum Found {
+    Memtable(Rc<Memtable>, VersionRef),
+    Block(BlockRecord),
+}
+
+impl Found {
+    fn view(&self) -> RecordView<'_> {
+        match self {
+            Found::Memtable(table, at) => table.record(*at),
+            Found::Block(record) => record.view(),
+        }
+    }
+
+    fn lsn(&self) -> Lsn {
+        self.view().lsn
+    }
+}
+
+/// The value that a reader sees now. The clock is asked only for a record that has a deadline.
+fn live_value(record: RecordView<'_>) -> Option<&[u8]> {
+    let now_ms = if record.expires_at_ms == 0 { 0 } else { clock::wall_ms() };
+    record.is_live(now_ms).then_some(record.value)
+}
+
 /// Everything that a reader of one moment reads from.
 pub(super) struct ReadView {
     pub layout: Rc<Layout>,
@@ -48,15 +74,29 @@ impl Partition {
     /// Errors: [`Error::KeyLength`], [`Error::WrongPartition`], [`Error::Moved`], [`Error::NotOwner`],
     /// [`Error::Corruption`], [`Error::Io`].
     /// Cost: no I/O when the memtable or the block cache holds the key; else one block read a table that may hold it.
+    /// One copy of the value; see [`Partition::get_with`] for none.
     pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        self.get_with(key, |value| value.map(Bytes::copy_from_slice)).await
+    }
+
+    /// Hands the value of `key` to `read` where it lies, in the memtable or in a cached block, and returns what that
+    /// returns. `read` gets `None` when there is no value.
+    ///
+    /// Errors: as [`Partition::get`].
+    /// Cost: as [`Partition::get`], without a copy and without an allocation when nothing has to be read; the future is
+    /// then ready at its first poll.
+    pub async fn get_with<T>(&self, key: &[u8], read: impl FnOnce(Option<&[u8]>) -> T) -> Result<T> {
         self.check_key(key)?;
         self.check_readable()?;
         let snapshot = self.progress.borrow().visible();
-        let (index, found) = self.find(key, snapshot).await?;
-        let live = found.filter(|record| record.is_live(clock::wall_ms()));
-        let bytes = key.len() + live.as_ref().map_or(0, |record| record.value.len());
-        self.count_read(index, key, bytes);
-        Ok(live.map(|record| record.value))
+        let hashed = HashedKey::from(key);
+        let (index, found) = match self.find_in_memory(hashed, snapshot) {
+            Some(found) => found,
+            None => self.find(hashed, snapshot).await?,
+        };
+        let value = found.as_ref().map(Found::view).and_then(live_value);
+        self.count_read(index, key, key.len() + value.map_or(0, <[u8]>::len));
+        Ok(read(value))
     }
 
     /// Up to `limit` live keys of `range` in ascending order, all of one moment.
@@ -85,28 +125,60 @@ impl Partition {
     }
 
     /// The newest version of `key` at or below `snapshot` (tombstones included), and its segment's index.
-    async fn find(&self, key: &[u8], snapshot: Lsn) -> Result<(usize, Option<Record>)> {
+    async fn find(&self, key: HashedKey<'_>, snapshot: Lsn) -> Result<(usize, Option<Found>)> {
         let layout = self.layout();
-        let index = layout.locate(key);
+        let index = layout.locate(key.bytes);
         let mut found = self.find_in_memtables(key, snapshot);
         // A memtable record is newer than every table's, except in a shadow, which takes records out of order.
         for table in layout.segments[index].tables() {
-            if found.as_ref().is_some_and(|record| record.lsn >= table.location.max_lsn) {
+            if found.as_ref().is_some_and(|found| found.view().lsn >= table.location.max_lsn) {
                 continue;
             }
-            let candidate = table.get(key, snapshot).await?;
-            if candidate.as_ref().map(|record| record.lsn) > found.as_ref().map(|record| record.lsn) {
+            let candidate = table.get(key, snapshot).await?.map(Found::Block);
+            if candidate.as_ref().map(Found::lsn) > found.as_ref().map(Found::lsn) {
                 found = candidate;
             }
         }
         Ok((index, found))
     }
 
-    fn find_in_memtables(&self, key: &[u8], snapshot: Lsn) -> Option<Record> {
-        let newest = self.active.borrow().get(key, snapshot);
+    /// As [`Partition::find`] without an await; `None` when a block has to be read.
+    fn find_in_memory(&self, key: HashedKey<'_>, snapshot: Lsn) -> Option<(usize, Option<Found>)> {
+        let layout = self.layout.borrow();
+        let index = layout.locate(key.bytes);
+        let segment = &layout.segments[index];
+        let mut found = self.find_in_memtables(key, snapshot);
+        let mut newest = found.as_ref().map_or(Lsn(0), Found::lsn);
+        for (table, is_last) in segment.tables_last_marked() {
+            if newest >= table.location.max_lsn {
+                continue;
+            }
+            match table.lookup(key, snapshot, !is_last) {
+                Lookup::Absent => {}
+                Lookup::Found(record) if record.view().lsn > newest => {
+                    newest = record.view().lsn;
+                    found = Some(Found::Block(record));
+                }
+                Lookup::Found(_) => {}
+                Lookup::OnDevice => return None,
+            }
+        }
+        Some((index, found))
+    }
+
+    fn find_in_memtables(&self, key: HashedKey<'_>, snapshot: Lsn) -> Option<Found> {
+        let mut found: Option<Found> = None;
+        let active = self.active.borrow();
         let frozen = self.frozen.borrow();
-        let older = frozen.iter().filter_map(|table| table.get(key, snapshot));
-        newest.into_iter().chain(older).max_by_key(|record| record.lsn)
+        for table in std::iter::once(&*active).chain(frozen.iter()) {
+            let Some(at) = table.get(key, snapshot) else {
+                continue;
+            };
+            if found.as_ref().is_none_or(|found| found.lsn() < table.record(at).lsn) {
+                found = Some(Found::Memtable(Rc::clone(table), at));
+            }
+        }
+        found
     }
 
     fn check_readable(&self) -> Result<()> {

@@ -69,7 +69,7 @@ impl Partition {
             if let MirrorItem::Record { record, .. } = item {
                 seq = self.log(attempt, &record)?;
                 self.note_version(&record);
-                self.insert(record);
+                self.insert(&record);
             }
         }
         let last = self.with_shadow(attempt, |shadow| Ok(shadow.chain.last()))?;

@@ -121,7 +121,7 @@ impl Partition {
         if let Some(tap) = self.mirror.borrow_mut().as_mut() {
             tap.push(index, segment.id, &record);
         }
-        self.insert(record);
+        self.insert(&record);
         Ok(Written { lsn, hlc })
     }
 
@@ -131,10 +131,10 @@ impl Partition {
     }
 
     /// Inserts into the active memtable, and closes it when it has grown to its share.
-    pub(super) fn insert(&self, record: Record) {
+    pub(super) fn insert(&self, record: &Record) {
         let full = {
             let active = self.active.borrow();
-            active.insert(record);
+            active.insert(record.view());
             active.bytes() >= self.shard.memtable_bytes_max()
         };
         if full {

@@ -9,9 +9,8 @@ use std::rc::Rc;
 use crate::error::Result;
 use crate::io::direct::DirectFile;
 use crate::manifest::TableRef;
-use crate::record::Record;
 use crate::record::RecordView;
-use crate::table::{BlockSource, Frame, ShardBlockCache, TableIter, TableReader};
+use crate::table::{BlockRecord, BlockSource, Frame, HashedKey, Lookup, ShardBlockCache, TableIter, TableReader};
 use crate::types::{FileId, Lsn};
 use bytes::Bytes;
 
@@ -87,13 +86,18 @@ impl Table {
     /// Opens the table at `location` of `file`; reads and verifies its footer, index and filter.
     pub async fn open(file: Rc<TableFile>, location: TableRef, cache: Rc<ShardBlockCache>) -> Result<Rc<Table>> {
         let path = file.path().to_path_buf();
-        let reader = TableReader::open(Rc::clone(&file), file.id, location.offset, location.len, &path).await?;
+        let reader = TableReader::open(Rc::clone(&file), location.offset, location.len, &path).await?;
         Ok(Rc::new(Table { location, file, reader: Rc::new(reader), cache }))
     }
 
     /// The newest version of `key` at or below `max_lsn`.
-    pub async fn get(&self, key: &[u8], max_lsn: Lsn) -> Result<Option<Record>> {
+    pub async fn get(&self, key: HashedKey<'_>, max_lsn: Lsn) -> Result<Option<BlockRecord>> {
         self.reader.get(key, max_lsn, &*self.cache).await
+    }
+
+    /// As [`Table::get`], from memory alone; see [`TableReader::lookup`].
+    pub fn lookup(&self, key: HashedKey<'_>, max_lsn: Lsn, filter_first: bool) -> Lookup {
+        self.reader.lookup(key, max_lsn, &*self.cache, filter_first)
     }
 
     /// The records of `[start, end)`.

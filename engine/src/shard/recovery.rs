@@ -29,8 +29,6 @@ use super::Shard;
 use super::files::{self, TableFile};
 use super::manifest::ShardManifest;
 
-/// Block size that the cache is laid out for.
-const CACHE_BLOCK_BYTES: usize = 8 << 10;
 /// Removals that may wait; more are left to the next start.
 const REMOVALS_MAX: usize = 4096;
 
@@ -75,7 +73,7 @@ impl Shard {
         let shard = Rc::new(Shard {
             id,
             dir,
-            cache: Rc::new(ShardBlockCache::new(config.cache_budget_bytes(), CACHE_BLOCK_BYTES)),
+            cache: Rc::new(ShardBlockCache::new(config.cache_budget_bytes())),
             config,
             model,
             wal,
@@ -224,7 +222,7 @@ fn replay(
         return;
     }
     found.last_lsn = found.last_lsn.max(entry.record.lsn);
-    found.memtable.insert(entry.record.to_record());
+    found.memtable.insert(entry.record);
 }
 
 /// Removes table files that no manifest names (a crash left them); returns the next free id.

@@ -1,21 +1,34 @@
 //! The cache of verified blocks of one shard.
+//!
+//! Each open table has one slot per block ([`BlockSlots`]), so a hit is two loads: no hash, no search. What stays is
+//! decided by S3-FIFO: a block enters a small queue, moves to the main queue if it is read again while there, and in the
+//! main queue each pass of the hand takes one use from it. A slot remembers when its block was last dropped from the
+//! small queue; one that comes back soon enters the main queue at once (the algorithm's ghost queue, without a table of
+//! its own).
+//!
+//! - `INV-CACHE`: `used` is the sum of the weights of the blocks in the slots of living tables.
+//!
+//! Source: Yang et al., "FIFO Queues are All You Need for Cache Eviction", SOSP 2023.
 
-use std::cell::RefCell;
-use std::rc::Rc;
-
-use quick_cache::Weighter;
-use quick_cache::unsync::Cache;
-
-use crate::types::FileId;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::VecDeque;
+use std::rc::{Rc, Weak};
 
 use super::block::VerifiedBlock;
 
+/// Uses that a block is credited with at most.
+const USES_MAX: u8 = 3;
+/// The small queue gets one part in so many of the budget.
+const SMALL_SHARE: usize = 10;
+/// Bookkeeping of one cached block: its slot, its place in a queue, its reference counts.
+const ENTRY_OVERHEAD_BYTES: usize = 64;
+
 /// Where readers look for blocks before they read the device.
 pub trait BlockCache {
-    /// The block at `offset` of `file`, if it is held.
-    fn lookup(&self, file: FileId, offset: u64) -> Option<Rc<VerifiedBlock>>;
+    /// The block, if it is held.
+    fn lookup(&self, slots: &BlockSlots, block: usize) -> Option<Rc<VerifiedBlock>>;
     /// Offers a block that was just read.
-    fn insert(&self, file: FileId, offset: u64, block: Rc<VerifiedBlock>);
+    fn insert(&self, slots: &Rc<BlockSlots>, block: usize, verified: &Rc<VerifiedBlock>);
 }
 
 /// Holds nothing.
@@ -23,49 +36,335 @@ pub trait BlockCache {
 pub struct NoCache;
 
 impl BlockCache for NoCache {
-    fn lookup(&self, _file: FileId, _offset: u64) -> Option<Rc<VerifiedBlock>> {
+    fn lookup(&self, _slots: &BlockSlots, _block: usize) -> Option<Rc<VerifiedBlock>> {
         None
     }
 
-    fn insert(&self, _file: FileId, _offset: u64, _block: Rc<VerifiedBlock>) {}
+    fn insert(&self, _slots: &Rc<BlockSlots>, _block: usize, _verified: &Rc<VerifiedBlock>) {}
 }
 
-#[derive(Clone, Debug)]
-struct ByBytes;
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Queue {
+    #[default]
+    Small,
+    Main,
+}
 
-impl Weighter<(FileId, u64), Rc<VerifiedBlock>> for ByBytes {
-    fn weight(&self, _key: &(FileId, u64), block: &Rc<VerifiedBlock>) -> u64 {
-        // The entry's own bookkeeping counts too.
-        block.bytes() as u64 + 128
+#[derive(Debug, Default)]
+struct Slot {
+    block: Option<Rc<VerifiedBlock>>,
+    queue: Queue,
+    uses: u8,
+    /// Count of drops at the block's own from the small queue; 0 if it never was.
+    dropped_at: u32,
+}
+
+impl Slot {
+    fn weight(&self) -> usize {
+        self.block.as_ref().map_or(0, |block| weight(block))
     }
 }
 
-/// Scan-resistant cache (Clock-PRO with ghost entries) bounded by bytes.
+fn weight(block: &VerifiedBlock) -> usize {
+    block.bytes() + ENTRY_OVERHEAD_BYTES
+}
+
+/// The blocks of one table that are in memory.
+#[derive(Debug)]
+pub struct BlockSlots {
+    slots: RefCell<Box<[Slot]>>,
+    /// The account of the cache that fills the slots.
+    usage: OnceCell<Rc<Usage>>,
+}
+
+impl BlockSlots {
+    /// Slots of a table with `blocks` blocks.
+    #[must_use]
+    pub fn new(blocks: usize) -> Rc<BlockSlots> {
+        let slots = std::iter::repeat_with(Slot::default).take(blocks).collect();
+        Rc::new(BlockSlots { slots: RefCell::new(slots), usage: OnceCell::new() })
+    }
+
+    /// Bytes that the slots take without the blocks in them.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.slots.borrow().len() * size_of::<Slot>()
+    }
+}
+
+impl Drop for BlockSlots {
+    fn drop(&mut self) {
+        if let Some(usage) = self.usage.get() {
+            for slot in self.slots.get_mut() {
+                usage.of(slot.queue).update(|bytes| bytes - slot.weight());
+            }
+        }
+    }
+}
+
+/// Bytes in each queue.
+#[derive(Debug, Default)]
+struct Usage {
+    small: Cell<usize>,
+    main: Cell<usize>,
+}
+
+impl Usage {
+    fn of(&self, queue: Queue) -> &Cell<usize> {
+        match queue {
+            Queue::Small => &self.small,
+            Queue::Main => &self.main,
+        }
+    }
+
+    fn total(&self) -> usize {
+        self.small.get() + self.main.get()
+    }
+}
+
+/// A queued block: its table's slots and its place in them. The table may be gone.
+type Queued = (Weak<BlockSlots>, u32);
+
+#[derive(Debug, Default)]
+struct Queues {
+    small: VecDeque<Queued>,
+    main: VecDeque<Queued>,
+    /// Blocks dropped from the small queue so far.
+    drops: u32,
+}
+
+/// Scan-resistant cache bounded by bytes.
 pub struct ShardBlockCache {
-    cache: RefCell<Cache<(FileId, u64), Rc<VerifiedBlock>, ByBytes>>,
+    queues: RefCell<Queues>,
+    usage: Rc<Usage>,
+    capacity: Cell<usize>,
 }
 
 impl std::fmt::Debug for ShardBlockCache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ShardBlockCache").field("blocks", &self.cache.borrow().len()).finish()
+        f.debug_struct("ShardBlockCache").field("used", &self.used()).field("capacity", &self.capacity).finish()
     }
 }
 
 impl ShardBlockCache {
-    /// A cache of at most `bytes` bytes, for blocks of about `block_bytes`.
+    /// A cache of at most `capacity` bytes.
     #[must_use]
-    pub fn new(bytes: usize, block_bytes: usize) -> ShardBlockCache {
-        let items = (bytes / block_bytes.max(1)).max(16);
-        ShardBlockCache { cache: RefCell::new(Cache::with_weighter(items, bytes as u64, ByBytes)) }
+    pub fn new(capacity: usize) -> ShardBlockCache {
+        ShardBlockCache { queues: RefCell::default(), usage: Rc::default(), capacity: Cell::new(capacity) }
+    }
+
+    /// Bytes held.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.usage.total()
+    }
+
+    /// Changes the budget; what is too much is dropped now.
+    pub fn set_capacity(&self, capacity: usize) {
+        self.capacity.set(capacity);
+        self.shrink();
+    }
+
+    fn shrink(&self) {
+        let mut queues = self.queues.borrow_mut();
+        while self.usage.total() > self.capacity.get() {
+            let small_is_due = self.usage.small.get() * SMALL_SHARE > self.capacity.get();
+            let took = if small_is_due || queues.main.is_empty() {
+                queues.step_small(&self.usage)
+            } else {
+                queues.step_main(&self.usage)
+            };
+            assert!(took, "INV-CACHE: bytes in use belong to queued blocks");
+        }
+    }
+}
+
+impl Queues {
+    /// Decides about the oldest block of the small queue; false if the queue is empty.
+    fn step_small(&mut self, usage: &Usage) -> bool {
+        let Some((table, block)) = self.small.pop_front() else {
+            return false;
+        };
+        let Some(slots) = table.upgrade() else {
+            return true;
+        };
+        let slot = &mut slots.slots.borrow_mut()[block as usize];
+        let weight = slot.weight();
+        usage.small.update(|bytes| bytes - weight);
+        if slot.uses > 0 {
+            slot.uses = 0;
+            slot.queue = Queue::Main;
+            usage.main.update(|bytes| bytes + weight);
+            self.main.push_back((table, block));
+        } else {
+            slot.block = None;
+            self.drops += 1;
+            slot.dropped_at = self.drops;
+        }
+        true
+    }
+
+    /// Decides about the oldest block of the main queue; false if the queue is empty.
+    fn step_main(&mut self, usage: &Usage) -> bool {
+        let Some((table, block)) = self.main.pop_front() else {
+            return false;
+        };
+        let Some(slots) = table.upgrade() else {
+            return true;
+        };
+        let slot = &mut slots.slots.borrow_mut()[block as usize];
+        if slot.uses > 0 {
+            slot.uses -= 1;
+            self.main.push_back((table, block));
+        } else {
+            usage.main.update(|bytes| bytes - slot.weight());
+            slot.block = None;
+        }
+        true
+    }
+
+    /// Forgets blocks of tables that are gone, when they have become many.
+    fn sweep(&mut self) {
+        for queue in [&mut self.small, &mut self.main] {
+            if queue.len() == queue.capacity() && queue.len() >= 1024 {
+                queue.retain(|(table, _)| table.strong_count() > 0);
+            }
+        }
     }
 }
 
 impl BlockCache for ShardBlockCache {
-    fn lookup(&self, file: FileId, offset: u64) -> Option<Rc<VerifiedBlock>> {
-        self.cache.borrow_mut().get(&(file, offset)).cloned()
+    fn lookup(&self, slots: &BlockSlots, block: usize) -> Option<Rc<VerifiedBlock>> {
+        let mut slots = slots.slots.borrow_mut();
+        let slot = &mut slots[block];
+        let held = slot.block.clone()?;
+        slot.uses = (slot.uses + 1).min(USES_MAX);
+        Some(held)
     }
 
-    fn insert(&self, file: FileId, offset: u64, block: Rc<VerifiedBlock>) {
-        self.cache.borrow_mut().insert((file, offset), block);
+    fn insert(&self, slots: &Rc<BlockSlots>, block: usize, verified: &Rc<VerifiedBlock>) {
+        let mut queues = self.queues.borrow_mut();
+        {
+            let mut table = slots.slots.borrow_mut();
+            let slot = &mut table[block];
+            if slot.block.is_some() {
+                // Two readers missed at once; the first one's stays.
+                return;
+            }
+            let usage = slots.usage.get_or_init(|| Rc::clone(&self.usage));
+            let is_back = slot.dropped_at != 0 && queues.drops - slot.dropped_at <= queues.main.len() as u32;
+            slot.queue = if is_back { Queue::Main } else { Queue::Small };
+            slot.uses = 0;
+            slot.dropped_at = 0;
+            slot.block = Some(Rc::clone(verified));
+            usage.of(slot.queue).update(|bytes| bytes + weight(verified));
+            queues.sweep();
+            let queued = (Rc::downgrade(slots), block as u32);
+            match slot.queue {
+                Queue::Small => queues.small.push_back(queued),
+                Queue::Main => queues.main.push_back(queued),
+            }
+        }
+        drop(queues);
+        self.shrink();
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::record::{Record, RecordKind};
+    use crate::table::builder::tests::build;
+    use crate::types::{Hlc, Lsn};
+
+    /// A block of one record; each weighs the same.
+    fn block() -> Rc<VerifiedBlock> {
+        let record = Record {
+            key: "k".into(),
+            lsn: Lsn(1),
+            hlc: Hlc(1),
+            kind: RecordKind::Put,
+            expires_at_ms: 0,
+            value: vec![7; 200].into(),
+        };
+        Rc::new(crate::table::reader::tests::first_block(&build(&[record], 4096)))
+    }
+
+    fn read(cache: &ShardBlockCache, slots: &Rc<BlockSlots>, index: usize, verified: &Rc<VerifiedBlock>) -> bool {
+        let hit = cache.lookup(slots, index).is_some();
+        if !hit {
+            cache.insert(slots, index, verified);
+        }
+        hit
+    }
+
+    #[test]
+    fn insert_beyond_capacity_stays_within_it() {
+        let verified = block();
+        let cache = ShardBlockCache::new(weight(&verified) * 20);
+        let slots = BlockSlots::new(500);
+        for index in 0..500 {
+            read(&cache, &slots, index, &verified);
+            assert!(cache.used() <= weight(&verified) * 20);
+        }
+        let held = (0..500).filter(|index| cache.lookup(&slots, *index).is_some()).count();
+        assert_eq!(held * weight(&verified), cache.used());
+    }
+
+    #[test]
+    fn scan_over_hot_blocks_leaves_them_cached() {
+        let verified = block();
+        let cache = ShardBlockCache::new(weight(&verified) * 100);
+        let slots = BlockSlots::new(5_000);
+        for _ in 0..4 {
+            for index in 0..50 {
+                read(&cache, &slots, index, &verified);
+            }
+        }
+        for index in 50..5_000 {
+            read(&cache, &slots, index, &verified);
+        }
+        let hits = (0..50).filter(|index| cache.lookup(&slots, *index).is_some()).count();
+        assert_eq!(hits, 50, "a scan pushed hot blocks out");
+    }
+
+    #[test]
+    fn drop_of_a_table_gives_its_bytes_back() {
+        let verified = block();
+        let cache = ShardBlockCache::new(weight(&verified) * 100);
+        let (kept, gone) = (BlockSlots::new(40), BlockSlots::new(40));
+        for index in 0..40 {
+            read(&cache, &kept, index, &verified);
+            read(&cache, &gone, index, &verified);
+        }
+        drop(gone);
+        assert_eq!(cache.used(), weight(&verified) * 40);
+        let next = BlockSlots::new(200);
+        for index in 0..200 {
+            read(&cache, &next, index, &verified);
+        }
+        assert!(cache.used() <= weight(&verified) * 100);
+    }
+
+    #[test]
+    fn block_that_comes_back_soon_outlives_newcomers() {
+        let verified = block();
+        let cache = ShardBlockCache::new(weight(&verified) * 20);
+        let slots = BlockSlots::new(1_000);
+        // Fill the main queue: read twice each.
+        for index in 0..18 {
+            read(&cache, &slots, index, &verified);
+            read(&cache, &slots, index, &verified);
+        }
+        for index in 100..110 {
+            read(&cache, &slots, index, &verified);
+        }
+        assert!(cache.lookup(&slots, 100).is_none(), "it was dropped from the small queue");
+        read(&cache, &slots, 100, &verified);
+        for index in 200..210 {
+            read(&cache, &slots, index, &verified);
+        }
+        assert!(cache.lookup(&slots, 100).is_some(), "it came back into the main queue");
     }
 }

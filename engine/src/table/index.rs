@@ -5,6 +5,7 @@ use rkyv::util::AlignedVec;
 use rkyv::{Archive, Serialize};
 
 use crate::error::{Error, Result};
+use crate::heads::KeyHeads;
 
 /// Columns of the index; the archive's root. The field order is the format.
 #[derive(Archive, Serialize, Debug, Default)]
@@ -51,27 +52,13 @@ impl Index {
         &self.key_bytes[start..self.key_ends[block] as usize]
     }
 
-    /// The first block that may hold a key at or after `key`; `len()` if none.
-    pub fn block_for(&self, key: &[u8]) -> usize {
-        let (mut low, mut high) = (0, self.len());
-        while low < high {
-            let middle = low.midpoint(high);
-            if self.last_key(middle) < key {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
-        low
-    }
-
     pub fn encode(&self) -> Result<AlignedVec> {
         rkyv::to_bytes::<rancor::Error>(self)
             .map_err(|cause| Error::Invalid { what: format!("index does not fit an archive: {cause}") })
     }
 
     /// Decodes an index whose data blocks end at `data_len`.
-    pub fn decode(bytes: &AlignedVec, data_len: u64) -> std::result::Result<Index, String> {
+    fn decode(bytes: &AlignedVec, data_len: u64) -> std::result::Result<Index, String> {
         let archived = rkyv::access::<ArchivedIndex, rancor::Error>(bytes).map_err(|cause| cause.to_string())?;
         let index = Index {
             key_bytes: archived.key_bytes.to_vec(),
@@ -102,5 +89,39 @@ impl Index {
             return Err(format!("index entries end at {end}, data blocks at {data_len}"));
         }
         Ok(index)
+    }
+}
+
+/// An index in memory, checked, with the heads of its keys.
+#[derive(Debug)]
+pub(super) struct LoadedIndex {
+    columns: Index,
+    heads: KeyHeads,
+}
+
+impl LoadedIndex {
+    /// Decodes an index whose data blocks end at `data_len`.
+    pub fn decode(bytes: &AlignedVec, data_len: u64) -> std::result::Result<LoadedIndex, String> {
+        let columns = Index::decode(bytes, data_len)?;
+        let heads = KeyHeads::new((0..columns.len()).map(|block| columns.last_key(block)));
+        Ok(LoadedIndex { columns, heads })
+    }
+
+    pub fn len(&self) -> usize {
+        self.columns.len()
+    }
+
+    pub fn entry(&self, block: usize) -> BlockEntry {
+        self.columns.entry(block)
+    }
+
+    /// The first block that may hold a key at or after `key`; `len()` if none.
+    pub fn block_for(&self, key: &[u8]) -> usize {
+        self.heads.count_below(key, |block| self.columns.last_key(block))
+    }
+
+    /// Bytes of memory that it takes.
+    pub fn bytes(&self) -> usize {
+        self.columns.key_bytes.len() + self.columns.len() * (4 + 8 + 4 + 4) + self.heads.bytes()
     }
 }

@@ -30,11 +30,11 @@ mod iter;
 mod reader;
 
 pub use batch::{decode_records, encode_records};
-pub use block::VerifiedBlock;
+pub use block::{BlockRecord, VerifiedBlock};
 pub use builder::{BuiltTable, TableBuilder, TableMeta, TableOptions};
-pub use cache::{BlockCache, NoCache, ShardBlockCache};
+pub use cache::{BlockCache, BlockSlots, NoCache, ShardBlockCache};
 pub use iter::TableIter;
-pub use reader::{BlockSource, Frame, TableReader, verify_image};
+pub use reader::{BlockSource, Frame, HashedKey, Lookup, TableReader, verify_image};
 
 #[cfg(test)]
 pub(crate) use builder::tests as tests_support;

@@ -7,15 +7,14 @@ use rkyv::util::AlignedVec;
 
 use crate::chain::RecordDigest;
 use crate::error::{Error, Result};
-use crate::record::Record;
-use crate::types::{FileId, Lsn};
+use crate::types::Lsn;
 
-use super::block::VerifiedBlock;
+use super::block::{BlockRecord, VerifiedBlock};
 use super::builder::{TableMeta, meta_of};
-use super::cache::BlockCache;
-use super::filter;
+use super::cache::{BlockCache, BlockSlots};
+use super::filter::{self, key_hash};
 use super::footer::{FOOTER_LEN, Footer, Part};
-use super::index::Index;
+use super::index::LoadedIndex;
 
 /// Bytes of one read, aligned to 16 for the archives.
 pub type Frame = AlignedVec<16>;
@@ -39,15 +38,42 @@ impl BlockSource for &[u8] {
     }
 }
 
+/// A key with its hash, made once for all tables that are asked.
+#[derive(Clone, Copy, Debug)]
+pub struct HashedKey<'a> {
+    /// The key.
+    pub bytes: &'a [u8],
+    /// Its xxh3-64.
+    pub hash: u64,
+}
+
+impl<'a> From<&'a [u8]> for HashedKey<'a> {
+    fn from(bytes: &'a [u8]) -> HashedKey<'a> {
+        HashedKey { bytes, hash: key_hash(bytes) }
+    }
+}
+
+/// What memory knows of a key in one table.
+#[derive(Clone, Debug)]
+pub enum Lookup {
+    /// The table does not hold it.
+    Absent,
+    /// Here it is.
+    Found(BlockRecord),
+    /// Its block has to be read.
+    OnDevice,
+}
+
 /// An open table: index and filter in memory, verified.
 #[derive(Debug)]
 pub struct TableReader<S> {
     source: S,
-    file: FileId,
     offset: u64,
     path: PathBuf,
-    index: Index,
+    index: LoadedIndex,
     filter: Frame,
+    /// Its blocks in the cache.
+    slots: Rc<BlockSlots>,
     /// Where the data blocks end.
     data_len: u64,
     meta: TableMeta,
@@ -58,7 +84,7 @@ impl<S: BlockSource> TableReader<S> {
     ///
     /// # Errors
     /// [`Error::Corruption`] naming `path` and the offset; whatever the source returns.
-    pub async fn open(source: S, file: FileId, offset: u64, len: u64, path: &Path) -> Result<TableReader<S>> {
+    pub async fn open(source: S, offset: u64, len: u64, path: &Path) -> Result<TableReader<S>> {
         let corrupt = |at: u64, what: String| Error::corruption(path, offset + at, what);
         let Some(footer_at) = len.checked_sub(FOOTER_LEN as u64) else {
             return Err(corrupt(0, format!("table of {len} bytes is shorter than its footer")));
@@ -70,12 +96,13 @@ impl<S: BlockSource> TableReader<S> {
             return Err(corrupt(footer.filter.offset, format!("filter of {} bytes", filter.len())));
         }
         let bytes = read_part(&source, offset, footer.index, path).await?;
-        let index = Index::decode(&bytes, footer.filter.offset).map_err(|what| corrupt(footer.index.offset, what))?;
+        let index = LoadedIndex::decode(&bytes, footer.filter.offset);
+        let index = index.map_err(|what| corrupt(footer.index.offset, what))?;
         Ok(TableReader {
             source,
-            file,
             offset,
             path: path.to_path_buf(),
+            slots: BlockSlots::new(index.len()),
             index,
             filter,
             data_len: footer.filter.offset,
@@ -101,32 +128,58 @@ impl<S: BlockSource> TableReader<S> {
         self.index.block_for(key)
     }
 
+    /// Bytes of memory that the open table takes, its cached blocks excepted.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.index.bytes() + self.filter.len() + self.slots.bytes() + size_of::<TableReader<S>>()
+    }
+
+    /// The newest version of `key` at or below `max_lsn`, tombstones included, as far as memory tells.
+    ///
+    /// `filter_first` says whether the filter is asked before the cache. Where the key is likely here (the last table
+    /// that may hold it) that costs a cache miss for nothing: a cached block answers "no" nearly as fast.
+    pub fn lookup(&self, key: HashedKey<'_>, max_lsn: Lsn, cache: &impl BlockCache, filter_first: bool) -> Lookup {
+        if self.meta.min_lsn > max_lsn || (filter_first && !filter::may_contain(&self.filter, key.hash)) {
+            return Lookup::Absent;
+        }
+        let block = self.block_for(key.bytes);
+        if block == self.blocks() {
+            return Lookup::Absent;
+        }
+        if let Some(held) = cache.lookup(&self.slots, block) {
+            return match held.find(key.bytes, key.hash, max_lsn) {
+                Some(index) => Lookup::Found(BlockRecord::new(held, index)),
+                None => Lookup::Absent,
+            };
+        }
+        if filter_first || filter::may_contain(&self.filter, key.hash) { Lookup::OnDevice } else { Lookup::Absent }
+    }
+
     /// The newest version of `key` at or below `max_lsn`, tombstones included.
     /// Cost: at most one block read; none when the filter says no or the cache has the block.
-    pub async fn get(&self, key: &[u8], max_lsn: Lsn, cache: &impl BlockCache) -> Result<Option<Record>> {
-        if self.meta.min_lsn > max_lsn || !filter::may_contain(&self.filter, filter::key_hash(key)) {
-            return Ok(None);
+    pub async fn get(&self, key: HashedKey<'_>, max_lsn: Lsn, cache: &impl BlockCache) -> Result<Option<BlockRecord>> {
+        match self.lookup(key, max_lsn, cache, true) {
+            Lookup::Absent => Ok(None),
+            Lookup::Found(record) => Ok(Some(record)),
+            Lookup::OnDevice => {
+                let block = self.block(self.block_for(key.bytes), cache).await?;
+                Ok(block.find(key.bytes, key.hash, max_lsn).map(|index| BlockRecord::new(block, index)))
+            }
         }
-        let block = self.block_for(key);
-        if block == self.blocks() {
-            return Ok(None);
-        }
-        let block = self.block(block, cache).await?;
-        Ok(block.find(key, max_lsn).map(|record| record.to_record()))
     }
 
     /// A verified data block, from the cache or the source. Offered to the cache when it was read.
     pub async fn block(&self, block: usize, cache: &impl BlockCache) -> Result<Rc<VerifiedBlock>> {
         let entry = self.index.entry(block);
-        let offset = self.offset + entry.offset;
-        if let Some(held) = cache.lookup(self.file, offset) {
+        if let Some(held) = cache.lookup(&self.slots, block) {
             return Ok(held);
         }
+        let offset = self.offset + entry.offset;
         let bytes = self.source.read(offset, entry.len).await?;
         let verified =
             VerifiedBlock::new(bytes, entry.crc).map_err(|what| Error::corruption(&self.path, offset, what))?;
         let verified = Rc::new(verified);
-        cache.insert(self.file, offset, Rc::clone(&verified));
+        cache.insert(&self.slots, block, &verified);
         Ok(verified)
     }
 }
@@ -146,7 +199,7 @@ async fn read_part<S: BlockSource>(source: &S, offset: u64, part: Part, path: &P
 /// # Errors
 /// [`Error::Corruption`] in `<image>`.
 pub async fn verify_image(bytes: &[u8]) -> Result<TableMeta> {
-    let reader = TableReader::open(bytes, FileId(0), 0, bytes.len() as u64, Path::new("<image>")).await?;
+    let reader = TableReader::open(bytes, 0, bytes.len() as u64, Path::new("<image>")).await?;
     let mut digest = RecordDigest::default();
     let mut records = 0;
     let mut last_key = Vec::new();
@@ -176,32 +229,64 @@ pub async fn verify_image(bytes: &[u8]) -> Result<TableMeta> {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(super) mod tests {
     use futures_lite::future::block_on;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::table::builder::BuiltTable;
     use crate::table::builder::tests::{arbitrary_records, build};
-    use crate::table::{NoCache, TableIter};
+    use crate::table::{NoCache, ShardBlockCache, TableIter};
+
+    fn open(table: &BuiltTable) -> TableReader<&[u8]> {
+        block_on(TableReader::open(&table.bytes[..], 0, table.meta.len, Path::new("t"))).unwrap()
+    }
+
+    /// The first block of a table, for tests of the cache.
+    pub(in crate::table) fn first_block(table: &BuiltTable) -> VerifiedBlock {
+        let block = block_on(open(table).block(0, &NoCache)).unwrap();
+        Rc::into_inner(block).unwrap()
+    }
 
     proptest! {
         #[test]
         fn get_every_version_is_found_at_its_lsn(records in arbitrary_records(200), block_bytes in 64..800usize) {
             let table = build(&records, block_bytes);
-            let reader = block_on(TableReader::open(
-                &table.bytes[..], FileId(1), 0, table.meta.len, Path::new("t"))).unwrap();
+            let reader = open(&table);
             for record in &records {
-                let found = block_on(reader.get(&record.key, record.lsn, &NoCache)).unwrap();
-                prop_assert_eq!(found.as_ref(), Some(record));
+                let found = block_on(reader.get(record.key.as_ref().into(), record.lsn, &NoCache)).unwrap();
+                prop_assert_eq!(found.as_ref().map(BlockRecord::view), Some(record.view()));
             }
-            prop_assert_eq!(block_on(reader.get(b"absent", Lsn(99), &NoCache)).unwrap(), None);
+            prop_assert!(block_on(reader.get(b"absent"[..].into(), Lsn(99), &NoCache)).unwrap().is_none());
+        }
+
+        #[test]
+        fn lookup_with_every_block_cached_answers_as_get_does(
+            records in arbitrary_records(300), probes in prop::collection::vec((prop::collection::vec(0..4u8, 1..6), 0..60u64), 60)
+        ) {
+            let table = build(&records, 2_000);
+            let reader = open(&table);
+            let cache = ShardBlockCache::new(64 << 20);
+            for block in 0..reader.blocks() {
+                block_on(reader.block(block, &cache)).unwrap();
+            }
+            for (key, lsn) in probes {
+                let expected = records.iter().find(|record| record.key == key && record.lsn <= Lsn(lsn));
+                for filter_first in [false, true] {
+                    let found = match reader.lookup(key.as_slice().into(), Lsn(lsn), &cache, filter_first) {
+                        Lookup::Absent => None,
+                        Lookup::Found(record) => Some(record),
+                        Lookup::OnDevice => panic!("every block is cached"),
+                    };
+                    prop_assert_eq!(found.as_ref().map(BlockRecord::view), expected.map(|record| record.view()));
+                }
+            }
         }
 
         #[test]
         fn iterate_range_returns_records_in_it(records in arbitrary_records(200), start in prop::collection::vec(0..4u8, 0..4)) {
             let table = build(&records, 200);
-            let reader = Rc::new(block_on(TableReader::open(
-                &table.bytes[..], FileId(1), 0, table.meta.len, Path::new("t"))).unwrap());
+            let reader = Rc::new(open(&table));
             let mut iter = TableIter::new(reader, start.clone().into(), None, Rc::new(NoCache));
             let mut seen = Vec::new();
             while block_on(iter.advance()).unwrap() {

@@ -1,0 +1,221 @@
+//! Memory of a memtable: nodes that are laid down one after another and freed together.
+//!
+//! ```text
+//! node, aligned to 8:   word 0          words 1..n         payload
+//!                       sizes (arena's) the table's words   bytes, written once
+//! ```
+//!
+//! - `INV-ARENA`: a [`NodeRef`] is used only with the arena that gave it. Words are read and written by value; payloads
+//!   are written before their reference is known to anyone, never change, and stay where they are while the arena lives.
+//!   So a payload may be lent for as long as the arena, while words change and nodes are added.
+
+use std::cell::{Cell, RefCell};
+use std::ptr::NonNull;
+
+const WORD: usize = size_of::<u64>();
+/// Words of the largest shared chunk; a node's place in its chunk has to fit [`PLACE_BITS`].
+const CHUNK_WORDS_MAX: usize = 1 << PLACE_BITS;
+const CHUNK_WORDS_MIN: usize = 512;
+const PLACE_BITS: u32 = 15;
+/// A node above this gets a chunk of its own, so that little of a shared chunk is left over.
+const SHARED_NODE_WORDS_MAX: usize = CHUNK_WORDS_MAX / 8;
+
+/// Where a node lies: number of the chunk, and place in it in words. Never 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NodeRef(u32);
+
+impl NodeRef {
+    fn new(chunk: usize, place: usize) -> NodeRef {
+        assert!(chunk < 1 << (u32::BITS - PLACE_BITS) && place < CHUNK_WORDS_MAX, "INV-ARENA: the arena is full");
+        NodeRef((chunk as u32) << PLACE_BITS | place as u32)
+    }
+
+    /// The reference as a number; 0 means none.
+    pub fn pack(node: Option<NodeRef>) -> u32 {
+        node.map_or(0, |node| node.0)
+    }
+
+    /// What [`NodeRef::pack`] packed.
+    pub fn unpack(packed: u32) -> Option<NodeRef> {
+        (packed != 0).then_some(NodeRef(packed))
+    }
+
+    fn chunk(self) -> usize {
+        (self.0 >> PLACE_BITS) as usize
+    }
+
+    fn place(self) -> usize {
+        self.0 as usize & (CHUNK_WORDS_MAX - 1)
+    }
+}
+
+/// A piece of memory, owned.
+#[derive(Debug)]
+struct Chunk {
+    words: NonNull<u64>,
+    len: usize,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Arena {
+    chunks: RefCell<Vec<Chunk>>,
+    /// The shared chunk being filled, and its words in use.
+    open: Cell<Option<(usize, usize)>>,
+    bytes: Cell<usize>,
+}
+
+impl Arena {
+    /// Bytes of memory taken.
+    pub fn bytes(&self) -> usize {
+        self.bytes.get()
+    }
+
+    /// Lays down a node with these words and this payload.
+    pub fn add<const WORDS: usize>(&self, words: [u64; WORDS], payload: &[u8]) -> NodeRef {
+        let header = 1 + WORDS;
+        let len = header + payload.len().div_ceil(WORD);
+        let node = self.reserve(len);
+        self.word_ptr(node, 0).set((payload.len() as u64) << 8 | header as u64);
+        for (index, word) in words.into_iter().enumerate() {
+            self.word_ptr(node, 1 + index).set(word);
+        }
+        let target = self.word_ptr(node, header).as_ptr().cast::<u8>();
+        // SAFETY: the node's words behind its header hold at least `payload.len()` bytes, and nobody knows of them yet;
+        // `payload` is lent by the caller and cannot lie in memory that was just reserved.
+        unsafe { std::ptr::copy_nonoverlapping(payload.as_ptr(), target, payload.len()) };
+        node
+    }
+
+    /// Word `index` of a node, from 0.
+    pub fn word(&self, node: NodeRef, index: usize) -> u64 {
+        self.checked_word(node, index).get()
+    }
+
+    /// Changes a word of a node.
+    pub fn set_word(&self, node: NodeRef, index: usize, value: u64) {
+        self.checked_word(node, index).set(value);
+    }
+
+    /// The node's payload.
+    pub fn payload(&self, node: NodeRef) -> &[u8] {
+        let sizes = self.word_ptr(node, 0).get();
+        let (header, len) = ((sizes & 0xff) as usize, (sizes >> 8) as usize);
+        let start = self.word_ptr(node, header).as_ptr().cast::<u8>();
+        // SAFETY: `add` wrote `len` bytes there; by INV-ARENA they never change and live as long as the arena.
+        unsafe { std::slice::from_raw_parts(start, len) }
+    }
+
+    fn checked_word(&self, node: NodeRef, index: usize) -> WordPtr {
+        let header = (self.word_ptr(node, 0).get() & 0xff) as usize;
+        assert!(1 + index < header, "INV-ARENA: word {index} of a node with {}", header - 1);
+        self.word_ptr(node, 1 + index)
+    }
+
+    /// Pointer to a word of a node's chunk. One past the end is given too (an empty payload may lie there).
+    fn word_ptr(&self, node: NodeRef, index: usize) -> WordPtr {
+        let chunks = self.chunks.borrow();
+        let chunk = &chunks[node.chunk()];
+        let at = node.place() + index;
+        assert!(at <= chunk.len, "INV-ARENA: nodes lie within their chunk");
+        // SAFETY: at most one past the end of the chunk's allocation.
+        WordPtr(unsafe { chunk.words.add(at) })
+    }
+
+    fn reserve(&self, len: usize) -> NodeRef {
+        if len > SHARED_NODE_WORDS_MAX {
+            // The first word stays unused in each chunk, so that no reference is 0.
+            return NodeRef::new(self.add_chunk(len + 1), 1);
+        }
+        let open = self.open.get().filter(|(chunk, used)| used + len <= self.chunks.borrow()[*chunk].len);
+        let (chunk, place) = open.unwrap_or_else(|| {
+            let last = self.open.get().map_or(0, |(chunk, _)| self.chunks.borrow()[chunk].len);
+            let size = (last * 2).clamp(CHUNK_WORDS_MIN, CHUNK_WORDS_MAX).max((len + 1).next_power_of_two());
+            (self.add_chunk(size), 1)
+        });
+        self.open.set(Some((chunk, place + len)));
+        NodeRef::new(chunk, place)
+    }
+
+    fn add_chunk(&self, len: usize) -> usize {
+        let words = NonNull::from(Box::leak(vec![0_u64; len].into_boxed_slice())).cast::<u64>();
+        let mut chunks = self.chunks.borrow_mut();
+        chunks.push(Chunk { words, len });
+        self.bytes.set(self.bytes.get() + len * WORD + size_of::<Chunk>());
+        chunks.len() - 1
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        for chunk in self.chunks.get_mut().drain(..) {
+            let words = NonNull::slice_from_raw_parts(chunk.words, chunk.len);
+            // SAFETY: `add_chunk` leaked exactly this box, and nothing that borrows from the arena is left.
+            drop(unsafe { Box::from_raw(words.as_ptr()) });
+        }
+    }
+}
+
+/// A word of a chunk, read and written by value.
+#[derive(Clone, Copy)]
+struct WordPtr(NonNull<u64>);
+
+impl WordPtr {
+    fn get(self) -> u64 {
+        // SAFETY: callers ask only for words of a node's header, in memory that its arena owns and zeroed; no reference
+        // to them exists.
+        unsafe { self.0.read() }
+    }
+
+    fn set(self, value: u64) {
+        // SAFETY: as for `get`.
+        unsafe { self.0.write(value) };
+    }
+
+    fn as_ptr(self) -> *mut u64 {
+        self.0.as_ptr()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn payload_lent_while_nodes_are_added_stays() {
+        let arena = Arena::default();
+        let first = arena.add([7, 8], b"payload");
+        let lent = arena.payload(first);
+        let mut nodes = Vec::new();
+        for index in 0..20_000_u64 {
+            let payload = vec![index as u8; (index % 700) as usize];
+            nodes.push((arena.add([index], &payload), payload, index));
+            arena.set_word(first, 0, index);
+        }
+        assert_eq!(lent, b"payload");
+        assert_eq!((arena.word(first, 0), arena.word(first, 1)), (19_999, 8));
+        for (node, payload, index) in nodes {
+            assert_eq!((arena.payload(node), arena.word(node, 0)), (payload.as_slice(), index));
+        }
+    }
+
+    #[test]
+    fn large_nodes_get_chunks_of_their_own() {
+        let arena = Arena::default();
+        let small = arena.add([1], b"a");
+        let before = arena.bytes();
+        let large = arena.add([2], &vec![9; 1 << 20]);
+        assert!(arena.bytes() - before < (1 << 20) + 64);
+        let next = arena.add([3], b"b");
+        assert_eq!(small.chunk(), next.chunk());
+        assert_eq!(arena.payload(large).len(), 1 << 20);
+        assert_eq!(arena.payload(arena.add([], b"")), b"");
+    }
+
+    #[test]
+    #[should_panic(expected = "INV-ARENA")]
+    fn word_behind_the_header_is_refused() {
+        let arena = Arena::default();
+        let node = arena.add([1], b"payload");
+        arena.word(node, 1);
+    }
+}
