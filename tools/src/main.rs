@@ -1,5 +1,6 @@
 //! The `antumbra` command.
 
+mod bench;
 mod client;
 mod demo;
 mod node;
@@ -26,6 +27,9 @@ enum Command {
     Demo(demo::DemoOptions),
     /// Runs one node.
     Node(node::NodeOptions),
+    /// Measures the engine on this machine.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Evaluates or trains the predictor.
     #[command(subcommand)]
     Predict(predict::PredictCommand),
@@ -44,6 +48,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(options) => demo::run(options),
         Command::Node(options) => node::run(options).map(|()| ExitCode::SUCCESS),
+        Command::Bench(command) => bench::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Predict(command) => predict::run(command).map(|()| ExitCode::SUCCESS),
         Command::Verify(options) => verify::run(&options).map(|()| ExitCode::SUCCESS),
     };

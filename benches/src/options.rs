@@ -1,0 +1,128 @@
+//! The command line that `antumbra bench ycsb` and `compare` share.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::data::{KEY_BYTES, VALUE_BYTES_MIN};
+use crate::error::{Error, Result};
+use crate::spec::{Access, Class, DataSize, Distribution, Phase, Spec, Workload};
+
+/// Most keys: their numbers are kept as u32.
+const KEYS_MAX: u64 = 1 << 31;
+
+/// Options of a run.
+#[derive(Args, Clone, Debug)]
+pub struct BenchOptions {
+    /// Workloads of YCSB, in the order given; `C,B,A,F,D,E` changes the data least.
+    #[arg(long = "workload", value_enum, value_delimiter = ',', default_values_t = [Workload::C, Workload::B, Workload::A, Workload::F, Workload::D, Workload::E])]
+    pub workloads: Vec<Workload>,
+    /// Keys; without it as many as `--data` asks for.
+    #[arg(long, conflicts_with = "data")]
+    pub keys: Option<u64>,
+    /// Size of the data against the memory budget.
+    #[arg(long, value_enum, default_value_t = DataSize::Fits)]
+    pub data: DataSize,
+    /// Bytes of a value.
+    #[arg(long, default_value_t = 256)]
+    pub value_bytes: usize,
+    /// Seconds that each phase is measured for.
+    #[arg(long, default_value_t = 4.0)]
+    pub seconds: f64,
+    /// Seconds of each phase before that, not counted.
+    #[arg(long, default_value_t = 1.0)]
+    pub warmup: f64,
+    /// Closed-loop clients of the load and of the workloads.
+    #[arg(long, default_value_t = 2)]
+    pub threads: usize,
+    /// Closed-loop clients of the durable puts; 0 leaves that phase out.
+    #[arg(long, default_value_t = 64)]
+    pub put_clients: usize,
+    /// Memory of memtables and caches, in MiB.
+    #[arg(long, default_value_t = 512)]
+    pub memory_mb: usize,
+    /// Which keys are asked for; without it each workload's own.
+    #[arg(long, value_enum)]
+    pub distribution: Option<Distribution>,
+    /// What the writes of the load and of the workloads promise.
+    #[arg(long, value_enum, default_value_t = Class::Buffered)]
+    pub durability: Class,
+    /// How clients reach Antumbra.
+    #[arg(long, value_enum, default_value_t = Access::Shard)]
+    pub access: Access,
+    /// Antumbra's shards; without it as many as threads, but no more than cores.
+    #[arg(long)]
+    pub shards: Option<usize>,
+    /// Pin Antumbra's shards to CPUs from this one on.
+    #[arg(long)]
+    pub first_cpu: Option<usize>,
+    /// How long an idle, pinned shard of Antumbra polls, in microseconds.
+    #[arg(long, default_value_t = 0)]
+    pub spin_us: u64,
+    /// A scan asks for 1 to this many rows.
+    #[arg(long, default_value_t = 100)]
+    pub scan_rows_max: usize,
+    /// How often every workload is run; stores take turns.
+    #[arg(long, default_value_t = 1)]
+    pub rounds: u32,
+    /// Seed.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Folder for the data, emptied before and after; a temporary one without it. Its device is what is measured.
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl BenchOptions {
+    /// What is to be run.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] names the option that cannot work.
+    pub fn spec(&self) -> Result<Spec> {
+        let memory_bytes = self.memory_mb << 20;
+        let record_bytes = (KEY_BYTES + self.value_bytes) as u64;
+        let data_bytes = match self.data {
+            DataSize::Fits => memory_bytes as u64 / 2,
+            DataSize::FourTimes => memory_bytes as u64 * 4,
+        };
+        let keys = self.keys.unwrap_or(data_bytes / record_bytes);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let check = |fits: bool, what: &str| if fits { Ok(()) } else { Err(Error::refused(what.to_string())) };
+        check((1_000..KEYS_MAX).contains(&keys), "--keys: 1,000 to 2,147,483,647")?;
+        check(
+            self.value_bytes >= VALUE_BYTES_MIN,
+            "--value-bytes: at least 17, for the stamp that reads are checked by",
+        )?;
+        check(self.seconds > 0.0 && self.warmup >= 0.0, "--seconds: above 0, --warmup: not below 0")?;
+        check(self.threads > 0, "--threads: at least 1")?;
+        check(self.scan_rows_max > 0, "--scan-rows-max: at least 1")?;
+        check(self.rounds > 0, "--rounds: at least 1")?;
+        Ok(Spec {
+            keys,
+            value_bytes: self.value_bytes,
+            seconds: self.seconds,
+            warmup_seconds: self.warmup,
+            threads: self.threads,
+            put_clients: self.put_clients,
+            memory_bytes,
+            distribution: self.distribution,
+            class: self.durability,
+            access: self.access,
+            shards: self.shards.unwrap_or(self.threads.min(cores)),
+            first_cpu: self.first_cpu,
+            spin_us: self.spin_us,
+            scan_rows_max: self.scan_rows_max,
+            seed: self.seed,
+        })
+    }
+
+    /// The phases after the load, in order.
+    #[must_use]
+    pub fn phases(&self) -> Vec<Phase> {
+        let puts = (self.put_clients > 0).then_some(Phase::DurablePut);
+        self.workloads.iter().map(|workload| Phase::Ycsb(*workload)).chain(puts).collect()
+    }
+}
