@@ -62,6 +62,8 @@ pub enum Error {
         partition: PartitionId,
         /// The attempt that fills it.
         attempt: AttemptId,
+        /// It is the source's equal and will be promoted or discarded in a moment.
+        ready: bool,
     },
     /// A frame, token or request of an older epoch or a closed attempt: nothing was changed.
     #[error("partition {partition}: stale {what}")]

@@ -123,7 +123,7 @@ impl KeyRange {
 ///
 /// `checksum` is the crc32c of (partition, segment, bounds, version), so a token of a segment that has been split or
 /// merged since never matches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ValidationToken {
     /// The segment.
     pub segment: SegmentId,

@@ -149,7 +149,10 @@ fn move_under_load_loses_nothing_and_both_sides_agree() {
     block_on(from.with(|partition| async move { partition.set_synchronous(ATTEMPT, Lsn(0)) })).unwrap();
     std::thread::sleep(Duration::from_millis(100));
 
-    let frozen: Frozen = block_on(from.with(|partition| async move { partition.freeze(ATTEMPT).await })).unwrap();
+    let frozen: Frozen = block_on(
+        from.with(|partition| async move { partition.freeze(ATTEMPT, std::time::Duration::from_secs(60)).await }),
+    )
+    .unwrap();
     let seal = frozen.seal.clone();
     // The tail: the target has everything once its chain is the source's.
     let ready = || {
@@ -208,7 +211,8 @@ fn aborted_move_source_serves_on_and_target_forgets() {
     let to = target.partition(PARTITION).unwrap();
     block_on(copy(&from, &to, &summaries[..2]));
     block_on(from.with(|partition| async move { partition.set_synchronous(ATTEMPT, Lsn(0)) })).unwrap();
-    block_on(from.with(|partition| async move { partition.freeze(ATTEMPT).await })).unwrap();
+    block_on(from.with(|partition| async move { partition.freeze(ATTEMPT, std::time::Duration::from_secs(60)).await }))
+        .unwrap();
     let parked = {
         let from = from.clone();
         std::thread::spawn(move || block_on(from.put("parked", "v")))
@@ -218,7 +222,9 @@ fn aborted_move_source_serves_on_and_target_forgets() {
     block_on(from.with(|partition| async move { partition.thaw(ATTEMPT, Epoch(2)).await })).unwrap();
     parked.join().unwrap().unwrap();
     drop(receiver);
-    let stale = block_on(from.with(|partition| async move { partition.freeze(ATTEMPT).await }));
+    let stale = block_on(
+        from.with(|partition| async move { partition.freeze(ATTEMPT, std::time::Duration::from_secs(60)).await }),
+    );
     assert!(matches!(stale, Err(Error::Stale { .. })), "a closed attempt changes nothing");
 
     let discard = |engine: &Engine| {

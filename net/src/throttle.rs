@@ -13,13 +13,23 @@ pub struct Throttle {
     rate: Option<u64>,
     /// When the bytes admitted so far have left at exactly the rate, in nanoseconds.
     next_ns: u64,
+    demand: Demand,
+}
+
+/// For how long somebody had bytes to send: the time against which the observed rate is judged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Demand {
+    senders: u32,
+    /// When the first of the present senders came.
+    since_ns: u64,
+    total_ns: u64,
 }
 
 impl Throttle {
     /// A throttle of `rate` bytes per second.
     #[must_use]
     pub fn new(rate: Option<u64>) -> Throttle {
-        Throttle { rate: rate.filter(|rate| *rate > 0), next_ns: 0 }
+        Throttle { rate: rate.filter(|rate| *rate > 0), next_ns: 0, demand: Demand::default() }
     }
 
     /// Admits `bytes` now and says for how many nanoseconds the sender has to wait before it sends them.
@@ -31,6 +41,33 @@ impl Throttle {
         let start = self.next_ns.max(earliest);
         self.next_ns = start + (u128::from(bytes) * 1_000_000_000 / u128::from(rate)) as u64;
         start.saturating_sub(now_ns)
+    }
+
+    /// A sender has bytes from now on.
+    pub fn begin_demand(&mut self, now_ns: u64) {
+        if self.demand.senders == 0 {
+            self.demand.since_ns = now_ns;
+        }
+        self.demand.senders += 1;
+    }
+
+    /// A sender has sent what it had.
+    ///
+    /// # Panics
+    /// Without a [`Throttle::begin_demand`] before it.
+    pub fn end_demand(&mut self, now_ns: u64) {
+        assert!(self.demand.senders > 0, "INV-DEMAND: a sender that ends has begun");
+        self.demand.senders -= 1;
+        if self.demand.senders == 0 {
+            self.demand.total_ns += now_ns.saturating_sub(self.demand.since_ns);
+        }
+    }
+
+    /// For how long at least one sender had bytes, in nanoseconds.
+    #[must_use]
+    pub fn wanted_ns(&self, now_ns: u64) -> u64 {
+        let open = if self.demand.senders > 0 { now_ns.saturating_sub(self.demand.since_ns) } else { 0 };
+        self.demand.total_ns + open
     }
 
     /// Size of a piece that keeps the stream smooth at this rate, in bytes.
@@ -69,6 +106,20 @@ mod tests {
             let observed = sent as f64 / elapsed;
             prop_assert!((observed / rate as f64 - 1.0).abs() < 0.03, "{observed} against {rate}");
         }
+    }
+
+    #[test]
+    fn wanted_counts_overlapping_senders_once() {
+        let mut throttle = Throttle::new(Some(1_000_000));
+        throttle.begin_demand(100);
+        throttle.begin_demand(150);
+        throttle.end_demand(180);
+        assert_eq!(throttle.wanted_ns(190), 90, "one is still sending");
+        throttle.end_demand(200);
+        assert_eq!(throttle.wanted_ns(500), 100, "nobody has wanted to send since");
+        throttle.begin_demand(1_000);
+        throttle.end_demand(1_010);
+        assert_eq!(throttle.wanted_ns(2_000), 110);
     }
 
     #[test]

@@ -133,7 +133,7 @@ impl Partition {
         let retain = match self.serving() {
             // A shadow takes records out of order: an older one may still come and must find the tombstone.
             Serving::Shadow { .. } => Retain::needed(&snapshots),
-            Serving::Owner | Serving::Frozen | Serving::Released { .. } => {
+            Serving::Owner | Serving::Frozen | Serving::Suspended | Serving::Released { .. } => {
                 Retain::needed_at_bottom(&snapshots, self.snapshots.expiry_horizon_ms(clock::wall_ms()))
             }
         };

@@ -1,8 +1,8 @@
 //! One partition on its shard: memtables, segments, progress, mirror. Everything here runs on one core; nothing is
 //! shared with another thread.
 //!
-//! - `INV-GATE`: writes are accepted only while the partition serves as [`Serving::Owner`]; a frozen partition parks
-//!   them, a released one answers who owns it now.
+//! - `INV-GATE`: writes are accepted only while the partition serves as [`Serving::Owner`]; a frozen or suspended
+//!   partition parks them, a released one answers who owns it now. Reads pass while it is owned or frozen.
 //! - `INV-VISIBLE`: a reader sees exactly the records at or below the visible LSN at the moment it began.
 //! - `INV-MAINT`: flush, compaction and image installation of one partition exclude each other.
 
@@ -22,6 +22,7 @@ mod write;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -54,6 +55,8 @@ pub enum Serving {
     Owner,
     /// This host serves reads; writes are parked (switchover under way).
     Frozen,
+    /// Reads and writes are parked until it is known who owns the partition.
+    Suspended,
     /// This host fills a shadow; it serves nobody.
     Shadow {
         /// The attempt that fills it.
@@ -77,6 +80,8 @@ pub struct Partition {
     serving: Cell<Serving>,
     /// Notified when `serving` changes.
     serving_changed: Event,
+    /// Until when a frozen partition serves reads, as [`crate::clock::monotonic`] tells.
+    reads_until: Cell<Duration>,
     progress: RefCell<Progress>,
     active: RefCell<Rc<Memtable>>,
     /// Memtables waiting for their flush, newest first.
@@ -155,6 +160,7 @@ impl Partition {
             epoch: Cell::new(init.epoch),
             serving: Cell::new(init.serving),
             serving_changed: Event::default(),
+            reads_until: Cell::new(Duration::ZERO),
             progress: RefCell::new(Progress::new(init.last_lsn)),
             active: RefCell::new(Rc::new(init.memtable)),
             frozen: RefCell::default(),

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use crate::clock;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::memtable::{Memtable, MemtableCursor, VersionRef};
 use crate::merge::{MergeIter, Retain, Source};
 use crate::record::RecordView;
@@ -87,7 +87,7 @@ impl Partition {
     /// then ready at its first poll.
     pub async fn get_with<T>(&self, key: &[u8], read: impl FnOnce(Option<&[u8]>) -> T) -> Result<T> {
         self.check_key(key)?;
-        self.check_readable()?;
+        self.wait_readable().await?;
         let snapshot = self.progress.borrow().visible();
         let hashed = HashedKey::from(key);
         let (index, found) = match self.find_in_memory(hashed, snapshot) {
@@ -104,7 +104,7 @@ impl Partition {
     /// Errors: as [`Partition::get`].
     /// Cancel: a scan that is dropped has no effect.
     pub async fn scan(&self, range: &KeyRange, limit: usize) -> Result<ScanPage> {
-        self.check_readable()?;
+        self.wait_readable().await?;
         let view = self.view_latest();
         let now_ms = clock::wall_ms();
         let (start, end) = self.clamp(range);
@@ -181,12 +181,17 @@ impl Partition {
         found
     }
 
-    fn check_readable(&self) -> Result<()> {
-        match self.serving.get() {
-            Serving::Owner | Serving::Frozen => Ok(()),
-            Serving::Shadow { attempt } => Err(Error::NotOwner { partition: self.id, attempt }),
-            Serving::Released { owner } => Err(self.moved(owner)),
-        }
+    /// Waits while it is not known who owns the partition.
+    async fn wait_readable(&self) -> Result<()> {
+        self.serving_changed
+            .wait_for(|| match self.serving.get() {
+                Serving::Owner => Some(Ok(())),
+                Serving::Frozen => (clock::monotonic() < self.reads_until.get()).then_some(Ok(())),
+                Serving::Suspended => None,
+                Serving::Shadow { attempt } => Some(Err(self.not_owner(attempt))),
+                Serving::Released { owner } => Some(Err(self.moved(owner))),
+            })
+            .await
     }
 
     /// Counts a read; the layout may have changed since `index` was found.

@@ -27,6 +27,8 @@ pub(super) struct ShadowState {
     held: BTreeSet<SegmentId>,
     /// Largest timestamp seen.
     clock: Hlc,
+    /// The last LSN of the source's seal, once it has been compared and the readiness is durable.
+    sealed: Option<Lsn>,
     /// Segments keep the source's bounds.
     _layout: LayoutPin,
 }
@@ -49,6 +51,7 @@ impl Partition {
             chain: ChainState::new(from),
             held: BTreeSet::new(),
             clock: Hlc::default(),
+            sealed: None,
             _layout: layout,
         });
     }
@@ -226,7 +229,18 @@ impl Partition {
             epoch: self.epoch(),
             last_lsn: seal.final_lsn,
         };
-        self.shard.log_edits(vec![edit]).await
+        self.shard.log_edits(vec![edit]).await?;
+        self.with_shadow(attempt, |shadow| {
+            shadow.sealed = Some(seal.final_lsn);
+            Ok(())
+        })
+    }
+
+    /// What a client of a shadow is told.
+    pub(super) fn not_owner(&self, attempt: AttemptId) -> Error {
+        let ready =
+            self.shadow.borrow().as_ref().is_some_and(|shadow| shadow.attempt == attempt && shadow.sealed.is_some());
+        Error::NotOwner { partition: self.id, attempt, ready }
     }
 
     /// Becomes the owner in `epoch`, which the coordinator has recorded. The history goes on after `last`, timestamps
@@ -246,6 +260,23 @@ impl Partition {
         self.pin_final(attempt, last, wall_ms);
         self.epoch.set(epoch);
         self.set_serving(Serving::Owner);
+        Ok(())
+    }
+
+    /// Becomes the owner because the coordinator's record says so, without a word from the source: after a restart or
+    /// a lost link. The history goes on after the seal, which was durable before the commit.
+    ///
+    /// # Errors
+    /// As [`Partition::promote`]; [`Error::Stale`] when the shadow was never ready, so that no commit can be its.
+    pub async fn promote_by_record(&self, attempt: AttemptId, epoch: Epoch) -> Result<()> {
+        let sealed = self.shadow.borrow().as_ref().map(|shadow| shadow.sealed);
+        let last = match sealed {
+            Some(sealed) => sealed.ok_or_else(|| self.stale(format!("attempt {attempt} was never ready here")))?,
+            // After a restart the manifest has brought the history to the seal.
+            None => self.progress.borrow().visible(),
+        };
+        self.promote(attempt, epoch, last, Hlc(0), 0).await?;
+        self.unpin_final(attempt);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use antumbra_predictor::scorer::ScorerKind;
 use bytes::Bytes;
@@ -225,15 +226,17 @@ impl Partition {
         }
     }
 
-    /// Parks writes. Returns once everything written before is on this host's device.
+    /// Parks writes. Returns once everything written before is on this host's device. Reads are served for
+    /// `read_lease` at most: after that another host may own the partition, and they are parked too.
     ///
     /// # Errors
     /// [`Error::Stale`] for another attempt, [`Error::ReadOnly`]; the partition is then served as before.
-    pub async fn freeze(&self, attempt: AttemptId) -> Result<Frozen> {
+    pub async fn freeze(&self, attempt: AttemptId, read_lease: Duration) -> Result<Frozen> {
         self.check_outgoing(attempt)?;
         if self.serving() != Serving::Owner {
             return Err(self.stale("freeze of a partition that is not served here"));
         }
+        self.reads_until.set(clock::monotonic() + read_lease);
         self.set_serving(Serving::Frozen);
         let wall_ms = clock::wall_ms();
         let wal = self.shard.wal();
@@ -255,9 +258,31 @@ impl Partition {
     pub async fn thaw(&self, attempt: AttemptId, epoch: Epoch) -> Result<()> {
         self.detach_mirror(attempt);
         self.unpin_final(attempt);
+        self.resume(epoch).await
+    }
+
+    /// Parks reads and writes of a partition that is served here, until [`Partition::resume`] or
+    /// [`Partition::hand_over`]. For the moments in which another host may own it already: after a restart until the
+    /// coordinator's record has been read, and when a switchover's outcome is not known in time.
+    pub fn suspend(&self) {
+        if matches!(self.serving(), Serving::Owner | Serving::Frozen) {
+            self.set_serving(Serving::Suspended);
+        }
+    }
+
+    /// Serves again: the coordinator's record says that this host owns the partition in `epoch`. A partition that is a
+    /// shadow or released stays what it is.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: the epoch could not be made durable; the partition is served all the same.
+    pub async fn resume(&self, epoch: Epoch) -> Result<()> {
+        let raised = epoch > self.epoch.get();
         self.epoch.set(self.epoch.get().max(epoch));
-        if self.serving() == Serving::Frozen {
+        if matches!(self.serving(), Serving::Frozen | Serving::Suspended) {
             self.set_serving(Serving::Owner);
+        }
+        if self.serving() != Serving::Owner || !raised {
+            return Ok(());
         }
         let edit = ManifestEdit::SetRole {
             partition: self.id,

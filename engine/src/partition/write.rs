@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::clock;
 use crate::config::Durability;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::limits;
 use crate::memtable::Memtable;
 use crate::record::{Record, RecordKind};
@@ -97,8 +97,8 @@ impl Partition {
         }
         match self.serving.get() {
             Serving::Owner => Some(Ok(())),
-            Serving::Frozen => None,
-            Serving::Shadow { attempt } => Some(Err(Error::NotOwner { partition: self.id, attempt })),
+            Serving::Frozen | Serving::Suspended => None,
+            Serving::Shadow { attempt } => Some(Err(self.not_owner(attempt))),
             Serving::Released { owner } => Some(Err(self.moved(owner))),
         }
     }

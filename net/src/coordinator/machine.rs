@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// A move under way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Moving {
     /// Attempt id; rises with each move and serves as fencing token.
     pub attempt: u64,
@@ -17,7 +17,7 @@ pub struct Moving {
 }
 
 /// Whether a move is under way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum RecordState {
     /// The owner serves.
     Stable,
@@ -28,7 +28,7 @@ pub enum RecordState {
 }
 
 /// What the cluster agrees on for one partition.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PartitionRecord {
     /// Partition id.
     pub partition: u64,
@@ -49,7 +49,7 @@ pub struct PartitionRecord {
 }
 
 /// How to reach a host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct HostInfo {
     /// The host.
     pub host: u32,
@@ -62,7 +62,7 @@ pub struct HostInfo {
 }
 
 /// Everything the coordinator knows.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ClusterState {
     /// By partition.
     pub records: BTreeMap<u64, PartitionRecord>,
@@ -73,7 +73,7 @@ pub struct ClusterState {
 }
 
 /// A request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Command {
     /// Announces a host, or its new addresses.
     Register(HostInfo),
@@ -144,7 +144,7 @@ pub enum Answer {
 const HISTORY_MAX: usize = 16;
 
 /// The machine.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Machine {
     /// Its state; durable before an answer leaves.
     pub state: ClusterState,

@@ -65,6 +65,7 @@ fn describe(stats: &PartitionStats, shard: u16) -> Value {
     let serving = match stats.serving {
         Serving::Owner => "owner".to_string(),
         Serving::Frozen => "frozen".to_string(),
+        Serving::Suspended => "suspended".to_string(),
         Serving::Shadow { attempt } => format!("shadow of attempt {attempt}"),
         Serving::Released { owner } => format!("released to host {owner}"),
     };

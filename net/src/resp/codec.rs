@@ -119,12 +119,15 @@ pub enum ClientReply {
     Array(Vec<ClientReply>),
 }
 
+/// Lists within lists that a reply may have.
+const REPLY_DEPTH_MAX: u32 = 8;
+
 /// Takes the next reply off the front of `buffer`; `None` when it is not complete yet.
 ///
 /// # Errors
 /// [`BadRequest`] for anything that is no RESP2 reply.
 pub fn parse_reply(buffer: &mut BytesMut) -> Result<Option<ClientReply>, BadRequest> {
-    match reply_at(buffer, 0)? {
+    match reply_at(buffer, 0, REPLY_DEPTH_MAX)? {
         Some((reply, end)) => {
             buffer.advance(end);
             Ok(Some(reply))
@@ -133,13 +136,16 @@ pub fn parse_reply(buffer: &mut BytesMut) -> Result<Option<ClientReply>, BadRequ
     }
 }
 
-fn reply_at(buffer: &BytesMut, at: usize) -> Result<Option<(ClientReply, usize)>, BadRequest> {
+fn reply_at(buffer: &BytesMut, at: usize, depth: u32) -> Result<Option<(ClientReply, usize)>, BadRequest> {
     let Some(kind) = buffer.get(at) else {
         return Ok(None);
     };
     let Some(len) = buffer[at..].iter().position(|byte| *byte == b'\n') else {
         return Ok(None);
     };
+    if len == 0 {
+        return Err(BadRequest("no reply: an empty line".into()));
+    }
     let line = buffer[at + 1..at + len].strip_suffix(b"\r").unwrap_or(&buffer[at + 1..at + len]);
     let text = String::from_utf8_lossy(line).into_owned();
     let number = || text.parse::<i64>().map_err(|_| BadRequest(format!("no number: {text:?}")));
@@ -151,6 +157,9 @@ fn reply_at(buffer: &BytesMut, at: usize) -> Result<Option<(ClientReply, usize)>
         b'$' => match number()? {
             len if len < 0 => (ClientReply::Bulk(None), behind),
             len => {
+                if len > BULK_MAX as i64 {
+                    return Err(BadRequest(format!("no reply: a string of {len} bytes")));
+                }
                 let end = behind + len as usize;
                 if buffer.len() < end + 2 {
                     return Ok(None);
@@ -158,10 +167,11 @@ fn reply_at(buffer: &BytesMut, at: usize) -> Result<Option<(ClientReply, usize)>
                 (ClientReply::Bulk(Some(Bytes::copy_from_slice(&buffer[behind..end]))), end + 2)
             }
         },
+        b'*' if depth == 0 => return Err(BadRequest("no reply: lists nested too deep".into())),
         b'*' => {
             let (mut items, mut next) = (Vec::new(), behind);
             for _ in 0..number()?.max(0) {
-                let Some((item, end)) = reply_at(buffer, next)? else {
+                let Some((item, end)) = reply_at(buffer, next, depth - 1)? else {
                     return Ok(None);
                 };
                 items.push(item);
@@ -179,6 +189,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn parse_reply_hostile_bytes_are_refused() {
+        let refused = |bytes: &[u8]| parse_reply(&mut BytesMut::from(bytes)).is_err();
+        assert!(refused(b"\n"), "an empty line");
+        assert!(refused(b"$9223372036854775807\r\n"), "an absurd length");
+        assert!(refused("*1\r\n".repeat(100_000).as_bytes()), "nested without end");
+    }
 
     proptest! {
         #[test]

@@ -94,7 +94,11 @@ fn encode_outcome(result: Result<Outcome>) -> Result<Vec<u8>> {
             columns.numbers.push(u64::from(owner.0));
             84
         }
-        Ok(Outcome::Shadow) => 85,
+        Ok(Outcome::Shadow { ready }) => {
+            columns.numbers.push(u64::from(ready));
+            85
+        }
+        Ok(Outcome::Absent) => 87,
         Err(cause) => {
             columns.push_bytes(cause.to_string().as_bytes());
             86
@@ -111,7 +115,8 @@ fn decode_outcome(bytes: &[u8]) -> Result<Outcome> {
         82 => Outcome::Written,
         83 => Outcome::Deleted(columns.number(0)? != 0),
         84 => Outcome::Moved(HostId(columns.number(0)? as u32)),
-        85 => Outcome::Shadow,
+        85 => Outcome::Shadow { ready: columns.number(0)? != 0 },
+        87 => Outcome::Absent,
         86 => return Err(Error::Refused { what: columns.text_at(0)? }),
         other => return Err(Error::protocol(format!("unknown outcome {other}"))),
     })
@@ -154,7 +159,8 @@ mod tests {
             Outcome::Written,
             Outcome::Deleted(true),
             Outcome::Moved(HostId(2)),
-            Outcome::Shadow,
+            Outcome::Shadow { ready: true },
+            Outcome::Absent,
         ] {
             assert_eq!(decode_outcome(&encode_outcome(Ok(outcome.clone())).unwrap()).unwrap(), outcome);
         }

@@ -45,7 +45,12 @@ pub(crate) enum Outcome {
     /// Another host serves the key.
     Moved(HostId),
     /// The partition here is a shadow.
-    Shadow,
+    Shadow {
+        /// It will be promoted or discarded in a moment.
+        ready: bool,
+    },
+    /// The partition is not here.
+    Absent,
 }
 
 impl Operation {
@@ -129,7 +134,8 @@ fn outcome(result: antumbra_engine::Result<Outcome>) -> Result<Outcome> {
     match result {
         Ok(outcome) => Ok(outcome),
         Err(EngineError::Moved { owner, .. }) => Ok(Outcome::Moved(owner)),
-        Err(EngineError::NotOwner { .. } | EngineError::UnknownPartition { .. }) => Ok(Outcome::Shadow),
+        Err(EngineError::NotOwner { ready, .. }) => Ok(Outcome::Shadow { ready }),
+        Err(EngineError::UnknownPartition { .. }) => Ok(Outcome::Absent),
         Err(cause) => Err(Error::Engine(cause)),
     }
 }

@@ -330,18 +330,22 @@ impl Connection<'_> {
                 return Err(Error::Refused { what: "CLUSTERDOWN Hash slot not served".into() });
             };
             // What is here is asked first: it knows of a hand-over before the routes do.
-            let owner = match server.try_here(operation.clone()).await? {
-                Some(Outcome::Moved(owner)) => owner,
-                Some(Outcome::Shadow) | None => route.owner,
+            let (owner, may_redirect) = match server.try_here(operation.clone()).await? {
+                Some(Outcome::Moved(owner)) => (owner, true),
+                // It is about to be promoted or discarded: that is waited for.
+                Some(Outcome::Shadow { ready: true }) => (server.host.id, false),
+                // The former owner may have sent the client here: it is not sent back, but served through the owner.
+                Some(Outcome::Shadow { ready: false }) => (route.owner, false),
+                Some(Outcome::Absent) | None => (route.owner, true),
                 Some(done) => return Ok(done),
             };
             if owner != server.host.id {
-                if self.follows_moved {
+                if self.follows_moved && may_redirect {
                     return Ok(Outcome::Moved(owner));
                 }
                 add(&server.counters.forwarded);
                 match server.forward(owner, route.partition, operation.clone()).await? {
-                    Outcome::Moved(_) | Outcome::Shadow => {}
+                    Outcome::Moved(_) | Outcome::Shadow { .. } | Outcome::Absent => {}
                     done => return Ok(done),
                 }
             }

@@ -23,7 +23,7 @@ pub struct ShadowAccounts {
     pub seconds: f64,
     /// The cap, in MB (10^6 bytes) per second; 0 = none.
     pub throttle_mb_s: f64,
-    /// Bytes on the wire over the time in which bytes were wanted, in MB per second.
+    /// Bytes on the wire over the time in which there were bytes to send, in MB per second.
     pub observed_mb_s: f64,
     /// Records that travelled over the mirror.
     pub mirrored_records: u64,

@@ -29,6 +29,7 @@ pub mod drive;
 pub mod frame;
 pub mod message;
 pub mod plan;
+pub mod recovery;
 pub mod source;
 pub mod target;
 

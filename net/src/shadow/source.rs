@@ -8,16 +8,18 @@
 //! | `Freezing` | source | parked | the engine stands still at LSN F |
 //! | `Tail` | source | parked | the target has acknowledged F |
 //! | `Verifying` | source | parked | the target's `SealOk` |
-//! | `Committing` | source | parked | the coordinator's record has been *read* as committed |
+//! | `Committing` | source, until the read lease has run out | parked | the coordinator's record has been *read* as committed |
 //! | `HandingOver` | both | parked | the source serves no more |
-//! | `Promoting` | target | forwarded | the target's `Promoted` |
+//! | `Promoting` | target | forwarded | the target's `Promoted`, or its loss |
 //! | `Digesting` | target | target | both digests are there |
+//! | `AwaitingTarget` | target, once it serves | forwarded | the target has completed the attempt by itself |
 //! | `Complete` | target | target | - |
 //! | `Aborting` | source | as before, or parked | the coordinator's record has been read as aborted |
 //! | `Aborted` | source | source | - |
 //!
 //! Any failure before `Committing` leads to `Aborting`. In `Committing` only the coordinator's record decides. After it
-//! there is no way back: what fails is tried again.
+//! there is no way back: what fails is tried again. A target that is lost after the commit serves by the coordinator's
+//! record when it is back (see [`super::recovery`]); the source keeps its copy until the record says so.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,6 +39,7 @@ pub enum State {
     HandingOver,
     Promoting,
     Digesting,
+    AwaitingTarget,
     Complete,
     Aborting,
     Aborted,
@@ -47,8 +50,8 @@ impl State {
     #[must_use]
     pub fn may_become(self, next: State) -> bool {
         use State::{
-            Aborted, Aborting, Committing, Complete, Copying, Digesting, Freezing, HandingOver, Opening, Promoting,
-            Ready, Tail, Verifying,
+            Aborted, Aborting, AwaitingTarget, Committing, Complete, Copying, Digesting, Freezing, HandingOver,
+            Opening, Promoting, Ready, Tail, Verifying,
         };
         matches!(
             (self, next),
@@ -60,8 +63,8 @@ impl State {
                 | (Verifying, Committing)
                 | (Committing, HandingOver | Aborting)
                 | (HandingOver, Promoting)
-                | (Promoting, Digesting)
-                | (Digesting, Complete)
+                | (Promoting, Digesting | AwaitingTarget)
+                | (Digesting | AwaitingTarget, Complete)
                 | (Aborting, Aborted)
                 | (Opening | Copying | Ready | Freezing | Tail | Verifying, Aborting)
         )
@@ -75,7 +78,7 @@ impl State {
 }
 
 /// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
     /// The target created the shadow.
     Opened,
@@ -108,6 +111,10 @@ pub enum Event {
     Promoted,
     /// The digests have been compared.
     Digested,
+    /// The target cannot be reached any more.
+    TargetLost,
+    /// The coordinator's record says: the target has completed the attempt.
+    Completed,
     /// The coordinator's record says: aborted. The source serves again.
     Aborted,
     /// Something failed.
@@ -115,7 +122,7 @@ pub enum Event {
 }
 
 /// What the driver is to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Capture, send and cover this segment.
     SendSegment(SegmentId),
@@ -135,6 +142,8 @@ pub enum Action {
     Promote,
     /// Compare digests of both sides.
     Digest,
+    /// Read the record until the target has completed the attempt.
+    AwaitTarget,
     /// Close the attempt.
     Complete,
     /// Abort at the coordinator, until its record is known, then serve again.
@@ -142,7 +151,7 @@ pub enum Action {
 }
 
 /// Limits of one move.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// Stale requests after which a segment is sent in whatever version it has.
     pub retries_max: u32,
@@ -157,7 +166,7 @@ impl Default for Limits {
 }
 
 /// The machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Source {
     state: State,
     limits: Limits,
@@ -253,6 +262,11 @@ impl Source {
                 self.become_state(State::Complete);
                 return vec![Action::Complete];
             }
+            Event::TargetLost if self.state == State::Promoting => {
+                self.become_state(State::AwaitingTarget);
+                return vec![Action::AwaitTarget];
+            }
+            Event::Completed if self.state == State::AwaitingTarget => self.become_state(State::Complete),
             Event::Aborted if self.state == State::Aborting => self.become_state(State::Aborted),
             Event::Failed(what) if self.state.may_abort() => {
                 self.become_state(State::Aborting);
@@ -267,6 +281,8 @@ impl Source {
             | Event::HandedOver
             | Event::Promoted
             | Event::Digested
+            | Event::TargetLost
+            | Event::Completed
             | Event::Aborted
             | Event::Failed(_) => {}
         }
@@ -380,6 +396,8 @@ mod tests {
             Just(Event::HandedOver),
             Just(Event::Promoted),
             Just(Event::Digested),
+            Just(Event::TargetLost),
+            Just(Event::Completed),
             Just(Event::Aborted),
             Just(Event::Failed("x".into())),
         ]

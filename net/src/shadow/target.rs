@@ -5,7 +5,8 @@
 //! | `Filling` | nobody | the seal equals, durably |
 //! | `Ready` | nobody | the coordinator's record says who owns the partition |
 //! | `Promoted` | reads and writes | - |
-//! | `Discarded` | nobody; the data is gone | - |
+//!
+//! What becomes of a shadow whose control stream is gone is [`super::recovery`]'s to say.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +21,6 @@ pub enum State {
     Filling,
     Ready,
     Promoted,
-    Discarded,
 }
 
 /// Requests that may be outstanding: enough to keep the stream full, few enough that the newest plan counts.
@@ -78,12 +78,6 @@ impl Target {
     /// The coordinator recorded this host as the owner.
     pub fn handle_promoted(&mut self) {
         self.become_state(State::Ready, State::Promoted);
-    }
-
-    /// The attempt was aborted.
-    pub fn handle_discarded(&mut self) {
-        assert_ne!(self.state, State::Promoted, "INV-SWITCH: an owner is not discarded");
-        self.state = State::Discarded;
     }
 
     fn become_state(&mut self, from: State, to: State) {

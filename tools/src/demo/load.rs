@@ -175,10 +175,11 @@ async fn request(route: &Route, model: &Model, step: Step) -> bool {
     if let Some(version) = step.write.then(|| model.begin_write(step.rank)).flatten() {
         add(&counts.writes);
         let value = workload::value_of(step.rank, version);
-        let acked = matches!(
-            route.call(&[b"SET", &key, &value], || add(&counts.moved)).await,
-            Ok(ClientReply::Simple(text)) if text == "OK"
-        );
+        let reply = route.call(&[b"SET", &key, &value], || add(&counts.moved)).await;
+        let acked = matches!(&reply, Ok(ClientReply::Simple(text)) if text == "OK");
+        if !acked {
+            counts.note_failure(format!("SET: {reply:?}"));
+        }
         add(if acked { &counts.writes_acked } else { &counts.writes_failed });
         model.end_write(step.rank, version, acked);
         return true;
@@ -192,7 +193,10 @@ async fn request(route: &Route, model: &Model, step: Step) -> bool {
         },
         // Every key was loaded: an answer without a value is as wrong as an old one.
         Ok(ClientReply::Bulk(None)) => add(&counts.reads_stale),
-        _ => add(&counts.reads_failed),
+        other => {
+            counts.note_failure(format!("GET: {other:?}"));
+            add(&counts.reads_failed);
+        }
     }
     false
 }

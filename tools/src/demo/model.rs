@@ -1,6 +1,7 @@
 //! What a linearizable store may answer: one register per key, at most one write of a key outstanding.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 #[derive(Debug, Default)]
 struct Register {
@@ -23,6 +24,26 @@ pub struct Counts {
     pub writes_failed: AtomicU64,
     pub writes_acked: AtomicU64,
     pub moved: AtomicU64,
+    /// The first failures, in words.
+    failures: Mutex<Vec<String>>,
+}
+
+/// Failures that are kept in words.
+const FAILURES_KEPT: usize = 10;
+
+impl Counts {
+    /// Keeps the words of a failure, unless there are enough.
+    pub fn note_failure(&self, what: String) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if failures.len() < FAILURES_KEPT {
+            failures.push(what);
+        }
+    }
+
+    /// The first failures.
+    pub fn failures(&self) -> Vec<String> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// The model of all keys.

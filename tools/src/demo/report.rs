@@ -101,6 +101,8 @@ pub struct Report {
     pub writes: Writes,
     /// Requests that were told MOVED and followed it.
     pub moved: u64,
+    /// The first failures, in words.
+    pub failures: Vec<String>,
     pub latency_us: Latency,
     /// Longest time that a write (a read) waited which overlaps the switchover.
     pub write_pause_us: u64,
@@ -135,6 +137,7 @@ impl Report {
             lost,
         };
         self.moved = load(&counts.moved);
+        self.failures = counts.failures();
         let mark =
             |name: &str| moved.marks_ms.iter().find(|(found, _)| found == name).map_or(u64::MAX, |(_, ms)| ms * 1000);
         let (copy, frozen, promoted) = (mark("copy"), mark("frozen"), mark("promoted").saturating_add(1000));
@@ -226,6 +229,9 @@ impl Report {
             "  writes    {} ({} acknowledged, {} failed, {} lost)",
             writes.total, writes.acked, writes.failed, writes.lost
         );
+        for failure in &self.failures {
+            println!("  failed    {failure}");
+        }
         println!(
             "  pause     writes {} us, reads {} us; parked for {} us",
             self.write_pause_us, self.read_pause_us, self.frozen_us

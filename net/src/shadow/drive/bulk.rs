@@ -7,7 +7,7 @@
 //! bytes  the delta: a record batch, zstd against the image
 //! ```
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use antumbra_engine::PartitionHandle;
@@ -15,13 +15,14 @@ use antumbra_engine::record::Record;
 use antumbra_engine::table::{decode_records, encode_records};
 use antumbra_engine::types::SegmentId;
 use quinn::{RecvStream, SendStream};
-use tokio::sync::Mutex;
 
 use crate::error::{Error, Result};
 use crate::shadow::codec;
 use crate::shadow::frame::{self, Columns, FrameContext, HEADER_LEN, PAYLOAD_MAX};
 use crate::throttle::Throttle;
 use crate::transport::read_exact_limited;
+
+use super::lock;
 
 const KIND_IMAGE: u8 = 32;
 const KIND_DELTA: u8 = 33;
@@ -42,11 +43,16 @@ impl Pace {
         Pace { piece: throttle.piece_bytes(), throttle: Arc::new(Mutex::new(throttle)), started: Instant::now() }
     }
 
+    /// For how long bytes were there to be sent.
+    pub fn wanted(&self) -> Duration {
+        Duration::from_nanos(lock(&self.throttle).wanted_ns(self.now_ns()))
+    }
+
     /// Sends bytes no faster than the cap.
     async fn send(&self, stream: &mut SendStream, bytes: &[u8]) -> Result<()> {
+        let _demand = Wanting::begin(self);
         for piece in bytes.chunks(self.piece) {
-            let now = self.started.elapsed().as_nanos() as u64 + 1_000_000_000;
-            let wait = self.throttle.lock().await.admit(piece.len() as u64, now);
+            let wait = lock(&self.throttle).admit(piece.len() as u64, self.now_ns());
             // The clock of the runtime has a resolution of a millisecond; the account makes up for late wake-ups.
             if wait >= 1_000_000 {
                 tokio::time::sleep(Duration::from_nanos(wait)).await;
@@ -54,6 +60,27 @@ impl Pace {
             stream.write_all(piece).await.map_err(|cause| Error::link("peer", cause))?;
         }
         Ok(())
+    }
+
+    /// Nanoseconds on a clock that leaves room for the burst before the start.
+    fn now_ns(&self) -> u64 {
+        self.started.elapsed().as_nanos() as u64 + 1_000_000_000
+    }
+}
+
+/// While it lives, its sender has bytes to send.
+struct Wanting<'a>(&'a Pace);
+
+impl Wanting<'_> {
+    fn begin(pace: &Pace) -> Wanting<'_> {
+        lock(&pace.throttle).begin_demand(pace.now_ns());
+        Wanting(pace)
+    }
+}
+
+impl Drop for Wanting<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.throttle).end_demand(self.0.now_ns());
     }
 }
 

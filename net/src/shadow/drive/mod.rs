@@ -3,6 +3,7 @@
 mod bulk;
 mod receiving;
 mod sending;
+mod switching;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -14,14 +14,12 @@ use crate::host::Host;
 use crate::resp::slot;
 use crate::shadow::frame::FrameContext;
 use crate::shadow::message::{self, Message, Opening, Sealing};
-use crate::shadow::target::{State, Target};
+use crate::shadow::target::Target;
 use crate::transport::Incoming;
 
 use super::bulk;
 use super::lock;
 
-/// Wait between two looks at a record that decides about a shadow whose source is gone.
-const RECORD_POLL: Duration = Duration::from_millis(100);
 /// A mirror or bulk stream may overtake the control stream that opens the attempt.
 const INBOX_WAIT: Duration = Duration::from_secs(2);
 
@@ -56,6 +54,8 @@ pub(crate) async fn serve_control(host: Arc<Host>, incoming: Incoming) {
         Ok((_, other)) => return tracing::warn!(%peer, ?other, "a control stream begins with Open"),
         Err(cause) => return tracing::warn!(%peer, %cause, "control stream"),
     };
+    // From here on the reconciler leaves the partition to this attempt.
+    let claim = host.claims.claim(context.partition).await;
     let partition = match create(&host, peer, context, opening).await {
         Ok(partition) => partition,
         Err(cause) => {
@@ -78,11 +78,11 @@ pub(crate) async fn serve_control(host: Arc<Host>, incoming: Incoming) {
         }
     });
     let mut sealing = None;
-    let end = serve_messages(&host, context, &inbox, &mut recv, &mut sealing).await;
-    if let Err(cause) = end {
+    if let Err(cause) = serve_messages(&host, context, &inbox, &mut recv, &mut sealing).await {
         tracing::info!(%cause, attempt = %context.attempt, "control stream ended");
-        settle(&host, context, &inbox, sealing.as_ref()).await;
     }
+    // What becomes of a shadow whose source is gone the coordinator's record says, and the reconciler does.
+    drop(claim);
     host.close_inbox(context.attempt);
     drop(inbox);
     let _ = writer.await;
@@ -204,41 +204,6 @@ async fn promote(
         host.routing.update_record(&record);
     }
     Ok(())
-}
-
-/// The source is gone or gave up: the record decides whether the shadow is promoted or discarded.
-async fn settle(host: &Arc<Host>, context: FrameContext, inbox: &TargetInbox, sealing: Option<&Sealing>) {
-    let attempt = context.attempt;
-    loop {
-        let state = lock(&inbox.machine).state();
-        if state == State::Promoted {
-            return;
-        }
-        match coordinator::read(host.coordinator.as_ref(), context.partition.0).await {
-            Ok(record) if matches!(&record.state, RecordState::Moving(moving) if moving.attempt == attempt.0) => {}
-            Ok(record) if record.owner == host.id.0 && record.epoch > context.epoch.0 && state == State::Ready => {
-                match promote(host, context, inbox, sealing, Epoch(record.epoch)).await {
-                    Ok(()) => return,
-                    Err(cause) => tracing::error!(%cause, "promotion is tried again"),
-                }
-            }
-            Ok(_) => {
-                lock(&inbox.machine).handle_discarded();
-                return discard(host, context.partition, attempt).await;
-            }
-            Err(cause) => tracing::debug!(%cause, "the record was not read"),
-        }
-        tokio::time::sleep(RECORD_POLL).await;
-    }
-}
-
-async fn discard(host: &Host, id: PartitionId, attempt: AttemptId) {
-    let shard = host.shard_of(id);
-    let discarded =
-        host.engine.on_shard(shard, move |shard| async move { shard.discard_shadow(id, attempt).await }).await;
-    if let Err(cause) = discarded.and_then(|discarded| discarded) {
-        tracing::warn!(%cause, "a discarded shadow stays until the next start");
-    }
 }
 
 /// Serves the mirror: appends, waits for the device, acknowledges.

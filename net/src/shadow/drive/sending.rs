@@ -13,14 +13,16 @@ use crate::coordinator::{self, Command, PartitionRecord, RecordState};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::routing::Addresses;
-use crate::shadow::accounts::{MoveReport, OrderedSegment, StepTime, VerifyReport};
+use crate::shadow::accounts::{MoveReport, OrderedSegment, StepTime};
 use crate::shadow::frame::FrameContext;
 use crate::shadow::message::{self, Message, Opening, Sealing};
 use crate::shadow::plan;
+use crate::shadow::recovery::READ_LEASE;
 use crate::shadow::source::{Action, Event, Source, State};
 use crate::transport::StreamKind;
 
 use super::bulk::{self, Pace, SegmentCost};
+use super::switching::{OURS, THEIRS};
 use super::{MoveHandle, MoveOptions, Policy};
 
 /// Bytes that the mirror may queue at the source before the attempt is given up.
@@ -33,16 +35,24 @@ const PLAN_INTERVAL: Duration = Duration::from_millis(200);
 const FREEZE_MAX: Duration = Duration::from_secs(2);
 /// A copy in which no segment arrives for this long has failed.
 const STALL_MAX: Duration = Duration::from_secs(15);
+/// Looks at the record after a begin whose answer was lost.
+const BEGIN_READS: u32 = 100;
 /// Wait between two tries of what has to succeed.
-const RETRY: Duration = Duration::from_millis(20);
-/// The source keeps its released copy for this long.
-const RELEASE_GRACE: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_millis(20);
 
 /// What reaches the driver's loop.
-enum Signal {
+pub(super) enum Signal {
     Message(Message),
     Sent(SegmentId, SegmentCost),
+    /// The target cannot be reached any more.
     Lost(String),
+    /// The coordinator's record decided.
+    Committed(PartitionRecord),
+    NotCommitted(String),
+    /// The target has completed the attempt by itself.
+    Completed,
+    /// This host's digests of the state at the hand-over.
+    Digested(Result<Vec<RangeDigest>>),
 }
 
 /// Runs a move. On an error the source serves as before.
@@ -53,8 +63,9 @@ pub(super) async fn run(
     options: MoveOptions,
     handle: &MoveHandle,
 ) -> Result<MoveReport> {
-    let command = Command::Begin { partition: partition.0, source: host.id.0, destination: destination.0 };
-    let record = coordinator::change(host.coordinator.as_ref(), command).await?;
+    // From here on the reconciler leaves the partition to this move.
+    let _claim = host.claims.claim(partition).await;
+    let record = begin_until_known(host, partition, destination).await?;
     let RecordState::Moving(moving) = &record.state else {
         return Err(Error::protocol("the coordinator began no move"));
     };
@@ -70,7 +81,29 @@ pub(super) async fn run(
     driver.run().await
 }
 
-/// Closes the attempt at the coordinator, however long that takes, then serves again.
+/// Locks the partition. When the answer is lost the record tells: an attempt of this host's partition that has this
+/// destination and that nobody drives can only be the one asked for.
+async fn begin_until_known(host: &Host, partition: PartitionId, destination: HostId) -> Result<PartitionRecord> {
+    let command = Command::Begin { partition: partition.0, source: host.id.0, destination: destination.0 };
+    let mut unknown = match coordinator::change(host.coordinator.as_ref(), command).await {
+        Err(cause @ Error::Unknown { .. }) => cause,
+        known => return known,
+    };
+    for _ in 0..BEGIN_READS {
+        tokio::time::sleep(RETRY).await;
+        match coordinator::read(host.coordinator.as_ref(), partition.0).await {
+            Ok(record) => {
+                let begun = matches!(&record.state, RecordState::Moving(moving) if moving.destination == destination.0);
+                return if begun && record.owner == host.id.0 { Ok(record) } else { Err(unknown) };
+            }
+            Err(cause) => unknown = cause,
+        }
+    }
+    // Should it have begun after all, the reconciler aborts it.
+    Err(unknown)
+}
+
+/// Closes the attempt at the coordinator, however long that takes, then serves again. False if it was committed.
 async fn abort_until_known(host: &Host, context: FrameContext, reason: &str) -> bool {
     let command =
         Command::Abort { partition: context.partition.0, attempt: context.attempt.0, reason: reason.to_string() };
@@ -94,28 +127,31 @@ async fn abort_until_known(host: &Host, context: FrameContext, reason: &str) -> 
     }
 }
 
-struct Driver<'a> {
-    host: &'a Arc<Host>,
-    context: FrameContext,
-    destination: HostId,
+pub(super) struct Driver<'a> {
+    pub(super) host: &'a Arc<Host>,
+    pub(super) context: FrameContext,
+    pub(super) destination: HostId,
     addresses: Addresses,
     options: MoveOptions,
     handle: &'a MoveHandle,
-    partition: PartitionHandle,
+    pub(super) partition: PartitionHandle,
     machine: Source,
-    control: SendStream,
+    pub(super) control: SendStream,
     signals: mpsc::UnboundedReceiver<Signal>,
-    signal: mpsc::UnboundedSender<Signal>,
+    pub(super) signal: mpsc::UnboundedSender<Signal>,
     pace: Pace,
-    report: MoveReport,
-    sealing: Option<Sealing>,
-    starts: Vec<Vec<u8>>,
+    pub(super) report: MoveReport,
+    pub(super) sealing: Option<Sealing>,
+    pub(super) starts: Vec<Vec<u8>>,
+    /// Digests of the two sides, as they come in.
+    pub(super) digests: [Option<Vec<RangeDigest>>; 2],
     /// Start of the copy, of the freeze, of the present step.
     began: Instant,
-    frozen: Option<Instant>,
-    step: Instant,
+    pub(super) frozen: Option<Instant>,
+    pub(super) step: Instant,
     /// When the target last held one more segment.
     progressed: Instant,
+    pub(super) lost: bool,
     failure: Option<String>,
 }
 
@@ -176,10 +212,12 @@ impl<'a> Driver<'a> {
             report,
             sealing: None,
             starts: summaries.iter().map(|summary| summary.start.to_vec()).collect(),
+            digests: [None, None],
             began: now,
             frozen: None,
             step: now,
             progressed: now,
+            lost: false,
             failure: None,
         })
     }
@@ -265,6 +303,15 @@ impl<'a> Driver<'a> {
                     self.end_step("verify");
                     Event::SealOk
                 }
+                Message::Promoted => {
+                    self.note_promoted();
+                    Event::Promoted
+                }
+                Message::Digests(digests) => return self.note_digests(THEIRS, digests),
+                Message::Failed(what) if self.machine.state() == State::Digesting => {
+                    tracing::error!(what, "the target could not be verified after the hand-over");
+                    Event::Digested
+                }
                 Message::Failed(what) => Event::Failed(format!("target: {what}")),
                 other => Event::Failed(format!("unexpected from the target: {other:?}")),
             },
@@ -272,18 +319,51 @@ impl<'a> Driver<'a> {
                 self.account(segment, cost);
                 return Vec::new();
             }
-            Some(Signal::Lost(what)) => Event::Failed(what),
+            Some(Signal::Lost(what)) => return self.note_lost(what),
+            Some(Signal::Committed(record)) => {
+                self.note_committed(&record);
+                Event::Committed
+            }
+            Some(Signal::NotCommitted(what)) => Event::NotCommitted(what),
+            Some(Signal::Completed) => Event::Completed,
+            Some(Signal::Digested(Ok(digests))) => return self.note_digests(OURS, digests),
+            Some(Signal::Digested(Err(cause))) => {
+                tracing::error!(%cause, "the source could not be verified after the hand-over");
+                Event::Digested
+            }
             None => Event::Failed("the driver's queue is closed".into()),
         };
         self.note_and_handle(event)
+    }
+
+    /// Before the commit a lost target ends the attempt; later the coordinator's record brings it back.
+    fn note_lost(&mut self, what: String) -> Vec<Action> {
+        self.lost = true;
+        let mut actions = self.note_and_handle(Event::Failed(what));
+        actions.extend(match self.machine.state() {
+            State::Digesting => self.machine.handle(Event::Digested),
+            _ => self.machine.handle(Event::TargetLost),
+        });
+        actions
+    }
+
+    fn note_digests(&mut self, side: usize, digests: Vec<RangeDigest>) -> Vec<Action> {
+        self.digests[side] = Some(digests);
+        if !self.compare_digests() {
+            return Vec::new();
+        }
+        self.machine.handle(Event::Digested)
     }
 
     async fn tick(&mut self) -> Vec<Action> {
         if self.frozen.is_some_and(|since| since.elapsed() > FREEZE_MAX) && self.machine.state().may_abort() {
             return self.note_and_handle(Event::Failed("writes stood still for too long".into()));
         }
-        if self.machine.state() == State::Copying && self.progressed.elapsed() > STALL_MAX {
+        if matches!(self.machine.state(), State::Opening | State::Copying) && self.progressed.elapsed() > STALL_MAX {
             return self.note_and_handle(Event::Failed("the copy makes no progress".into()));
+        }
+        if !matches!(self.machine.state(), State::Copying | State::Ready) {
+            return Vec::new();
         }
         let read =
             self.partition.with(|partition| async move { Ok((partition.assigned(), partition.segment_summaries())) });
@@ -323,8 +403,10 @@ impl<'a> Driver<'a> {
                 mark(&mut self.report, "frozen");
                 let now = Instant::now();
                 (self.frozen, self.step) = (Some(now), now);
-                let frozen =
-                    self.partition.with(move |partition| async move { partition.freeze(attempt).await }).await?;
+                let frozen = self
+                    .partition
+                    .with(move |partition| async move { partition.freeze(attempt, READ_LEASE).await })
+                    .await?;
                 self.end_step("freeze");
                 let last = frozen.seal.final_lsn;
                 self.sealing = Some(Sealing { seal: frozen.seal, clock: frozen.clock, wall_ms: frozen.wall_ms });
@@ -336,23 +418,25 @@ impl<'a> Driver<'a> {
                 message::send(&mut self.control, self.context, &Message::Seal(sealing)).await?;
                 Ok(None)
             }
-            Action::Commit => Ok(Some(self.commit_until_known().await)),
+            Action::Commit => {
+                self.spawn_commit();
+                Ok(None)
+            }
             Action::HandOver => {
                 self.hand_over().await;
                 Ok(Some(Event::HandedOver))
             }
-            Action::Promote => {
-                self.promote_until_done().await;
-                Ok(Some(Event::Promoted))
+            Action::Promote => Ok(self.send_promotion().await.then_some(Event::TargetLost)),
+            Action::AwaitTarget => {
+                self.spawn_await_target();
+                Ok(None)
             }
             Action::Digest => {
-                if let Err(cause) = self.verify().await {
-                    tracing::error!(%cause, "the verification after the hand-over could not be done");
-                }
-                self.end_step("verify after");
-                Ok(Some(Event::Digested))
+                self.spawn_digest().await?;
+                Ok(None)
             }
             Action::Complete => {
+                self.end_step("verify after");
                 self.complete().await;
                 Ok(None)
             }
@@ -394,7 +478,7 @@ impl<'a> Driver<'a> {
         shadow.delta_bytes_on_wire += cost.delta_wire;
         // The last byte was handed to the transport just now.
         shadow.seconds = self.began.elapsed().as_secs_f64();
-        shadow.observed_mb_s = shadow.bytes_on_wire as f64 / 1e6 / shadow.seconds;
+        shadow.observed_mb_s = shadow.bytes_on_wire as f64 / 1e6 / self.pace.wanted().as_secs_f64().max(1e-6);
         let wire = shadow.bytes_on_wire;
         self.handle.note(|progress| progress.bytes_on_wire = wire);
     }
@@ -403,105 +487,10 @@ impl<'a> Driver<'a> {
         self.report.shadow.token_retries = self.machine.token_retries;
     }
 
-    fn end_step(&mut self, name: &str) {
+    pub(super) fn end_step(&mut self, name: &str) {
         let us = self.step.elapsed().as_micros() as u64;
         self.report.switchover.steps.push(StepTime { name: name.to_string(), us });
         self.step = Instant::now();
-    }
-
-    /// Commits; only what the record says counts.
-    async fn commit_until_known(&mut self) -> Event {
-        let FrameContext { attempt, partition, epoch } = self.context;
-        let command = Command::Commit { partition: partition.0, attempt: attempt.0, epoch: epoch.0 };
-        loop {
-            match coordinator::change(self.host.coordinator.as_ref(), command.clone()).await {
-                Ok(record) => {
-                    self.report.switchover.epoch_after = record.epoch;
-                    self.end_step("commit");
-                    return Event::Committed;
-                }
-                Err(Error::Conflict { what }) => return Event::NotCommitted(what),
-                Err(cause) => tracing::warn!(%cause, "the commit is not known yet; writes are waiting"),
-            }
-            tokio::time::sleep(RETRY).await;
-        }
-    }
-
-    async fn hand_over(&mut self) {
-        let epoch = Epoch(self.report.switchover.epoch_after);
-        let owner = self.destination;
-        let released = self.partition.with(move |partition| async move { partition.hand_over(owner, epoch).await });
-        if let Err(cause) = released.await {
-            tracing::error!(%cause, "the hand-over is not durable; a restart reads the coordinator's record");
-        }
-        match coordinator::read(self.host.coordinator.as_ref(), self.context.partition.0).await {
-            Ok(record) => self.host.routing.update_record(&record),
-            Err(cause) => tracing::debug!(%cause, "the routes follow with the next refresh"),
-        }
-        self.end_step("hand over");
-    }
-
-    /// There is no way back: the target is told until it serves, over a new stream if need be. A target that lost the
-    /// stream reads the record by itself.
-    async fn promote_until_done(&mut self) {
-        let epoch = Epoch(self.report.switchover.epoch_after);
-        let sent = message::send(&mut self.control, self.context, &Message::Promote(epoch)).await;
-        let mut reachable = sent.is_ok();
-        while reachable {
-            match self.signals.recv().await {
-                Some(Signal::Message(Message::Promoted)) => break,
-                Some(Signal::Lost(_)) | None => reachable = false,
-                Some(_) => {}
-            }
-        }
-        if let Some(frozen) = self.frozen {
-            self.report.frozen_us = frozen.elapsed().as_micros() as u64;
-        }
-        mark(&mut self.report, "promoted");
-        self.end_step("promote");
-    }
-
-    async fn verify(&mut self) -> Result<()> {
-        let (starts, attempt) = (self.starts.clone(), self.context.attempt);
-        message::send(&mut self.control, self.context, &Message::Digest(starts.clone())).await?;
-        let ours =
-            self.partition.with(move |partition| async move { partition.digest_final(attempt, starts).await }).await?;
-        let theirs = loop {
-            match self.signals.recv().await {
-                Some(Signal::Message(Message::Digests(digests))) => break digests,
-                Some(Signal::Message(Message::Failed(what))) => return Err(Error::Refused { what }),
-                Some(Signal::Lost(what)) => return Err(Error::link(self.addresses.control, what)),
-                None => return Err(Error::link(self.addresses.control, "closed")),
-                Some(_) => {}
-            }
-        };
-        self.report.verify = compare(&ours, &theirs);
-        if !self.report.verify.equal {
-            tracing::error!(partition = %self.context.partition, "source and target differ after the hand-over");
-        }
-        Ok(())
-    }
-
-    async fn complete(&mut self) {
-        let _ = message::send(&mut self.control, self.context, &Message::Complete).await;
-        let _ = self.control.finish();
-        let FrameContext { attempt, partition, .. } = self.context;
-        let command = Command::Complete { partition: partition.0, attempt: attempt.0 };
-        while let Err(cause) = coordinator::change(self.host.coordinator.as_ref(), command.clone()).await {
-            tracing::warn!(%cause, "the completion is not recorded yet");
-            tokio::time::sleep(RETRY).await;
-        }
-        mark(&mut self.report, "complete");
-        let engine = self.host.engine.clone();
-        let shard = self.partition.shard();
-        self.host.control.spawn(async move {
-            tokio::time::sleep(RELEASE_GRACE).await;
-            let dropped =
-                engine.on_shard(shard, move |shard| async move { shard.drop_partition(partition).await }).await;
-            if let Err(cause) = dropped.and_then(|dropped| dropped) {
-                tracing::warn!(%cause, "the released copy stays");
-            }
-        });
     }
 }
 
@@ -518,21 +507,7 @@ fn describe(summaries: &[SegmentSummary]) -> Vec<OrderedSegment> {
         .collect()
 }
 
-fn compare(ours: &[RangeDigest], theirs: &[RangeDigest]) -> VerifyReport {
-    let fold = |digests: &[RangeDigest]| {
-        let bytes: Vec<u8> = digests.iter().flat_map(|range| range.digest.to_le_bytes()).collect();
-        format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&bytes))
-    };
-    VerifyReport {
-        segments: ours.len() as u64,
-        records: ours.iter().map(|range| range.records).sum(),
-        source_digest: fold(ours),
-        target_digest: fold(theirs),
-        equal: ours == theirs,
-    }
-}
-
-fn mark(report: &mut MoveReport, name: &str) {
+pub(super) fn mark(report: &mut MoveReport, name: &str) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
     report.marks_ms.push((name.to_string(), now));
 }

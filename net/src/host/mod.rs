@@ -1,16 +1,20 @@
 //! One host as its drivers see it: engine, planes, coordinator, routes, moves.
 
+pub(crate) mod claims;
+mod reconcile;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use antumbra_engine::types::{AttemptId, Epoch, Hlc, HostId, PartitionId, ShardId};
-use antumbra_engine::{Engine, Error as EngineError, PartitionOptions, PartitionSpec, Serving};
+use antumbra_engine::types::{AttemptId, Epoch, HostId, PartitionId, ShardId};
+use antumbra_engine::{Engine, Error as EngineError, Partition, PartitionOptions, PartitionSpec};
+use tokio::sync::Notify;
 
 use crate::coordinator::embedded::{Embedded, SYSTEM_PARTITION};
 use crate::coordinator::remote::Remote;
-use crate::coordinator::{self, Command, Coordinator, HostInfo, PartitionRecord, RecordState};
+use crate::coordinator::{self, ClusterState, Command, Coordinator, HostInfo, PartitionRecord, RecordState};
 use crate::error::{Error, Result};
 use crate::resp::forward;
 use crate::resp::slot;
@@ -19,8 +23,11 @@ use crate::shadow::drive::{self, MoveHandle, MoveOptions, TargetInbox};
 use crate::tls::Identity;
 use crate::transport::{Handler, Incoming, Plane, PlaneConfig, PlaneHandle, SchedulingClass, StreamKind};
 
-/// How often the routes are read from the coordinator.
-const REFRESH: Duration = Duration::from_millis(250);
+use claims::Claims;
+use reconcile::Reconciler;
+
+/// How long a start waits for partitions whose owner is not known yet; later they are settled while the others serve.
+const START_PATIENCE: Duration = Duration::from_secs(10);
 /// Flow-control window; small, so that a control message never waits behind much.
 const WINDOW_BYTES: u32 = 256 << 10;
 
@@ -68,6 +75,9 @@ pub struct Host {
     pub options: PartitionOptions,
     embedded: Option<Embedded>,
     resp: SocketAddr,
+    pub(crate) claims: Claims,
+    /// Something happened that the reconciler should look at now.
+    pub(crate) reconcile_wanted: Notify,
     inboxes: Mutex<HashMap<AttemptId, TargetInbox>>,
     moves: Mutex<HashMap<PartitionId, MoveHandle>>,
     _planes: Mutex<Vec<Plane>>,
@@ -80,12 +90,14 @@ impl std::fmt::Debug for Host {
 }
 
 impl Host {
-    /// Starts the planes and brings the partitions in line with the coordinator's records.
+    /// Starts the planes and brings the partitions in line with the coordinator's records; until its record has been
+    /// read, a partition that was served here before parks its requests.
     ///
     /// # Errors
     /// [`Error::Link`], [`Error::Tls`], [`Error::Engine`]; [`Error::Unknown`] when the coordinator cannot be asked.
     pub async fn start(engine: Engine, config: HostConfig) -> Result<Arc<Host>> {
         let id = config.identity.host()?;
+        suspend_all(&engine).await?;
         let slot: Arc<OnceLock<Weak<Host>>> = Arc::default();
         let plane = |name, listen, class| {
             let config =
@@ -111,25 +123,24 @@ impl Host {
             options: config.options,
             embedded,
             resp: config.resp,
+            claims: Claims::default(),
+            reconcile_wanted: Notify::new(),
             inboxes: Mutex::default(),
             moves: Mutex::default(),
             _planes: Mutex::new(vec![control, bulk]),
         });
         let _ = slot.set(Arc::downgrade(&host));
         host.register().await?;
-        host.reconcile().await?;
-        let refreshed = Arc::downgrade(&host);
-        host.control.spawn(async move {
-            loop {
-                tokio::time::sleep(REFRESH).await;
-                let Some(host) = refreshed.upgrade() else {
-                    return;
-                };
-                if let Err(cause) = host.refresh().await {
-                    tracing::debug!(%cause, "the coordinator was not read");
-                }
+        let mut reconciler = Reconciler::default();
+        let began = std::time::Instant::now();
+        while reconciler.pass(&host, &host.refresh().await?).await > 0 {
+            if began.elapsed() > START_PATIENCE {
+                tracing::warn!("some partitions are not settled yet; the others are served");
+                break;
             }
-        });
+            pause(Duration::from_millis(50)).await;
+        }
+        host.control.spawn(reconcile::run(Arc::downgrade(&host), reconciler));
         Ok(host)
     }
 
@@ -145,7 +156,7 @@ impl Host {
         let mut last = None;
         for _ in 0..50 {
             match self.coordinator.ask(Command::Register(info.clone())).await {
-                Ok(_) => return self.refresh().await,
+                Ok(_) => return Ok(()),
                 Err(cause) => last = Some(cause),
             }
             pause(Duration::from_millis(100)).await;
@@ -154,7 +165,7 @@ impl Host {
     }
 
     /// Reads routes and addresses, and creates partitions that the table gives to this host and nobody has yet.
-    async fn refresh(&self) -> Result<()> {
+    async fn refresh(&self) -> Result<ClusterState> {
         let state = coordinator::list(self.coordinator.as_ref()).await?;
         self.routing.update(&state);
         for record in state.records.values() {
@@ -163,7 +174,7 @@ impl Host {
                 self.create(record).await?;
             }
         }
-        Ok(())
+        Ok(state)
     }
 
     async fn create(&self, record: &PartitionRecord) -> Result<()> {
@@ -188,69 +199,6 @@ impl Host {
     #[must_use]
     pub fn shard_of(&self, partition: PartitionId) -> ShardId {
         ShardId((partition.0 % self.engine.shards() as u64) as u16)
-    }
-
-    /// After a start: what the records say decides, not what was served before the stop.
-    async fn reconcile(&self) -> Result<()> {
-        for (partition, shard) in self.engine.partitions() {
-            if partition == SYSTEM_PARTITION {
-                continue;
-            }
-            let stats = self.engine.partition(partition)?.stats().await?;
-            loop {
-                let record = coordinator::read(self.coordinator.as_ref(), partition.0).await?;
-                if self.settle(partition, shard, stats.serving, &record).await? {
-                    break;
-                }
-                pause(Duration::from_millis(100)).await;
-            }
-        }
-        Ok(())
-    }
-
-    /// Brings one partition in line with its record; false if the record may still change.
-    async fn settle(
-        &self,
-        id: PartitionId,
-        shard: ShardId,
-        serving: Serving,
-        record: &PartitionRecord,
-    ) -> Result<bool> {
-        let mine = record.owner == self.id.0;
-        let handle = self.engine.partition(id)?;
-        let epoch = Epoch(record.epoch);
-        match (serving, &record.state) {
-            (Serving::Owner | Serving::Frozen, RecordState::Moving(moving)) if mine => {
-                let command =
-                    Command::Abort { partition: id.0, attempt: moving.attempt, reason: "the source restarted".into() };
-                let record = coordinator::change(self.coordinator.as_ref(), command).await?;
-                let (attempt, epoch) = (AttemptId(moving.attempt), Epoch(record.epoch));
-                handle.with(move |partition| async move { partition.thaw(attempt, epoch).await }).await?;
-            }
-            (Serving::Owner | Serving::Frozen, _) if !mine => {
-                let owner = HostId(record.owner);
-                handle.with(move |partition| async move { partition.hand_over(owner, epoch).await }).await?;
-            }
-            (Serving::Shadow { attempt }, RecordState::Moving(moving)) if moving.attempt == attempt.0 => {
-                return Ok(false);
-            }
-            (Serving::Shadow { attempt }, _) if mine => {
-                // The seal was durable before the commit: everything up to it is here.
-                handle
-                    .with(move |partition| async move {
-                        let last = partition.stats().visible;
-                        partition.promote(attempt, epoch, last, Hlc(0), 0).await
-                    })
-                    .await?;
-            }
-            (Serving::Shadow { attempt }, _) => {
-                self.engine
-                    .on_shard(shard, move |shard| async move { shard.discard_shadow(id, attempt).await })
-                    .await??;
-            }
-            _ => {}
-        }
-        Ok(true)
     }
 
     /// Starts to move a partition that this host owns; returns at once.
@@ -288,6 +236,7 @@ impl Host {
 
     pub(crate) fn close_inbox(&self, attempt: AttemptId) {
         self.inboxes.lock().unwrap_or_else(PoisonError::into_inner).remove(&attempt);
+        self.reconcile_wanted.notify_one();
     }
 
     async fn serve(self: Arc<Self>, incoming: Incoming) {
@@ -314,6 +263,21 @@ fn handler(slot: Arc<OnceLock<Weak<Host>>>) -> Handler {
             }
         })
     })
+}
+
+/// Nothing is served until the records have been read: another host may own it by now.
+async fn suspend_all(engine: &Engine) -> Result<()> {
+    for (id, _) in engine.partitions() {
+        if id != SYSTEM_PARTITION {
+            let partition = engine.partition(id)?;
+            let suspend = |partition: std::rc::Rc<Partition>| async move {
+                partition.suspend();
+                Ok(())
+            };
+            partition.with(suspend).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Waits, on whatever runtime this runs: a start does not depend on one.

@@ -1,0 +1,149 @@
+//! Brings this host's partitions in line with the coordinator's records, again and again: after a restart, after a lost
+//! link, after an answer that never came. What is to be done is [`crate::shadow::recovery`]'s to say; a partition with a
+//! driver (see [`super::claims`]) is the driver's.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use antumbra_engine::types::{AttemptId, PartitionId};
+use antumbra_engine::{PartitionHandle, Serving};
+
+use crate::coordinator::embedded::SYSTEM_PARTITION;
+use crate::coordinator::{self, ClusterState, Command, RecordState};
+use crate::error::{Error, Result};
+use crate::shadow::recovery::{Held, PROMOTE_WAIT, Verdict, verdict};
+
+use super::Host;
+
+/// How often the coordinator is read.
+const PERIOD: Duration = Duration::from_millis(250);
+/// A released copy is kept for this long.
+const RELEASE_GRACE: Duration = Duration::from_secs(1);
+
+/// What has to have been true for a while before it is acted on.
+#[derive(Debug, Default)]
+pub(super) struct Reconciler {
+    since: HashMap<PartitionId, (Verdict, Instant)>,
+}
+
+/// Looks at every partition until the host is gone.
+pub(super) async fn run(host: Weak<Host>, mut reconciler: Reconciler) {
+    loop {
+        let Some(host) = host.upgrade() else {
+            return;
+        };
+        let _ = tokio::time::timeout(PERIOD, host.reconcile_wanted.notified()).await;
+        match host.refresh().await {
+            Ok(state) => {
+                reconciler.pass(&host, &state).await;
+            }
+            Err(cause) => tracing::debug!(%cause, "the coordinator was not read"),
+        }
+    }
+}
+
+impl Reconciler {
+    /// Settles what can be settled now; returns how many partitions of this host nobody can serve yet.
+    pub async fn pass(&mut self, host: &Arc<Host>, state: &ClusterState) -> usize {
+        let mut unsettled = 0;
+        for (id, _) in host.engine.partitions() {
+            if id == SYSTEM_PARTITION {
+                continue;
+            }
+            match self.look(host, id, state).await {
+                Ok(true) => {}
+                Ok(false) => unsettled += 1,
+                Err(cause) => {
+                    unsettled += 1;
+                    tracing::warn!(%cause, partition = %id, "not settled yet");
+                }
+            }
+        }
+        unsettled
+    }
+
+    /// Settles one partition; false if it has to be looked at again.
+    async fn look(&mut self, host: &Arc<Host>, id: PartitionId, state: &ClusterState) -> Result<bool> {
+        let Ok(partition) = host.engine.partition(id) else {
+            return Ok(true);
+        };
+        let stats = partition.stats().await?;
+        let as_recorded = state.records.get(&id.0).is_some_and(|record| {
+            record.owner == host.id.0 && record.epoch == stats.epoch.0 && record.state == RecordState::Stable
+        });
+        if as_recorded && stats.serving == Serving::Owner {
+            self.since.remove(&id);
+            return Ok(true);
+        }
+        let Some(_claim) = host.claims.try_claim(id) else {
+            return Ok(true);
+        };
+        // Only now, with the claim: nobody else changes what is held, and the record is as new as it has to be.
+        let held = match partition.stats().await?.serving {
+            Serving::Owner | Serving::Frozen | Serving::Suspended => Held::Owner,
+            Serving::Shadow { attempt } => Held::Shadow(attempt),
+            Serving::Released { .. } => Held::Released,
+        };
+        let record = coordinator::read(host.coordinator.as_ref(), id.0).await?;
+        host.routing.update_record(&record);
+        let verdict = verdict(host.id, held, &record);
+        let wait = match verdict {
+            Verdict::Promote(..) => PROMOTE_WAIT,
+            Verdict::Drop => RELEASE_GRACE,
+            _ => Duration::ZERO,
+        };
+        let (known, since) = *self.since.entry(id).or_insert((verdict, Instant::now()));
+        if known != verdict {
+            self.since.insert(id, (verdict, Instant::now()));
+        }
+        if known != verdict && !wait.is_zero() || since.elapsed() < wait {
+            // A copy that is only waiting to be dropped keeps nobody waiting.
+            return Ok(verdict == Verdict::Drop);
+        }
+        act(host, &partition, verdict).await
+    }
+}
+
+async fn act(host: &Host, partition: &PartitionHandle, verdict: Verdict) -> Result<bool> {
+    let id = partition.id();
+    let shard = partition.shard();
+    match verdict {
+        Verdict::Serve(epoch) => {
+            partition.with(move |partition| async move { partition.resume(epoch).await }).await?;
+        }
+        Verdict::ServeAndComplete(epoch, attempt) => {
+            partition.with(move |partition| async move { partition.resume(epoch).await }).await?;
+            complete(host, id, attempt).await?;
+        }
+        Verdict::Abort(attempt) => {
+            let reason = "nobody drives it: its source restarted or never learned that it began".into();
+            let command = Command::Abort { partition: id.0, attempt: attempt.0, reason };
+            match coordinator::change(host.coordinator.as_ref(), command).await {
+                Ok(_) | Err(Error::Conflict { .. }) => return Ok(false),
+                Err(cause) => return Err(cause),
+            }
+        }
+        Verdict::Release(owner, epoch) => {
+            partition.with(move |partition| async move { partition.hand_over(owner, epoch).await }).await?;
+        }
+        Verdict::Promote(attempt, epoch) => {
+            tracing::info!(partition = %id, %attempt, %epoch, "promoted by the coordinator's record");
+            partition.with(move |partition| async move { partition.promote_by_record(attempt, epoch).await }).await?;
+            complete(host, id, attempt).await?;
+        }
+        Verdict::Discard(attempt) => {
+            host.engine.on_shard(shard, move |shard| async move { shard.discard_shadow(id, attempt).await }).await??;
+        }
+        Verdict::Drop => {
+            host.engine.on_shard(shard, move |shard| async move { shard.drop_partition(id).await }).await??;
+        }
+        Verdict::Wait => return Ok(false),
+    }
+    Ok(true)
+}
+
+async fn complete(host: &Host, partition: PartitionId, attempt: AttemptId) -> Result<()> {
+    let command = Command::Complete { partition: partition.0, attempt: attempt.0 };
+    coordinator::change(host.coordinator.as_ref(), command).await.map(drop)
+}
