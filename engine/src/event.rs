@@ -13,8 +13,15 @@ pub(crate) struct Event {
 impl Event {
     /// Lets every waiting task look at its condition again.
     pub fn notify_all(&self) {
-        for waker in self.wakers.take() {
-            waker.wake();
+        // Taken out while they are woken, since a woken task may come back at once; the memory is used again.
+        let mut woken = self.wakers.take();
+        if woken.is_empty() {
+            return;
+        }
+        woken.drain(..).for_each(Waker::wake);
+        let mut wakers = self.wakers.borrow_mut();
+        if wakers.is_empty() {
+            *wakers = woken;
         }
     }
 

@@ -13,6 +13,7 @@ mod heads;
 mod io;
 pub mod limits;
 mod manifest;
+mod memory;
 mod memtable;
 mod merge;
 pub mod offline;

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::memtable::MemtableCursor;
 use crate::record::{RecordKind, RecordView};
 use crate::shard::files::{Table, TableRecords};
+use crate::table::Purpose;
 use crate::types::Lsn;
 
 /// One ordered source of a merge: (key ascending, LSN descending).
@@ -20,6 +21,7 @@ pub(crate) enum Source {
         waiting: std::vec::IntoIter<Rc<Table>>,
         start: Bytes,
         end: Option<Bytes>,
+        purpose: Purpose,
     },
     #[cfg(test)]
     Records(std::vec::IntoIter<crate::record::Record>, Option<crate::record::Record>),
@@ -27,21 +29,31 @@ pub(crate) enum Source {
 
 impl Source {
     /// Tables that follow each other in key order.
-    pub fn tables(tables: Vec<Rc<Table>>, start: Bytes, end: Option<Bytes>) -> Source {
-        Source::Tables { open: None, waiting: tables.into_iter(), start, end }
+    pub fn tables(tables: Vec<Rc<Table>>, start: Bytes, end: Option<Bytes>, purpose: Purpose) -> Source {
+        Source::Tables { open: None, waiting: tables.into_iter(), start, end, purpose }
+    }
+
+    /// As [`Source::advance`] where that needs no I/O and no new table; `None` if it does, and then nothing happened.
+    fn advance_now(&mut self) -> Option<bool> {
+        match self {
+            Source::Memtable(cursor) => Some(cursor.advance()),
+            Source::Tables { open, .. } => open.as_mut()?.advance_now(),
+            #[cfg(test)]
+            Source::Records(..) => None,
+        }
     }
 
     async fn advance(&mut self) -> Result<bool> {
         match self {
             Source::Memtable(cursor) => Ok(cursor.advance()),
-            Source::Tables { open, waiting, start, end } => loop {
+            Source::Tables { open, waiting, start, end, purpose } => loop {
                 if let Some(records) = open
                     && records.advance().await?
                 {
                     return Ok(true);
                 }
                 match waiting.next() {
-                    Some(table) => *open = Some(table.records(start.clone(), end.clone())),
+                    Some(table) => *open = Some(table.records(start.clone(), end.clone(), *purpose)),
                     None => return Ok(false),
                 }
             },
@@ -115,6 +127,8 @@ impl Retain {
 /// Merges sources and keeps what [`Retain`] says.
 pub(crate) struct MergeIter {
     sources: Vec<Source>,
+    /// Sources that stand on a record, in the order of these records.
+    order: Vec<usize>,
     retain: Retain,
     current: Option<usize>,
     started: bool,
@@ -129,6 +143,7 @@ impl MergeIter {
     pub fn new(sources: Vec<Source>, retain: Retain) -> MergeIter {
         MergeIter {
             sources,
+            order: Vec::new(),
             retain,
             current: None,
             started: false,
@@ -163,25 +178,39 @@ impl MergeIter {
     async fn step(&mut self) -> Result<bool> {
         if !self.started {
             self.started = true;
-            let mut index = 0;
-            while index < self.sources.len() {
+            for index in 0..self.sources.len() {
                 if self.sources[index].advance().await? {
-                    index += 1;
-                } else {
-                    self.sources.swap_remove(index);
+                    self.order.insert(0, index);
+                    self.sift_first();
                 }
             }
-        } else if let Some(index) = self.current
-            && !self.sources[index].advance().await?
-        {
-            self.sources.swap_remove(index);
+        } else if let Some(index) = self.current {
+            let moved = match self.sources[index].advance_now() {
+                Some(moved) => moved,
+                None => self.sources[index].advance().await?,
+            };
+            if moved {
+                self.sift_first();
+            } else {
+                self.order.remove(0);
+            }
         }
-        let order = |index: &usize| {
-            let record = self.sources[*index].current();
+        self.current = self.order.first().copied();
+        Ok(self.current.is_some())
+    }
+
+    /// Moves the first of `order` to where its record belongs. Sources are few, and long runs come from one of them: it
+    /// mostly stays.
+    fn sift_first(&mut self) {
+        let position = |index: usize| {
+            let record = self.sources[index].current();
             (record.key, Reverse(record.lsn))
         };
-        self.current = (0..self.sources.len()).min_by(|a, b| order(a).cmp(&order(b)));
-        Ok(self.current.is_some())
+        let mut at = 0;
+        while at + 1 < self.order.len() && position(self.order[at + 1]) < position(self.order[at]) {
+            self.order.swap(at, at + 1);
+            at += 1;
+        }
     }
 
     fn keeps_current(&mut self) -> bool {

@@ -12,13 +12,16 @@
 use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
 
+use crate::memory::{HUGE_BYTES, HugeRegion};
+
 const WORD: usize = size_of::<u64>();
-/// Words of the largest shared chunk; a node's place in its chunk has to fit [`PLACE_BITS`].
+/// Words of the largest shared chunk, a huge page; a node's place in its chunk has to fit [`PLACE_BITS`].
 const CHUNK_WORDS_MAX: usize = 1 << PLACE_BITS;
 const CHUNK_WORDS_MIN: usize = 512;
-const PLACE_BITS: u32 = 15;
+const PLACE_BITS: u32 = 18;
+const _: () = assert!(CHUNK_WORDS_MAX * WORD == HUGE_BYTES);
 /// A node above this gets a chunk of its own, so that little of a shared chunk is left over.
-const SHARED_NODE_WORDS_MAX: usize = CHUNK_WORDS_MAX / 8;
+const SHARED_NODE_WORDS_MAX: usize = CHUNK_WORDS_MAX / 64;
 
 /// Where a node lies: number of the chunk, and place in it in words. Never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,11 +52,13 @@ impl NodeRef {
     }
 }
 
-/// A piece of memory, owned.
+/// A piece of zeroed memory.
 #[derive(Debug)]
 struct Chunk {
     words: NonNull<u64>,
     len: usize,
+    /// Its memory, unless it is a leaked box.
+    region: Option<HugeRegion>,
 }
 
 #[derive(Debug, Default)]
@@ -128,8 +133,9 @@ impl Arena {
         }
         let open = self.open.get().filter(|(chunk, used)| used + len <= self.chunks.borrow()[*chunk].len);
         let (chunk, place) = open.unwrap_or_else(|| {
-            let last = self.open.get().map_or(0, |(chunk, _)| self.chunks.borrow()[chunk].len);
-            let size = (last * 2).clamp(CHUNK_WORDS_MIN, CHUNK_WORDS_MAX).max((len + 1).next_power_of_two());
+            // A quarter of what is there, so that little is idle in a small table.
+            let size = (self.bytes.get() / WORD / 4).next_power_of_two();
+            let size = size.clamp(CHUNK_WORDS_MIN, CHUNK_WORDS_MAX).max((len + 1).next_power_of_two());
             (self.add_chunk(size), 1)
         });
         self.open.set(Some((chunk, place + len)));
@@ -137,9 +143,13 @@ impl Arena {
     }
 
     fn add_chunk(&self, len: usize) -> usize {
-        let words = NonNull::from(Box::leak(vec![0_u64; len].into_boxed_slice())).cast::<u64>();
+        let region = (len == CHUNK_WORDS_MAX).then(|| HugeRegion::new(HUGE_BYTES));
+        let words = match &region {
+            Some(region) => region.as_ptr().cast(),
+            None => NonNull::from(Box::leak(vec![0_u64; len].into_boxed_slice())).cast(),
+        };
         let mut chunks = self.chunks.borrow_mut();
-        chunks.push(Chunk { words, len });
+        chunks.push(Chunk { words, len, region });
         self.bytes.set(self.bytes.get() + len * WORD + size_of::<Chunk>());
         chunks.len() - 1
     }
@@ -147,7 +157,7 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        for chunk in self.chunks.get_mut().drain(..) {
+        for chunk in self.chunks.get_mut().drain(..).filter(|chunk| chunk.region.is_none()) {
             let words = NonNull::slice_from_raw_parts(chunk.words, chunk.len);
             // SAFETY: `add_chunk` leaked exactly this box, and nothing that borrows from the arena is left.
             drop(unsafe { Box::from_raw(words.as_ptr()) });
@@ -204,7 +214,7 @@ mod tests {
         let small = arena.add([1], b"a");
         let before = arena.bytes();
         let large = arena.add([2], &vec![9; 1 << 20]);
-        assert!(arena.bytes() - before < (1 << 20) + 64);
+        assert!(arena.bytes() - before < (1 << 20) + 256);
         let next = arena.add([3], b"b");
         assert_eq!(small.chunk(), next.chunk());
         assert_eq!(arena.payload(large).len(), 1 << 20);

@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::manifest::ManifestEdit;
 use crate::merge::{MergeIter, Retain};
 use crate::shard::files::Table;
+use crate::table::Purpose;
 use crate::types::SegmentId;
 
 use super::layout::{Layout, Segment};
@@ -128,7 +129,7 @@ impl Partition {
     /// Merges the run into new base tables; each goes into a file of its own.
     async fn write_pieces(&self, run: &[Rc<Segment>], may_cut: bool) -> Result<Vec<Piece>> {
         let (start, end) = (run[0].start.clone(), run[run.len() - 1].end.clone());
-        let sources = table_sources(run.iter(), &start, end.as_ref(), |_| true);
+        let sources = table_sources(run.iter(), &start, end.as_ref(), Purpose::Maintain, |_| true);
         let snapshots = self.snapshots.lsns();
         let retain = match self.serving() {
             // A shadow takes records out of order: an older one may still come and must find the tombstone.

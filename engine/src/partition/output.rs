@@ -33,6 +33,8 @@ pub(super) struct TableFileWriter {
     file: DirectFile,
     options: PartitionOptions,
     builder: TableBuilder,
+    /// Where the open table begins, and where its next bytes go.
+    table_start: u64,
     offset: u64,
     since_yield: u32,
 }
@@ -42,12 +44,18 @@ impl TableFileWriter {
         let id = shard.allocate_file();
         let file = DirectFile::create_durable(&shard.table_path(id)).await?;
         let builder = TableBuilder::new(table_options(options));
-        Ok(TableFileWriter { shard: Rc::clone(shard), id, file, options, builder, offset: 0, since_yield: 0 })
+        let shard = Rc::clone(shard);
+        Ok(TableFileWriter { shard, id, file, options, builder, table_start: 0, offset: 0, since_yield: 0 })
     }
 
     /// Adds a record to the open table.
     pub async fn add(&mut self, record: RecordView<'_>) -> Result<()> {
         self.builder.add(record)?;
+        let mut chunk = None;
+        self.builder.take_ready(WRITE_CHUNK_BYTES, TABLE_ALIGN_BYTES, |ready| chunk = Some(copy_out(ready)));
+        if let Some(chunk) = chunk {
+            self.write_chunk(chunk).await?;
+        }
         self.since_yield += 1;
         if self.since_yield == YIELD_RECORDS {
             self.since_yield = 0;
@@ -68,21 +76,34 @@ impl TableFileWriter {
         }
         let builder = std::mem::replace(&mut self.builder, TableBuilder::new(table_options(self.options)));
         let built = builder.finish()?;
-        self.write_table(&built.bytes, built.meta.max_lsn).await.map(Some)
+        self.write_rest(&built.bytes).await?;
+        let location =
+            TableRef { file: self.id, offset: self.table_start, len: built.meta.len, max_lsn: built.meta.max_lsn };
+        self.table_start = self.offset;
+        Ok(Some(location))
     }
 
     /// Writes a complete table (of this builder or of another host).
     pub async fn write_table(&mut self, bytes: &[u8], max_lsn: crate::types::Lsn) -> Result<TableRef> {
+        assert!(self.builder.is_empty(), "INV-OUTPUT: tables of a file do not interleave");
         let location = TableRef { file: self.id, offset: self.offset, len: bytes.len() as u64, max_lsn };
-        for chunk in bytes.chunks(WRITE_CHUNK_BYTES) {
-            let mut buffer = AlignedBuf::with_capacity(chunk.len().next_multiple_of(TABLE_ALIGN_BYTES));
-            buffer.extend_from_slice(chunk);
-            buffer.pad_to(TABLE_ALIGN_BYTES);
-            let len = buffer.len() as u64;
-            self.file.write_all(self.offset, buffer).await?;
-            self.offset += len;
-        }
+        self.write_rest(bytes).await?;
+        self.table_start = self.offset;
         Ok(location)
+    }
+
+    async fn write_rest(&mut self, bytes: &[u8]) -> Result<()> {
+        for chunk in bytes.chunks(WRITE_CHUNK_BYTES) {
+            self.write_chunk(copy_out(chunk)).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_chunk(&mut self, chunk: AlignedBuf) -> Result<()> {
+        let len = chunk.len() as u64;
+        self.file.write_all(self.offset, chunk).await?;
+        self.offset += len;
+        Ok(())
     }
 
     /// Makes the file and its name durable and opens it for reading.
@@ -94,4 +115,12 @@ impl TableFileWriter {
         }
         self.shard.open_file(self.id).await
     }
+}
+
+/// The bytes in memory that the device can read, padded to whole blocks.
+fn copy_out(bytes: &[u8]) -> AlignedBuf {
+    let mut buffer = AlignedBuf::with_capacity(bytes.len().next_multiple_of(TABLE_ALIGN_BYTES));
+    buffer.extend_from_slice(bytes);
+    buffer.pad_to(TABLE_ALIGN_BYTES);
+    buffer
 }

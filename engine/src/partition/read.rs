@@ -2,15 +2,15 @@
 
 use std::rc::Rc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::clock;
 use crate::error::Result;
 use crate::memtable::{Memtable, MemtableCursor, VersionRef};
 use crate::merge::{MergeIter, Retain, Source};
-use crate::record::RecordView;
+use crate::record::RecordKind;
 use crate::shard::files::Table;
-use crate::table::{BlockRecord, HashedKey, Lookup};
+use crate::table::{BlockRecord, HashedKey, Lookup, Purpose};
 use crate::types::{KeyRange, Lsn};
 
 use super::layout::{Layout, Segment};
@@ -42,22 +42,25 @@ enum Found {
 }
 
 impl Found {
-    fn view(&self) -> RecordView<'_> {
+    fn lsn(&self) -> Lsn {
         match self {
-            Found::Memtable(table, at) => table.record(*at),
-            Found::Block(record) => record.view(),
+            Found::Memtable(table, at) => table.record(*at).lsn,
+            Found::Block(record) => record.lsn(),
         }
     }
 
-    fn lsn(&self) -> Lsn {
-        self.view().lsn
+    /// The value that a reader sees now. The clock is asked only for a record that has a deadline.
+    fn live_value(&self) -> Option<&[u8]> {
+        let (kind, expires_at_ms, value) = match self {
+            Found::Memtable(table, at) => {
+                let record = table.record(*at);
+                (record.kind, record.expires_at_ms, record.value)
+            }
+            Found::Block(record) => record.content(),
+        };
+        let is_live = kind == RecordKind::Put && (expires_at_ms == 0 || expires_at_ms > clock::wall_ms());
+        is_live.then_some(value)
     }
-}
-
-/// The value that a reader sees now. The clock is asked only for a record that has a deadline.
-fn live_value(record: RecordView<'_>) -> Option<&[u8]> {
-    let now_ms = if record.expires_at_ms == 0 { 0 } else { clock::wall_ms() };
-    record.is_live(now_ms).then_some(record.value)
 }
 
 /// Everything that a reader of one moment reads from.
@@ -94,7 +97,7 @@ impl Partition {
             Some(found) => found,
             None => self.find(hashed, snapshot).await?,
         };
-        let value = found.as_ref().map(Found::view).and_then(live_value);
+        let value = found.as_ref().and_then(Found::live_value);
         self.count_read(index, key, key.len() + value.map_or(0, <[u8]>::len));
         Ok(read(value))
     }
@@ -103,6 +106,7 @@ impl Partition {
     ///
     /// Errors: as [`Partition::get`].
     /// Cancel: a scan that is dropped has no effect.
+    /// Cost: the page's keys and values share one piece of memory, which lives as long as the last of them.
     pub async fn scan(&self, range: &KeyRange, limit: usize) -> Result<ScanPage> {
         self.wait_readable().await?;
         let view = self.view_latest();
@@ -110,16 +114,25 @@ impl Partition {
         let (start, end) = self.clamp(range);
         let mut page = ScanPage::default();
         let mut iter = self.iterate(&view, start, end, Retain::visible_at(view.pin.lsn(), now_ms));
+        let mut bytes = BytesMut::new();
+        let mut ends = Vec::new();
         while iter.advance().await? {
-            if page.items.len() == limit {
-                page.next = Some(Bytes::copy_from_slice(iter.current().key));
+            let record = iter.current();
+            if ends.len() == limit {
+                page.next = Some(Bytes::copy_from_slice(record.key));
                 break;
             }
-            let record = iter.current();
-            page.items.push(KeyValue {
-                key: Bytes::copy_from_slice(record.key),
-                value: Bytes::copy_from_slice(record.value),
-            });
+            bytes.extend_from_slice(record.key);
+            let key_end = bytes.len();
+            bytes.extend_from_slice(record.value);
+            ends.push((key_end, bytes.len()));
+        }
+        let bytes = bytes.freeze();
+        let mut start = 0;
+        page.items.reserve_exact(ends.len());
+        for (key_end, end) in ends {
+            page.items.push(KeyValue { key: bytes.slice(start..key_end), value: bytes.slice(key_end..end) });
+            start = end;
         }
         Ok(page)
     }
@@ -131,7 +144,7 @@ impl Partition {
         let mut found = self.find_in_memtables(key, snapshot);
         // A memtable record is newer than every table's, except in a shadow, which takes records out of order.
         for table in layout.segments[index].tables() {
-            if found.as_ref().is_some_and(|found| found.view().lsn >= table.location.max_lsn) {
+            if found.as_ref().is_some_and(|found| found.lsn() >= table.location.max_lsn) {
                 continue;
             }
             let candidate = table.get(key, snapshot).await?.map(Found::Block);
@@ -155,8 +168,10 @@ impl Partition {
             }
             match table.lookup(key, snapshot, !is_last) {
                 Lookup::Absent => {}
-                Lookup::Found(record) if record.view().lsn > newest => {
-                    newest = record.view().lsn;
+                // Without a record above it, or another table below, its LSN need not be read.
+                Lookup::Found(record) if newest == Lsn(0) && is_last => found = Some(Found::Block(record)),
+                Lookup::Found(record) if record.lsn() > newest => {
+                    newest = record.lsn();
                     found = Some(Found::Block(record));
                 }
                 Lookup::Found(_) => {}
@@ -226,7 +241,7 @@ impl Partition {
         let touched = view.layout.segments[first..]
             .iter()
             .take_while(|segment| end.as_ref().is_none_or(|end| segment.start < *end));
-        sources.extend(table_sources(touched, &start, end.as_ref(), |_| true));
+        sources.extend(table_sources(touched, &start, end.as_ref(), Purpose::Serve, |_| true));
         MergeIter::new(sources, retain)
     }
 }
@@ -237,6 +252,7 @@ pub(super) fn table_sources<'a>(
     segments: impl Iterator<Item = &'a Rc<Segment>>,
     start: &Bytes,
     end: Option<&Bytes>,
+    purpose: Purpose,
     wanted: impl Fn(&Table) -> bool,
 ) -> Vec<Source> {
     let mut levels: Vec<Vec<Rc<Table>>> = Vec::new();
@@ -248,5 +264,5 @@ pub(super) fn table_sources<'a>(
             levels[level].push(Rc::clone(table));
         }
     }
-    levels.into_iter().map(|tables| Source::tables(tables, start.clone(), end.cloned())).collect()
+    levels.into_iter().map(|tables| Source::tables(tables, start.clone(), end.cloned(), purpose)).collect()
 }

@@ -10,7 +10,9 @@ use crate::error::Result;
 use crate::io::direct::DirectFile;
 use crate::manifest::TableRef;
 use crate::record::RecordView;
-use crate::table::{BlockRecord, BlockSource, Frame, HashedKey, Lookup, ShardBlockCache, TableIter, TableReader};
+use crate::table::{
+    BlockRecord, BlockSource, Frame, HashedKey, Lookup, Purpose, ShardBlockCache, TableIter, TableReader,
+};
 use crate::types::{FileId, Lsn};
 use bytes::Bytes;
 
@@ -101,8 +103,8 @@ impl Table {
     }
 
     /// The records of `[start, end)`.
-    pub fn records(&self, start: Bytes, end: Option<Bytes>) -> TableRecords {
-        TableRecords(TableIter::new(Rc::clone(&self.reader), start, end, Rc::clone(&self.cache)))
+    pub fn records(&self, start: Bytes, end: Option<Bytes>, purpose: Purpose) -> TableRecords {
+        TableRecords(TableIter::new(Rc::clone(&self.reader), start, end, Rc::clone(&self.cache), purpose))
     }
 }
 
@@ -112,6 +114,10 @@ pub(crate) struct TableRecords(TableIter<Rc<TableFile>, ShardBlockCache>);
 impl TableRecords {
     pub async fn advance(&mut self) -> Result<bool> {
         self.0.advance().await
+    }
+
+    pub fn advance_now(&mut self) -> Option<bool> {
+        self.0.advance_now()
     }
 
     pub fn current(&self) -> RecordView<'_> {

@@ -3,9 +3,13 @@
 //! [`VerifiedBlock::new`] is the only way to a readable block. It compares the crc32c with the parent's and validates
 //! the archive and its meaning once; every access after that is unchecked.
 //!
-//! A point lookup finds its record by *tags*: one byte of each record's key hash, eight compared at a time. They are
-//! made when the block is verified and not stored: nothing on disk can disagree with the keys, and the hashing costs
-//! a few per cent of the verification.
+//! A point lookup goes by a *directory* that is made when the block is verified and kept beside it: one byte of each
+//! record's key hash (eight are compared at a time), then where each record's key and value lie. With it the lookup
+//! touches one line of tags, one of positions, the key and the value; through the columns alone it would follow ten
+//! loads each of which waits for the one before. The directory is not stored: nothing on disk can disagree with the
+//! keys, and making it costs a few per cent of the verification.
+
+use std::rc::Rc;
 
 use rkyv::rancor;
 use rkyv::util::AlignedVec;
@@ -13,10 +17,12 @@ use rkyv::{Archive, Serialize};
 
 use crate::error::{Error, Result};
 use crate::io::{Bug, planted};
+use crate::limits::KEY_LEN_MAX;
 use crate::record::{RecordKind, RecordView};
 use crate::types::{Hlc, Lsn};
 
 use super::filter::key_hash;
+use super::frames::{Frame, FramePool};
 
 /// Columns of records; the archive's root. The field order is the format.
 #[derive(Archive, Serialize, Debug, Default)]
@@ -121,12 +127,16 @@ impl ArchivedColumns {
             key: self.key(index),
             lsn: Lsn(self.lsns[index].to_native()),
             hlc: Hlc(self.hlcs[index].to_native()),
-            // Checked when the block was verified.
-            kind: if self.kinds[index] == RecordKind::Put as u8 { RecordKind::Put } else { RecordKind::Delete },
+            kind: kind_of(self.kinds[index]),
             expires_at_ms: self.expiries.get(index).map_or(0, |expiry| expiry.to_native()),
             value: slice_of(&self.value_bytes, &self.value_ends, index),
         }
     }
+}
+
+/// The kind of a record of columns that were checked.
+fn kind_of(byte: u8) -> RecordKind {
+    RecordKind::try_from(byte).unwrap_or_else(|byte| unreachable!("INV-BLOCK: kind {byte} in a checked block"))
 }
 
 fn slice_of<'a>(bytes: &'a [u8], ends: &[rkyv::rend::u32_le], index: usize) -> &'a [u8] {
@@ -138,9 +148,84 @@ fn slice_of<'a>(bytes: &'a [u8], ends: &[rkyv::rend::u32_le], index: usize) -> &
 #[derive(Debug)]
 pub struct VerifiedBlock {
     /// Never changed after verification.
-    bytes: AlignedVec,
-    /// Tag of each record, eight to a word, the first in the lowest byte.
-    tags: Box<[u64]>,
+    memory: Memory,
+    count: u32,
+}
+
+/// Words of the directory for one record's positions.
+const POSITION_WORDS: usize = 2;
+
+/// Where a block lies: its archive and its directory.
+#[derive(Debug)]
+enum Memory {
+    Own {
+        archive: AlignedVec,
+        directory: Box<[u64]>,
+    },
+    /// The directory at the start of the frame, the archive behind it.
+    Cached {
+        frame: Frame,
+        directory_words: u32,
+        archive_len: u32,
+    },
+}
+
+impl Memory {
+    fn archive(&self) -> &[u8] {
+        match self {
+            Memory::Own { archive, .. } => archive,
+            Memory::Cached { frame, directory_words, archive_len } => {
+                let start = archive_start(*directory_words as usize);
+                &frame.bytes()[start..start + *archive_len as usize]
+            }
+        }
+    }
+
+    fn directory(&self) -> &[u64] {
+        match self {
+            Memory::Own { directory, .. } => directory,
+            Memory::Cached { frame, directory_words, .. } => &frame.words()[..*directory_words as usize],
+        }
+    }
+}
+
+/// Where the archive begins in a frame; aligned for it.
+fn archive_start(directory_words: usize) -> usize {
+    (directory_words * size_of::<u64>()).next_multiple_of(16)
+}
+
+/// Where a record's key and value lie, from the archive's start, and what kind of record it is.
+#[derive(Clone, Copy, Debug)]
+struct Position {
+    key_start: u32,
+    value_start: u32,
+    value_len: u32,
+    key_len: u16,
+    kind: u8,
+    has_deadline: bool,
+}
+
+impl Position {
+    fn pack(self) -> [u64; POSITION_WORDS] {
+        [
+            u64::from(self.key_start) << 32 | u64::from(self.value_start),
+            u64::from(self.value_len) << 32
+                | u64::from(self.has_deadline) << 24
+                | u64::from(self.key_len) << 8
+                | u64::from(self.kind),
+        ]
+    }
+
+    fn unpack(words: [u64; POSITION_WORDS]) -> Position {
+        Position {
+            key_start: (words[0] >> 32) as u32,
+            value_start: words[0] as u32,
+            value_len: (words[1] >> 32) as u32,
+            key_len: (words[1] >> 8) as u16,
+            kind: words[1] as u8,
+            has_deadline: words[1] & 1 << 24 != 0,
+        }
+    }
 }
 
 /// The tag of a key with this hash.
@@ -148,12 +233,28 @@ fn tag_of(hash: u64) -> u8 {
     (hash >> 24) as u8
 }
 
-fn tags_of(columns: &ArchivedColumns) -> Box<[u64]> {
-    let mut tags = vec![0; columns.lsns.len().div_ceil(8)].into_boxed_slice();
-    for index in 0..columns.lsns.len() {
-        tags[index / 8] |= u64::from(tag_of(key_hash(columns.key(index)))) << (index % 8 * 8);
+/// The directory: the tags, the first in the lowest byte of the first word, then the positions.
+fn directory_of(archive: &[u8], columns: &ArchivedColumns) -> Box<[u64]> {
+    let count = columns.lsns.len();
+    let tag_words = count.div_ceil(8);
+    let mut directory = vec![0; tag_words + count * POSITION_WORDS].into_boxed_slice();
+    let start_of = |part: &[u8]| (part.as_ptr().addr() - archive.as_ptr().addr()) as u32;
+    for index in 0..count {
+        let record = columns.record(index);
+        directory[index / 8] |= u64::from(tag_of(key_hash(record.key))) << (index % 8 * 8);
+        let position = Position {
+            key_start: start_of(record.key),
+            // An empty value's pointer may lie anywhere.
+            value_start: if record.value.is_empty() { 0 } else { start_of(record.value) },
+            value_len: record.value.len() as u32,
+            key_len: record.key.len() as u16,
+            kind: record.kind as u8,
+            has_deadline: record.expires_at_ms != 0,
+        };
+        let at = tag_words + index * POSITION_WORDS;
+        directory[at..at + POSITION_WORDS].copy_from_slice(&position.pack());
     }
-    tags
+    directory
 }
 
 /// Marks (in its top bit) each byte of `word` that equals `tag`; a byte above a marked one may be marked in error.
@@ -181,20 +282,34 @@ impl VerifiedBlock {
         if !ordered {
             return Err("records out of order".into());
         }
-        let tags = tags_of(columns);
-        Ok(VerifiedBlock { bytes, tags })
+        if (0..columns.lsns.len()).any(|index| columns.key(index).len() > KEY_LEN_MAX) {
+            return Err(format!("a key above {KEY_LEN_MAX} bytes"));
+        }
+        let directory = directory_of(&bytes, columns);
+        Ok(VerifiedBlock { count: columns.lsns.len() as u32, memory: Memory::Own { archive: bytes, directory } })
+    }
+
+    /// The same block in a frame of `pool`.
+    pub(super) fn into_frame(self, pool: &Rc<FramePool>) -> VerifiedBlock {
+        let (archive, directory) = (self.memory.archive(), self.memory.directory());
+        let start = archive_start(directory.len());
+        let mut frame = pool.allocate(start + archive.len());
+        frame.words_mut()[..directory.len()].copy_from_slice(directory);
+        frame.bytes_mut()[start..start + archive.len()].copy_from_slice(archive);
+        let (directory_words, archive_len) = (directory.len() as u32, archive.len() as u32);
+        VerifiedBlock { count: self.count, memory: Memory::Cached { frame, directory_words, archive_len } }
     }
 
     fn columns(&self) -> &ArchivedColumns {
-        // SAFETY: `new` is the only constructor; it validated exactly these bytes as this type, and nothing changes
-        // them afterwards. `AlignedVec` keeps the alignment under which they were validated.
-        unsafe { rkyv::access_unchecked::<ArchivedColumns>(&self.bytes) }
+        // SAFETY: `new` validated exactly these bytes as this type, `into_frame` copied them whole, and nothing changes
+        // them afterwards. Both an `AlignedVec` and a frame are aligned to 16 bytes at least.
+        unsafe { rkyv::access_unchecked::<ArchivedColumns>(self.memory.archive()) }
     }
 
     /// Number of records.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.columns().lsns.len()
+        self.count as usize
     }
 
     /// Whether the block holds no record.
@@ -206,7 +321,11 @@ impl VerifiedBlock {
     /// Bytes of memory that the block takes, as counted by the cache.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.bytes.capacity() + self.tags.len() * 8 + size_of::<VerifiedBlock>()
+        let outside = match &self.memory {
+            Memory::Own { archive, directory } => archive.capacity() + directory.len() * size_of::<u64>(),
+            Memory::Cached { frame, .. } => frame.bytes().len(),
+        };
+        outside + size_of::<VerifiedBlock>()
     }
 
     /// The record at `index`.
@@ -237,22 +356,25 @@ impl VerifiedBlock {
     /// Index of the newest version of `key` at or below `max_lsn`; `hash` is the key's.
     /// Cost: independent of the number of records but for one step per eight of them.
     pub(crate) fn find(&self, key: &[u8], hash: u64, max_lsn: Lsn) -> Option<usize> {
+        let first = self.first_version(key, tag_of(hash))?;
+        if max_lsn == Lsn(u64::MAX) {
+            return Some(first);
+        }
         let columns = self.columns();
-        let count = columns.lsns.len();
-        let first = self.first_version(columns, key, tag_of(hash))?;
-        (first..count)
+        (first..self.len())
             .take_while(|index| *index == first || columns.key(*index) == key)
             .find(|index| columns.lsns[*index].to_native() <= max_lsn.0)
     }
 
     /// Index of the first record of `key`.
-    fn first_version(&self, columns: &ArchivedColumns, key: &[u8], tag: u8) -> Option<usize> {
-        for (position, word) in self.tags.iter().enumerate() {
+    fn first_version(&self, key: &[u8], tag: u8) -> Option<usize> {
+        let directory = self.memory.directory();
+        for (word_index, word) in directory[..self.len().div_ceil(8)].iter().enumerate() {
             let mut marked = matching_bytes(*word, tag);
             while marked != 0 {
-                let index = position * 8 + marked.trailing_zeros() as usize / 8;
+                let index = word_index * 8 + marked.trailing_zeros() as usize / 8;
                 // Zeros behind the last record may match as well.
-                if index < columns.lsns.len() && columns.key(index) == key {
+                if index < self.len() && self.key_of(self.position(index)) == key {
                     return Some(index);
                 }
                 marked &= marked - 1;
@@ -260,17 +382,28 @@ impl VerifiedBlock {
         }
         None
     }
+
+    fn position(&self, index: usize) -> Position {
+        let at = self.len().div_ceil(8) + index * POSITION_WORDS;
+        let directory = self.memory.directory();
+        Position::unpack([directory[at], directory[at + 1]])
+    }
+
+    fn key_of(&self, position: Position) -> &[u8] {
+        let start = position.key_start as usize;
+        &self.memory.archive()[start..start + usize::from(position.key_len)]
+    }
 }
 
 /// A record of a block that is kept in memory as long as this lives.
 #[derive(Clone, Debug)]
 pub struct BlockRecord {
-    block: std::rc::Rc<VerifiedBlock>,
+    block: Rc<VerifiedBlock>,
     index: usize,
 }
 
 impl BlockRecord {
-    pub(super) fn new(block: std::rc::Rc<VerifiedBlock>, index: usize) -> BlockRecord {
+    pub(super) fn new(block: Rc<VerifiedBlock>, index: usize) -> BlockRecord {
         BlockRecord { block, index }
     }
 
@@ -278,5 +411,21 @@ impl BlockRecord {
     #[must_use]
     pub fn view(&self) -> RecordView<'_> {
         self.block.record(self.index)
+    }
+
+    /// The record's LSN.
+    #[must_use]
+    pub fn lsn(&self) -> Lsn {
+        Lsn(self.block.columns().lsns[self.index].to_native())
+    }
+
+    /// Kind, deadline and value: what a reader needs, from few cache lines.
+    #[must_use]
+    pub fn content(&self) -> (RecordKind, u64, &[u8]) {
+        let position = self.block.position(self.index);
+        let start = position.value_start as usize;
+        let value = &self.block.memory.archive()[start..start + position.value_len as usize];
+        let deadline = if position.has_deadline { self.view().expires_at_ms } else { 0 };
+        (kind_of(position.kind), deadline, value)
     }
 }

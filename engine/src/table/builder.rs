@@ -48,17 +48,22 @@ pub struct TableMeta {
 /// A finished table.
 #[derive(Debug)]
 pub struct BuiltTable {
-    /// Its bytes.
+    /// Its bytes, without those that were taken out before.
     pub bytes: Vec<u8>,
     /// What is known of it.
     pub meta: TableMeta,
 }
 
 /// Takes records in (key ascending, LSN descending) order.
+///
+/// Bytes that are complete can be taken out while records are added ([`TableBuilder::take_ready`]), so a table of any size
+/// is built in little memory: what stays is the index and eight bytes a key.
 #[derive(Debug)]
 pub struct TableBuilder {
     options: TableOptions,
+    /// The table's bytes from `taken` on.
     bytes: Vec<u8>,
+    taken: usize,
     open: Columns,
     index: Index,
     hashes: Vec<u64>,
@@ -75,6 +80,7 @@ impl TableBuilder {
         TableBuilder {
             options,
             bytes: Vec::new(),
+            taken: 0,
             open: Columns::default(),
             index: Index::default(),
             hashes: Vec::new(),
@@ -94,7 +100,20 @@ impl TableBuilder {
     /// Bytes the table would have about now.
     #[must_use]
     pub fn estimated_len(&self) -> usize {
-        self.bytes.len() + self.open.estimated_len()
+        self.taken + self.bytes.len() + self.open.estimated_len()
+    }
+
+    /// Takes the first bytes that were not taken yet out, as many whole multiples of `multiple` as are complete, if those
+    /// are `at_least` bytes or more.
+    pub fn take_ready(&mut self, at_least: usize, multiple: usize, mut take: impl FnMut(&[u8])) -> bool {
+        let ready = self.bytes.len() - self.bytes.len() % multiple;
+        if ready < at_least.max(1) {
+            return false;
+        }
+        take(&self.bytes[..ready]);
+        self.bytes.drain(..ready);
+        self.taken += ready;
+        true
     }
 
     /// Adds a record.
@@ -142,7 +161,7 @@ impl TableBuilder {
         // The filter is a multiple of 32 bytes, so the index follows it aligned.
         self.footer.index = self.append(&index);
         self.footer.digest = self.digest.finish();
-        self.footer.total_len = (self.bytes.len() + FOOTER_LEN) as u64;
+        self.footer.total_len = (self.taken + self.bytes.len() + FOOTER_LEN) as u64;
         let footer = self.footer.encode();
         self.bytes.extend_from_slice(&footer);
         let meta = meta_of(&self.footer);
@@ -157,7 +176,8 @@ impl TableBuilder {
         let last_key = self.last_key_of_open();
         let part = self.append(&archive);
         self.index.push(&last_key, BlockEntry { offset: part.offset, len: part.len as usize, crc: part.crc });
-        self.bytes.resize(self.bytes.len().next_multiple_of(PART_ALIGN), 0);
+        let len = (self.taken + self.bytes.len()).next_multiple_of(PART_ALIGN);
+        self.bytes.resize(len - self.taken, 0);
         self.open.clear();
         Ok(())
     }
@@ -169,7 +189,7 @@ impl TableBuilder {
     }
 
     fn append(&mut self, part: &[u8]) -> Part {
-        let offset = self.bytes.len() as u64;
+        let offset = (self.taken + self.bytes.len()) as u64;
         self.bytes.extend_from_slice(part);
         Part { offset, len: part.len() as u32, crc: crc32c::crc32c(part) }
     }
@@ -227,6 +247,28 @@ pub(crate) mod tests {
         let mut builder = TableBuilder::new(TableOptions { block_bytes });
         records.iter().for_each(|record| builder.add(record.view()).unwrap());
         builder.finish().unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn take_ready_in_pieces_gives_the_same_table(
+            records in arbitrary_records(120), block_bytes in 64..600usize, at_least in 1..900usize, multiple in 1..64usize
+        ) {
+            let whole = build(&records, block_bytes);
+            let mut builder = TableBuilder::new(TableOptions { block_bytes });
+            let mut bytes = Vec::new();
+            for record in &records {
+                builder.add(record.view()).unwrap();
+                builder.take_ready(at_least, multiple, |ready| {
+                    assert!(ready.len().is_multiple_of(multiple) && ready.len() >= at_least);
+                    bytes.extend_from_slice(ready);
+                });
+            }
+            let built = builder.finish().unwrap();
+            bytes.extend_from_slice(&built.bytes);
+            prop_assert_eq!(built.meta, whole.meta);
+            prop_assert!(bytes == whole.bytes, "cut at other places, the table is another");
+        }
     }
 
     #[test]

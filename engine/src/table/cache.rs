@@ -15,20 +15,21 @@ use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 
 use super::block::VerifiedBlock;
+use super::frames::FramePool;
 
 /// Uses that a block is credited with at most.
 const USES_MAX: u8 = 3;
 /// The small queue gets one part in so many of the budget.
 const SMALL_SHARE: usize = 10;
 /// Bookkeeping of one cached block: its slot, its place in a queue, its reference counts.
-const ENTRY_OVERHEAD_BYTES: usize = 64;
+const ENTRY_OVERHEAD_BYTES: usize = 32;
 
 /// Where readers look for blocks before they read the device.
 pub trait BlockCache {
     /// The block, if it is held.
     fn lookup(&self, slots: &BlockSlots, block: usize) -> Option<Rc<VerifiedBlock>>;
-    /// Offers a block that was just read.
-    fn insert(&self, slots: &Rc<BlockSlots>, block: usize, verified: &Rc<VerifiedBlock>);
+    /// Offers a block that was just read; returns it, perhaps in other memory.
+    fn insert(&self, slots: &Rc<BlockSlots>, block: usize, verified: VerifiedBlock) -> Rc<VerifiedBlock>;
 }
 
 /// Holds nothing.
@@ -40,7 +41,9 @@ impl BlockCache for NoCache {
         None
     }
 
-    fn insert(&self, _slots: &Rc<BlockSlots>, _block: usize, _verified: &Rc<VerifiedBlock>) {}
+    fn insert(&self, _slots: &Rc<BlockSlots>, _block: usize, verified: VerifiedBlock) -> Rc<VerifiedBlock> {
+        Rc::new(verified)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -135,6 +138,7 @@ struct Queues {
 
 /// Scan-resistant cache bounded by bytes.
 pub struct ShardBlockCache {
+    frames: Rc<FramePool>,
     queues: RefCell<Queues>,
     usage: Rc<Usage>,
     capacity: Cell<usize>,
@@ -150,7 +154,19 @@ impl ShardBlockCache {
     /// A cache of at most `capacity` bytes.
     #[must_use]
     pub fn new(capacity: usize) -> ShardBlockCache {
-        ShardBlockCache { queues: RefCell::default(), usage: Rc::default(), capacity: Cell::new(capacity) }
+        ShardBlockCache {
+            frames: Rc::default(),
+            queues: RefCell::default(),
+            usage: Rc::default(),
+            capacity: Cell::new(capacity),
+        }
+    }
+
+    /// Bytes of memory taken, that of frames between two uses included.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let idle = self.frames.mapped_bytes() - self.frames.used_bytes();
+        self.used() + idle
     }
 
     /// Bytes held.
@@ -242,22 +258,23 @@ impl BlockCache for ShardBlockCache {
         Some(held)
     }
 
-    fn insert(&self, slots: &Rc<BlockSlots>, block: usize, verified: &Rc<VerifiedBlock>) {
+    fn insert(&self, slots: &Rc<BlockSlots>, block: usize, verified: VerifiedBlock) -> Rc<VerifiedBlock> {
+        let verified = Rc::new(verified.into_frame(&self.frames));
         let mut queues = self.queues.borrow_mut();
         {
             let mut table = slots.slots.borrow_mut();
             let slot = &mut table[block];
-            if slot.block.is_some() {
+            if let Some(held) = &slot.block {
                 // Two readers missed at once; the first one's stays.
-                return;
+                return Rc::clone(held);
             }
             let usage = slots.usage.get_or_init(|| Rc::clone(&self.usage));
             let is_back = slot.dropped_at != 0 && queues.drops - slot.dropped_at <= queues.main.len() as u32;
             slot.queue = if is_back { Queue::Main } else { Queue::Small };
             slot.uses = 0;
             slot.dropped_at = 0;
-            slot.block = Some(Rc::clone(verified));
-            usage.of(slot.queue).update(|bytes| bytes + weight(verified));
+            slot.block = Some(Rc::clone(&verified));
+            usage.of(slot.queue).update(|bytes| bytes + weight(&verified));
             queues.sweep();
             let queued = (Rc::downgrade(slots), block as u32);
             match slot.queue {
@@ -267,6 +284,7 @@ impl BlockCache for ShardBlockCache {
         }
         drop(queues);
         self.shrink();
+        verified
     }
 }
 
@@ -279,7 +297,7 @@ mod tests {
     use crate::types::{Hlc, Lsn};
 
     /// A block of one record; each weighs the same.
-    fn block() -> Rc<VerifiedBlock> {
+    fn block() -> VerifiedBlock {
         let record = Record {
             key: "k".into(),
             lsn: Lsn(1),
@@ -288,42 +306,45 @@ mod tests {
             expires_at_ms: 0,
             value: vec![7; 200].into(),
         };
-        Rc::new(crate::table::reader::tests::first_block(&build(&[record], 4096)))
+        crate::table::reader::tests::first_block(&build(&[record], 4096))
     }
 
-    fn read(cache: &ShardBlockCache, slots: &Rc<BlockSlots>, index: usize, verified: &Rc<VerifiedBlock>) -> bool {
+    /// What it weighs in a cache.
+    fn block_weight() -> usize {
+        weight(&block().into_frame(&Rc::default()))
+    }
+
+    fn read(cache: &ShardBlockCache, slots: &Rc<BlockSlots>, index: usize) -> bool {
         let hit = cache.lookup(slots, index).is_some();
         if !hit {
-            cache.insert(slots, index, verified);
+            cache.insert(slots, index, block());
         }
         hit
     }
 
     #[test]
     fn insert_beyond_capacity_stays_within_it() {
-        let verified = block();
-        let cache = ShardBlockCache::new(weight(&verified) * 20);
+        let cache = ShardBlockCache::new(block_weight() * 20);
         let slots = BlockSlots::new(500);
         for index in 0..500 {
-            read(&cache, &slots, index, &verified);
-            assert!(cache.used() <= weight(&verified) * 20);
+            read(&cache, &slots, index);
+            assert!(cache.used() <= block_weight() * 20);
         }
         let held = (0..500).filter(|index| cache.lookup(&slots, *index).is_some()).count();
-        assert_eq!(held * weight(&verified), cache.used());
+        assert_eq!(held * block_weight(), cache.used());
     }
 
     #[test]
     fn scan_over_hot_blocks_leaves_them_cached() {
-        let verified = block();
-        let cache = ShardBlockCache::new(weight(&verified) * 100);
+        let cache = ShardBlockCache::new(block_weight() * 100);
         let slots = BlockSlots::new(5_000);
         for _ in 0..4 {
             for index in 0..50 {
-                read(&cache, &slots, index, &verified);
+                read(&cache, &slots, index);
             }
         }
         for index in 50..5_000 {
-            read(&cache, &slots, index, &verified);
+            read(&cache, &slots, index);
         }
         let hits = (0..50).filter(|index| cache.lookup(&slots, *index).is_some()).count();
         assert_eq!(hits, 50, "a scan pushed hot blocks out");
@@ -331,39 +352,37 @@ mod tests {
 
     #[test]
     fn drop_of_a_table_gives_its_bytes_back() {
-        let verified = block();
-        let cache = ShardBlockCache::new(weight(&verified) * 100);
+        let cache = ShardBlockCache::new(block_weight() * 100);
         let (kept, gone) = (BlockSlots::new(40), BlockSlots::new(40));
         for index in 0..40 {
-            read(&cache, &kept, index, &verified);
-            read(&cache, &gone, index, &verified);
+            read(&cache, &kept, index);
+            read(&cache, &gone, index);
         }
         drop(gone);
-        assert_eq!(cache.used(), weight(&verified) * 40);
+        assert_eq!(cache.used(), block_weight() * 40);
         let next = BlockSlots::new(200);
         for index in 0..200 {
-            read(&cache, &next, index, &verified);
+            read(&cache, &next, index);
         }
-        assert!(cache.used() <= weight(&verified) * 100);
+        assert!(cache.used() <= block_weight() * 100);
     }
 
     #[test]
     fn block_that_comes_back_soon_outlives_newcomers() {
-        let verified = block();
-        let cache = ShardBlockCache::new(weight(&verified) * 20);
+        let cache = ShardBlockCache::new(block_weight() * 20);
         let slots = BlockSlots::new(1_000);
         // Fill the main queue: read twice each.
         for index in 0..18 {
-            read(&cache, &slots, index, &verified);
-            read(&cache, &slots, index, &verified);
+            read(&cache, &slots, index);
+            read(&cache, &slots, index);
         }
         for index in 100..110 {
-            read(&cache, &slots, index, &verified);
+            read(&cache, &slots, index);
         }
         assert!(cache.lookup(&slots, 100).is_none(), "it was dropped from the small queue");
-        read(&cache, &slots, 100, &verified);
+        read(&cache, &slots, 100);
         for index in 200..210 {
-            read(&cache, &slots, index, &verified);
+            read(&cache, &slots, index);
         }
         assert!(cache.lookup(&slots, 100).is_some(), "it came back into the main queue");
     }

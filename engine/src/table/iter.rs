@@ -1,5 +1,6 @@
 //! Walks the records of a table in order.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -11,42 +12,101 @@ use super::block::VerifiedBlock;
 use super::cache::BlockCache;
 use super::reader::{BlockSource, TableReader};
 
+/// What a walk is for: how far it reads ahead, and whether its blocks are worth keeping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A reader waits: the first block is read alone, then twice as much with each read while the walk goes on.
+    Serve,
+    /// Nobody waits, and each block is used once: large reads that leave the cache as it is.
+    Maintain,
+}
+
+/// Bytes of one read of a walk at most.
+const READ_AHEAD_BYTES_MAX: usize = 256 << 10;
+
 /// Iterates `[start, end)` of a table, reading blocks as it reaches them.
 pub struct TableIter<S, C> {
     reader: Rc<TableReader<S>>,
     cache: Rc<C>,
     start: Bytes,
     end: Option<Bytes>,
-    /// The block read next, and whether the first has been positioned.
+    purpose: Purpose,
+    read_ahead_bytes: usize,
+    /// The block taken next, and whether the first has been positioned.
     next_block: Option<usize>,
+    /// Blocks read already: those from `next_block` on.
+    ahead: VecDeque<Rc<VerifiedBlock>>,
     block: Option<Rc<VerifiedBlock>>,
     position: usize,
+    /// Records of the block that lie in the range.
+    limit: usize,
 }
 
 impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
     /// An iterator before the first record of the range.
-    pub fn new(reader: Rc<TableReader<S>>, start: Bytes, end: Option<Bytes>, cache: Rc<C>) -> TableIter<S, C> {
-        TableIter { reader, cache, start, end, next_block: None, block: None, position: 0 }
+    pub fn new(
+        reader: Rc<TableReader<S>>,
+        start: Bytes,
+        end: Option<Bytes>,
+        cache: Rc<C>,
+        purpose: Purpose,
+    ) -> TableIter<S, C> {
+        let read_ahead_bytes = match purpose {
+            Purpose::Serve => 1,
+            Purpose::Maintain => READ_AHEAD_BYTES_MAX,
+        };
+        TableIter {
+            reader,
+            cache,
+            start,
+            end,
+            purpose,
+            read_ahead_bytes,
+            next_block: None,
+            ahead: VecDeque::new(),
+            block: None,
+            position: 0,
+            limit: 0,
+        }
+    }
+
+    /// As [`TableIter::advance`] while the next record lies in the block that it stands in; `None` if that has to be
+    /// asked, and then nothing happened.
+    pub fn advance_now(&mut self) -> Option<bool> {
+        if self.position + 1 < self.limit {
+            self.position += 1;
+            return Some(true);
+        }
+        None
     }
 
     /// Moves to the next record; false at the end of the range.
     pub async fn advance(&mut self) -> Result<bool> {
         self.position += 1;
         loop {
-            if let Some(block) = &self.block
-                && self.position < block.len()
-            {
-                return Ok(self.in_range());
+            if let Some(block) = &self.block {
+                if self.position < self.limit {
+                    return Ok(true);
+                }
+                if self.limit < block.len() {
+                    // The range ends within the block.
+                    self.limit = self.position;
+                    return Ok(false);
+                }
             }
             let first = self.next_block.is_none();
             let next = self.next_block.unwrap_or_else(|| self.reader.block_for(&self.start));
+            self.next_block = Some(next);
             if next == self.reader.blocks() {
-                self.block = None;
-                self.next_block = Some(next);
+                (self.block, self.position, self.limit) = (None, 0, 0);
                 return Ok(false);
             }
-            let block = self.reader.block(next, &*self.cache).await?;
+            let block = self.take_block(next).await?;
             self.position = if first { block.seek(&self.start) } else { 0 };
+            self.limit = match &self.end {
+                Some(end) if block.record(block.len() - 1).key >= end.as_ref() => block.seek(end),
+                _ => block.len(),
+            };
             self.block = Some(block);
             self.next_block = Some(next + 1);
         }
@@ -62,7 +122,20 @@ impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
         block.record(self.position)
     }
 
-    fn in_range(&self) -> bool {
-        self.end.as_ref().is_none_or(|end| self.current().key < end.as_ref())
+    async fn take_block(&mut self, block: usize) -> Result<Rc<VerifiedBlock>> {
+        if let Some(held) = self.ahead.pop_front() {
+            return Ok(held);
+        }
+        if let Some(held) = self.reader.cached(block, &*self.cache) {
+            return Ok(held);
+        }
+        let end = self.end.as_deref().map_or(self.reader.blocks(), |end| self.reader.block_for(end) + 1);
+        let keep = self.purpose == Purpose::Serve;
+        self.ahead = self.reader.read_ahead(block..end, self.read_ahead_bytes, &*self.cache, keep).await?;
+        self.read_ahead_bytes = (self.read_ahead_bytes * 2).clamp(16 << 10, READ_AHEAD_BYTES_MAX);
+        match self.ahead.pop_front() {
+            Some(held) => Ok(held),
+            None => unreachable!("INV-ITER: a read brings the block it begins with"),
+        }
     }
 }

@@ -25,6 +25,7 @@ mod builder;
 mod cache;
 mod filter;
 mod footer;
+mod frames;
 mod index;
 mod iter;
 mod reader;
@@ -33,7 +34,7 @@ pub use batch::{decode_records, encode_records};
 pub use block::{BlockRecord, VerifiedBlock};
 pub use builder::{BuiltTable, TableBuilder, TableMeta, TableOptions};
 pub use cache::{BlockCache, BlockSlots, NoCache, ShardBlockCache};
-pub use iter::TableIter;
+pub use iter::{Purpose, TableIter};
 pub use reader::{BlockSource, Frame, HashedKey, Lookup, TableReader, verify_image};
 
 #[cfg(test)]

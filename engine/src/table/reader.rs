@@ -1,5 +1,7 @@
 //! Reads a table block by block. No I/O of its own: bytes come from a [`BlockSource`].
 
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -146,6 +148,8 @@ impl<S: BlockSource> TableReader<S> {
         if block == self.blocks() {
             return Lookup::Absent;
         }
+        // Where the reader sees every record of the table, none has to be asked for its LSN.
+        let max_lsn = if self.meta.max_lsn <= max_lsn { Lsn(u64::MAX) } else { max_lsn };
         if let Some(held) = cache.lookup(&self.slots, block) {
             return match held.find(key.bytes, key.hash, max_lsn) {
                 Some(index) => Lookup::Found(BlockRecord::new(held, index)),
@@ -168,19 +172,55 @@ impl<S: BlockSource> TableReader<S> {
         }
     }
 
+    /// A data block that the cache has.
+    pub fn cached(&self, block: usize, cache: &impl BlockCache) -> Option<Rc<VerifiedBlock>> {
+        cache.lookup(&self.slots, block)
+    }
+
     /// A verified data block, from the cache or the source. Offered to the cache when it was read.
     pub async fn block(&self, block: usize, cache: &impl BlockCache) -> Result<Rc<VerifiedBlock>> {
-        let entry = self.index.entry(block);
-        if let Some(held) = cache.lookup(&self.slots, block) {
+        if let Some(held) = self.cached(block, cache) {
             return Ok(held);
         }
-        let offset = self.offset + entry.offset;
-        let bytes = self.source.read(offset, entry.len).await?;
-        let verified =
-            VerifiedBlock::new(bytes, entry.crc).map_err(|what| Error::corruption(&self.path, offset, what))?;
-        let verified = Rc::new(verified);
-        cache.insert(&self.slots, block, &verified);
+        let entry = self.index.entry(block);
+        let bytes = self.source.read(self.offset + entry.offset, entry.len).await?;
+        Ok(cache.insert(&self.slots, block, self.verify(block, bytes)?))
+    }
+
+    /// The first blocks of `blocks` by one read: the first in any case, then those that follow it, are not cached and
+    /// fit into `bytes_max`. Offered to the cache if `keep`.
+    pub async fn read_ahead(
+        &self,
+        blocks: Range<usize>,
+        bytes_max: usize,
+        cache: &impl BlockCache,
+        keep: bool,
+    ) -> Result<VecDeque<Rc<VerifiedBlock>>> {
+        let first = self.index.entry(blocks.start);
+        let end_of = |block: usize| {
+            let entry = self.index.entry(block);
+            entry.offset as usize + entry.len - first.offset as usize
+        };
+        let fits = |block: &usize| end_of(*block) <= bytes_max && (!keep || self.cached(*block, cache).is_none());
+        let more = (blocks.start + 1..blocks.end.min(self.blocks())).take_while(fits).count();
+        let read = blocks.start..blocks.start + 1 + more;
+        let bytes = self.source.read(self.offset + first.offset, end_of(read.end - 1)).await?;
+        let mut verified = VecDeque::with_capacity(read.len());
+        for block in read {
+            let entry = self.index.entry(block);
+            let start = (entry.offset - first.offset) as usize;
+            let mut own = Frame::with_capacity(entry.len);
+            own.extend_from_slice(&bytes[start..start + entry.len]);
+            let one = self.verify(block, own)?;
+            verified.push_back(if keep { cache.insert(&self.slots, block, one) } else { Rc::new(one) });
+        }
         Ok(verified)
+    }
+
+    fn verify(&self, block: usize, bytes: Frame) -> Result<VerifiedBlock> {
+        let entry = self.index.entry(block);
+        let corrupt = |what: String| Error::corruption(&self.path, self.offset + entry.offset, what);
+        VerifiedBlock::new(bytes, entry.crc).map_err(corrupt)
     }
 }
 
@@ -234,9 +274,10 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::record::Record;
     use crate::table::builder::BuiltTable;
     use crate::table::builder::tests::{arbitrary_records, build};
-    use crate::table::{NoCache, ShardBlockCache, TableIter};
+    use crate::table::{NoCache, Purpose, ShardBlockCache, TableIter};
 
     fn open(table: &BuiltTable) -> TableReader<&[u8]> {
         block_on(TableReader::open(&table.bytes[..], 0, table.meta.len, Path::new("t"))).unwrap()
@@ -284,15 +325,26 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn iterate_range_returns_records_in_it(records in arbitrary_records(200), start in prop::collection::vec(0..4u8, 0..4)) {
-            let table = build(&records, 200);
+        fn iterate_range_returns_records_in_it(
+            records in arbitrary_records(300), start in prop::collection::vec(0..4u8, 0..4),
+            end in prop::option::of(prop::collection::vec(0..4u8, 1..4)), block_bytes in 64..1_000usize,
+            cached in prop::collection::vec(any::<prop::sample::Index>(), 0..10), maintain: bool,
+        ) {
+            let table = build(&records, block_bytes);
             let reader = Rc::new(open(&table));
-            let mut iter = TableIter::new(reader, start.clone().into(), None, Rc::new(NoCache));
+            let cache = Rc::new(ShardBlockCache::new(64 << 20));
+            for block in cached {
+                block_on(reader.block(block.index(reader.blocks()), &*cache)).unwrap();
+            }
+            let purpose = if maintain { Purpose::Maintain } else { Purpose::Serve };
+            let mut iter = TableIter::new(reader, start.clone().into(), end.clone().map(Into::into), cache, purpose);
             let mut seen = Vec::new();
-            while block_on(iter.advance()).unwrap() {
+            while iter.advance_now().unwrap_or_else(|| block_on(iter.advance()).unwrap()) {
                 seen.push(iter.current().to_record());
             }
-            let expected: Vec<_> = records.into_iter().filter(|record| record.key >= start).collect();
+            prop_assert!(!block_on(iter.advance()).unwrap(), "the end is the end");
+            let in_range = |record: &Record| record.key >= start && end.as_ref().is_none_or(|end| record.key < end);
+            let expected: Vec<Record> = records.into_iter().filter(in_range).collect();
             prop_assert_eq!(seen, expected);
         }
 

@@ -37,8 +37,9 @@ const ENTRY_HEADER_LEN: usize = 56;
 const MAGIC: [u8; 4] = *b"AWAL";
 const VERSION: u8 = 1;
 const FLAG_INCARNATION: u8 = 1;
-/// Room that a batch begins with.
-const BATCH_CAPACITY_BYTES: usize = 16 << 10;
+/// Room that a batch begins with at least, and at most whatever the batch before it took.
+const CAPACITY_BYTES_MIN: usize = 16 << 10;
+const CAPACITY_BYTES_MAX: usize = 1 << 20;
 
 /// One entry of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +76,12 @@ pub(super) struct BatchBuilder {
 
 impl BatchBuilder {
     pub fn new() -> BatchBuilder {
-        let mut buffer = AlignedBuf::with_capacity(BATCH_CAPACITY_BYTES);
+        BatchBuilder::with_capacity(0)
+    }
+
+    /// An empty batch that is expected to take about `bytes`.
+    pub fn with_capacity(bytes: usize) -> BatchBuilder {
+        let mut buffer = AlignedBuf::with_capacity(bytes.clamp(CAPACITY_BYTES_MIN, CAPACITY_BYTES_MAX));
         buffer.extend_from_slice(&[0; HEADER_LEN]);
         BatchBuilder { buffer, entries: 0 }
     }

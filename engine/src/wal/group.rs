@@ -116,7 +116,11 @@ impl GroupCommit {
             return Step::NextFile;
         }
         let seq = self.open_seq;
-        let bytes = std::mem::replace(&mut self.open, BatchBuilder::new()).seal(self.generation, seq, false);
+        let bytes = std::mem::replace(&mut self.open, BatchBuilder::with_capacity(len as usize)).seal(
+            self.generation,
+            seq,
+            false,
+        );
         let batch = SealedBatch {
             seq,
             #[cfg(test)]

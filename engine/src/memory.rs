@@ -1,0 +1,49 @@
+//! Large pieces of memory that the kernel is asked to back with huge pages.
+//!
+//! Data that is read at random over hundreds of MiB misses the address translation cache on nearly every access, and on
+//! a virtual machine each miss walks two page tables. Measured here: a dependent load from 320 MiB took 1.2 to 1.5 us on
+//! 4 KiB pages and 0.55 us on 2 MiB pages (busy machine, same process). Many systems give huge pages only to those who
+//! ask (`transparent_hugepage/enabled` = `madvise`), and the general allocator does not.
+
+use std::ptr::NonNull;
+
+use memmap2::{Advice, MmapMut, MmapOptions};
+
+/// Size and alignment of a huge page.
+pub(crate) const HUGE_BYTES: usize = 2 << 20;
+
+/// Zeroed memory, aligned to [`HUGE_BYTES`]; pages are taken from the system when they are first written.
+#[derive(Debug)]
+pub(crate) struct HugeRegion {
+    /// Owns the memory; never touched again but to unmap it.
+    _map: MmapMut,
+    first: NonNull<u8>,
+    len: usize,
+}
+
+impl HugeRegion {
+    /// `len` bytes, rounded up to whole huge pages.
+    ///
+    /// # Panics
+    /// When the system has no address space left, as any allocation does.
+    pub fn new(len: usize) -> HugeRegion {
+        let len = len.next_multiple_of(HUGE_BYTES);
+        // One huge page more than needed, so that an aligned stretch lies within; what is never touched costs nothing.
+        let map = MmapOptions::new().len(len + HUGE_BYTES).map_anon();
+        let mut map = map.unwrap_or_else(|cause| panic!("cannot map {len} bytes of memory: {cause}"));
+        let start = map.as_ptr().align_offset(HUGE_BYTES);
+        // Refused where the kernel was built without huge pages; the memory then works as any other.
+        let _ = map.advise_range(Advice::HugePage, start, len);
+        let first = NonNull::from(&mut map[start..start + len]).cast();
+        HugeRegion { _map: map, first, len }
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The first byte. The region is alive and in one place as long as `self`.
+    pub fn as_ptr(&self) -> NonNull<u8> {
+        self.first
+    }
+}

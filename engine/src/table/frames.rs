@@ -1,0 +1,224 @@
+//! Memory of cached blocks: frames of one shard in slabs of huge pages.
+//!
+//! A slab belongs to one size class and is cut into equal frames; a slab whose last frame is freed goes back to the
+//! system, but for one that is kept to be used again.
+//!
+//! - `INV-FRAME`: a frame's memory belongs to one [`Frame`] from its allocation until that is dropped, and its slab is
+//!   not unmapped before; the pool lives as long as any of its frames.
+
+use std::cell::{Cell, RefCell};
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use crate::memory::{HUGE_BYTES, HugeRegion};
+
+/// Size classes are multiples of this; half of it is lost per frame in the mean.
+const CLASS_BYTES: usize = 512;
+/// Larger frames get a region of their own.
+const CLASS_MAX: usize = 64 << 10;
+/// Frames begin at multiples of a cache line.
+const WORD: usize = size_of::<u64>();
+
+#[derive(Debug)]
+struct Slab {
+    region: HugeRegion,
+    class: usize,
+    /// Frames that are free.
+    free: Vec<u32>,
+    live: u32,
+}
+
+#[derive(Debug, Default)]
+struct Slabs {
+    slabs: Vec<Option<Slab>>,
+    /// Places in `slabs` that are empty.
+    vacant: Vec<u32>,
+    /// For each class, its slabs that have a free frame.
+    partial: Vec<Vec<u32>>,
+    /// An empty slab's memory, kept.
+    spare: Option<HugeRegion>,
+}
+
+/// The pool.
+#[derive(Debug, Default)]
+pub(crate) struct FramePool {
+    slabs: RefCell<Slabs>,
+    mapped: Cell<usize>,
+    used: Cell<usize>,
+}
+
+impl FramePool {
+    /// Bytes of memory taken from the system.
+    pub fn mapped_bytes(&self) -> usize {
+        self.mapped.get()
+    }
+
+    /// Bytes in frames.
+    pub fn used_bytes(&self) -> usize {
+        self.used.get()
+    }
+
+    /// A frame of at least `len` bytes with undefined content.
+    pub fn allocate(self: &Rc<FramePool>, len: usize) -> Frame {
+        let class = len.div_ceil(CLASS_BYTES).max(1);
+        let len = class * CLASS_BYTES;
+        self.used.update(|used| used + len);
+        if len > CLASS_MAX {
+            let region = HugeRegion::new(len);
+            self.mapped.update(|mapped| mapped + region.len());
+            let memory = region.as_ptr().cast();
+            return Frame { pool: Rc::clone(self), memory, len, place: Place::Alone(region) };
+        }
+        let mut slabs = self.slabs.borrow_mut();
+        let (slab, mapped) = slabs.slab_with_room(class);
+        self.mapped.update(|bytes| bytes + mapped);
+        let index = slabs.take_frame(slab);
+        let Some(held) = slabs.slabs[slab as usize].as_ref() else {
+            unreachable!("INV-FRAME: a slab with room exists");
+        };
+        // SAFETY: frame `index` of the slab lies within its region.
+        let memory = unsafe { held.region.as_ptr().add(index as usize * len) }.cast();
+        Frame { pool: Rc::clone(self), memory, len, place: Place::Slab { slab, index } }
+    }
+}
+
+impl Slabs {
+    /// A slab of the class with a free frame, and the bytes that had to be mapped for it.
+    fn slab_with_room(&mut self, class: usize) -> (u32, usize) {
+        if self.partial.len() <= class {
+            self.partial.resize_with(class + 1, Vec::new);
+        }
+        if let Some(slab) = self.partial[class].last() {
+            return (*slab, 0);
+        }
+        let mapped = if self.spare.is_some() { 0 } else { HUGE_BYTES };
+        let region = self.spare.take().unwrap_or_else(|| HugeRegion::new(HUGE_BYTES));
+        let frames = HUGE_BYTES / (class * CLASS_BYTES);
+        // Taken from the end: the first frames first.
+        let slab = Slab { region, class, free: (0..frames as u32).rev().collect(), live: 0 };
+        let place = self.vacant.pop().unwrap_or_else(|| {
+            self.slabs.push(None);
+            self.slabs.len() as u32 - 1
+        });
+        self.slabs[place as usize] = Some(slab);
+        self.partial[class].push(place);
+        (place, mapped)
+    }
+
+    fn take_frame(&mut self, place: u32) -> u32 {
+        let Some((slab, index)) = self.slabs[place as usize].as_mut().and_then(|slab| {
+            let index = slab.free.pop()?;
+            Some((slab, index))
+        }) else {
+            unreachable!("INV-FRAME: a partial slab has a free frame");
+        };
+        slab.live += 1;
+        if slab.free.is_empty() {
+            self.partial[slab.class].pop();
+        }
+        index
+    }
+
+    /// Takes a frame back; returns the bytes unmapped.
+    fn free_frame(&mut self, place: u32, index: u32) -> usize {
+        let Some(slab) = self.slabs[place as usize].as_mut() else {
+            unreachable!("INV-FRAME: a slab with live frames exists");
+        };
+        if slab.free.is_empty() {
+            self.partial[slab.class].push(place);
+        }
+        slab.free.push(index);
+        slab.live -= 1;
+        if slab.live > 0 {
+            return 0;
+        }
+        let class = slab.class;
+        self.partial[class].retain(|other| *other != place);
+        self.vacant.push(place);
+        let emptied = self.slabs[place as usize].take().map(|slab| slab.region);
+        if self.spare.is_none() {
+            self.spare = emptied;
+            return 0;
+        }
+        HUGE_BYTES
+    }
+}
+
+#[derive(Debug)]
+enum Place {
+    Slab { slab: u32, index: u32 },
+    Alone(HugeRegion),
+}
+
+/// A piece of memory of the pool, aligned to 512 bytes.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pool: Rc<FramePool>,
+    memory: NonNull<u64>,
+    len: usize,
+    place: Place,
+}
+
+impl Frame {
+    /// The frame as words.
+    pub fn words(&self) -> &[u64] {
+        // SAFETY: `len` bytes, a multiple of 8, of initialised (mapped: zeroed) memory that this frame owns (INV-FRAME).
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.len / WORD) }
+    }
+
+    /// The frame as words that can be changed.
+    pub fn words_mut(&mut self) -> &mut [u64] {
+        // SAFETY: as in `words`; `self` is borrowed for as long as the slice.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), self.len / WORD) }
+    }
+
+    /// The frame as bytes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: as in `words`; any byte is a valid `u8`.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast(), self.len) }
+    }
+
+    /// The frame as bytes that can be changed.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `words_mut`.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr().cast(), self.len) }
+    }
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        self.pool.used.update(|used| used - self.len);
+        let unmapped = match &self.place {
+            Place::Slab { slab, index } => self.pool.slabs.borrow_mut().free_frame(*slab, *index),
+            Place::Alone(region) => region.len(),
+        };
+        self.pool.mapped.update(|mapped| mapped - unmapped);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_of_mixed_sizes_never_overlap_and_all_memory_goes_back() {
+        let pool = Rc::new(FramePool::default());
+        let mut random = fastrand::Rng::with_seed(3);
+        let mut held: Vec<(Frame, u64)> = Vec::new();
+        for mark in 1..4_000_u64 {
+            let mut frame = pool.allocate(random.usize(1..90_000));
+            assert!(frame.bytes().as_ptr().addr().is_multiple_of(CLASS_BYTES));
+            frame.words_mut().fill(mark);
+            held.push((frame, mark));
+            if held.len() > 200 || random.bool() {
+                let (frame, mark) = held.swap_remove(random.usize(..held.len()));
+                assert!(frame.words().iter().all(|word| *word == mark), "another frame wrote here");
+            }
+            let used: usize = held.iter().map(|(frame, _)| frame.len).sum();
+            assert_eq!(pool.used_bytes(), used);
+            assert!(pool.mapped_bytes() >= used);
+        }
+        held.clear();
+        assert_eq!((pool.used_bytes(), pool.mapped_bytes()), (0, HUGE_BYTES), "but for the spare slab");
+    }
+}
