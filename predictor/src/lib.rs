@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`window`] (what the data path counts) -> [`features`] (what the model sees) -> [`gru`] and [`model`]
 //! (what it computes and from which weights) -> [`scorer`] (the one interface that the engine uses, with the one-line
-//! rivals of the GRU beside it) -> [`signal`] (when to start a shadow). Offline: [`trace`] (recorded requests),
+//! rivals of the GRU beside it) -> [`online`] (learning from the host's own windows, in the background) -> [`signal`] (when
+//! to start a shadow). Offline: [`trace`] (recorded requests),
 //! [`eval`] (which scorer orders a copy best), `train` (feature `torch`).
 //!
 //! - INV-P1: nothing here reads a clock, starts a thread or does I/O, except [`trace`] and the load and save functions of
@@ -18,6 +19,7 @@ pub mod eval;
 pub mod features;
 pub mod gru;
 pub mod model;
+pub mod online;
 pub mod scorer;
 pub mod signal;
 mod simd;

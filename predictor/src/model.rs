@@ -7,8 +7,9 @@
 //! | `gru.bias_ih`, `gru.bias_hh` | 3 hidden |
 //! | `head.weight` | hidden + features |
 //! | `head.bias` | 1 |
+//! | `linear.weight` | features (the scorer `linear`, without a hidden state) |
 //!
-//! The metadata has one key, `antumbra`, whose value is JSON: `{"format":1,"features":1,"hidden":16,"horizon":8}`. One
+//! The metadata has one key, `antumbra`, whose value is JSON: `{"format":2,"features":2,"hidden":16,"horizon":8}`. One
 //! key because safetensors keeps metadata in a hash map: with one, equal weights are equal files.
 //!
 //! A file is believed only after every tensor's type, shape and values were checked: a NaN in a weight would poison
@@ -25,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::features::{FEATURE_VERSION, FEATURES};
 
 /// Version of the file format.
-pub const MODEL_FORMAT: u32 = 1;
+pub const MODEL_FORMAT: u32 = 2;
 /// Largest hidden size that is accepted.
 pub const HIDDEN_MAX: usize = 128;
 /// Largest horizon that is accepted, in windows.
@@ -63,6 +64,8 @@ pub struct Weights {
     pub head_weight: Vec<f32>,
     /// The head's bias.
     pub head_bias: f32,
+    /// `FEATURES`: the model of the scorer `linear`.
+    pub linear: Vec<f32>,
 }
 
 /// A checked model: shapes fit, every weight is finite.
@@ -128,6 +131,7 @@ impl Model {
             bias_hh: read("gru.bias_hh", &[3 * hidden])?,
             head_weight: read("head.weight", &[hidden + FEATURES])?,
             head_bias: read("head.bias", &[1])?[0],
+            linear: read("linear.weight", &[FEATURES])?,
         };
         Model::checked(hidden, metadata.horizon, weights, path)
     }
@@ -157,6 +161,7 @@ impl Model {
             bias_hh: draw(3 * hidden),
             head_weight: draw(hidden + FEATURES),
             head_bias: 0.0,
+            linear: draw(FEATURES),
         };
         Model { hidden, horizon, weights }
     }
@@ -212,7 +217,7 @@ impl Model {
         fs::write(&draft, bytes).and_then(|()| fs::rename(&draft, path)).map_err(io_error)
     }
 
-    fn tensors(&self) -> [(&'static str, Vec<usize>, &[f32]); 6] {
+    fn tensors(&self) -> [(&'static str, Vec<usize>, &[f32]); 7] {
         let (hidden, weights) = (self.hidden, &self.weights);
         [
             ("gru.weight_ih", vec![3 * hidden, FEATURES], &weights.weight_ih),
@@ -221,6 +226,7 @@ impl Model {
             ("gru.bias_hh", vec![3 * hidden], &weights.bias_hh),
             ("head.weight", vec![hidden + FEATURES], &weights.head_weight),
             ("head.bias", vec![1], std::slice::from_ref(&weights.head_bias)),
+            ("linear.weight", vec![FEATURES], &weights.linear),
         ]
     }
 
@@ -308,9 +314,9 @@ mod tests {
             bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
             message(&bytes)
         };
-        assert!(edited(r#"\"format\":1"#, r#"\"format\":9"#).contains("m.safetensors, tensor -: format 9"));
-        assert!(edited(r#"\"features\":1"#, r#"\"features\":7"#).contains("train it anew"));
-        assert!(edited(r#"\"hidden\":8"#, r#"\"hidden\":9"#).contains("tensor gru.weight_ih: shape [24, 20], not [27"));
+        assert!(edited(r#"\"format\":2"#, r#"\"format\":9"#).contains("m.safetensors, tensor -: format 9"));
+        assert!(edited(r#"\"features\":2"#, r#"\"features\":7"#).contains("train it anew"));
+        assert!(edited(r#"\"hidden\":8"#, r#"\"hidden\":9"#).contains("tensor gru.weight_ih: shape [24, 28], not [27"));
         assert!(edited(r#"\"hidden\":8"#, r#"\"hidden\":0"#).contains("hidden size 0"));
         assert!(edited("gru.bias_ih", "gru.bias_xx").contains("tensor gru.bias_ih: is missing"));
         assert!(edited("antumbra", "penumbra").contains("not a model of ours"));

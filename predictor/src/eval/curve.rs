@@ -49,19 +49,45 @@ pub(crate) fn order_by_score(scores: &[f32], order: &mut Vec<usize>) {
     order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
 }
 
-/// Share of `requests` (segments in time order) that hit segments already copied, when the segments are copied one
-/// after the other in `order`, all in the time of these requests.
-///
-/// The segment at place `k` of `n` is there after `(k + 1) / n` of the time.
-pub(crate) fn hit_share(order: &[usize], requests: &[u32], ranks: &mut Vec<u64>) -> f64 {
-    ranks.clear();
-    ranks.resize(order.len(), 0);
-    for (place, index) in order.iter().enumerate() {
-        ranks[*index] = place as u64 + 1;
+/// Copies in a given order, at a constant rate, in the time of some requests: what it costs to copy each segment.
+#[derive(Clone, Debug)]
+pub(crate) struct Copying {
+    /// Cost of each segment, e.g. its bytes; at least 1.
+    costs: Vec<u64>,
+    total: u128,
+    /// For each segment the first request that finds it copied.
+    there_at: Vec<u32>,
+}
+
+impl Copying {
+    /// Every segment costs the same.
+    pub(crate) fn even(segments: usize) -> Copying {
+        Copying::new(vec![1; segments])
     }
-    let (segments, len) = (order.len() as u64, requests.len() as u64);
-    let hit = |(at, segment): (usize, &u32)| ranks[*segment as usize] * len <= at as u64 * segments;
-    requests.iter().enumerate().filter(|request| hit(*request)).count() as f64 / len.max(1) as f64
+
+    pub(crate) fn new(mut costs: Vec<u64>) -> Copying {
+        costs.iter_mut().for_each(|cost| *cost = (*cost).max(1));
+        let total = costs.iter().map(|cost| u128::from(*cost)).sum();
+        Copying { there_at: vec![0; costs.len()], costs, total }
+    }
+
+    /// What it costs to copy each segment.
+    pub(crate) fn costs(&self) -> &[u64] {
+        &self.costs
+    }
+
+    /// Share of `requests` (segments in time order) that hit segments already copied, when the segments are copied one
+    /// after the other in `order`. A segment is there when its last byte is.
+    pub(crate) fn hit_share(&mut self, order: &[usize], requests: &[u32]) -> f64 {
+        let len = requests.len() as u128;
+        let mut done = 0u128;
+        for index in order {
+            done += u128::from(self.costs[*index]);
+            self.there_at[*index] = (done * len).div_ceil(self.total.max(1)) as u32;
+        }
+        let hit = |(at, segment): (usize, &u32)| self.there_at[*segment as usize] as usize <= at;
+        requests.iter().enumerate().filter(|request| hit(*request)).count() as f64 / requests.len().max(1) as f64
+    }
 }
 
 #[cfg(test)]
@@ -89,10 +115,19 @@ mod tests {
     #[test]
     fn hit_share_counts_what_was_copied_in_time() {
         // two segments, four requests: the first in order is there from request 2 on, the other never
-        let mut ranks = Vec::new();
-        assert_eq!(hit_share(&[0, 1], &[0, 0, 0, 0], &mut ranks), 0.5);
-        assert_eq!(hit_share(&[1, 0], &[0, 0, 0, 0], &mut ranks), 0.0);
-        assert_eq!(hit_share(&[1, 0], &[0, 0, 1, 1], &mut ranks), 0.5);
+        let mut copying = Copying::even(2);
+        assert_eq!(copying.hit_share(&[0, 1], &[0, 0, 0, 0]), 0.5);
+        assert_eq!(copying.hit_share(&[1, 0], &[0, 0, 0, 0]), 0.0);
+        assert_eq!(copying.hit_share(&[1, 0], &[0, 0, 1, 1]), 0.5);
+    }
+
+    #[test]
+    fn hit_share_of_uneven_segments_waits_for_the_last_byte() {
+        // the first segment is three quarters of the bytes: it is there from request 3 on, or, as the second, never
+        let mut copying = Copying::new(vec![3, 1]);
+        assert_eq!(copying.hit_share(&[0, 1], &[0, 0, 0, 0]), 0.25);
+        assert_eq!(copying.hit_share(&[1, 0], &[1, 1, 1, 1]), 0.75);
+        assert_eq!(copying.hit_share(&[], &[]), 0.0);
     }
 
     proptest! {

@@ -67,6 +67,8 @@ pub struct Windowed {
     counts: Vec<SegmentCounts>,
     /// The segment of each request, in time order.
     segment_of: Vec<u32>,
+    /// Bytes of each segment.
+    bytes: Vec<u64>,
 }
 
 impl Windowed {
@@ -78,8 +80,8 @@ impl Windowed {
     /// [`Error::Config`] when there are fewer requests than windows, or fewer distinct keys than segments, or when
     /// either is 0.
     pub fn new(requests: &[Request], mapping: Mapping, segments: usize, windows: usize) -> Result<Windowed> {
-        let (segment_of, _) = segments_of(requests, mapping, segments)?;
-        Windowed::count(requests.iter(), segment_of, segments, windows)
+        let mapped = Mapped::new(requests, mapping, segments)?;
+        Windowed::count(requests.iter(), mapped.segment_of, mapped.bytes, windows)
     }
 
     /// As [`Windowed::new`], without the first request of each key: the segments stay the same, but what may have
@@ -88,19 +90,19 @@ impl Windowed {
     /// # Errors
     /// As [`Windowed::new`], the requests left out not counted.
     pub fn of_known_keys(requests: &[Request], mapping: Mapping, segments: usize, windows: usize) -> Result<Windowed> {
-        let (segment_of, is_first) = segments_of(requests, mapping, segments)?;
+        let Mapped { segment_of, is_first, bytes } = Mapped::new(requests, mapping, segments)?;
         let known = |at: &usize| !is_first[*at];
         let kept = (0..requests.len()).filter(known).map(|at| segment_of[at]).collect();
-        Windowed::count((0..requests.len()).filter(known).map(|at| &requests[at]), kept, segments, windows)
+        Windowed::count((0..requests.len()).filter(known).map(|at| &requests[at]), kept, bytes, windows)
     }
 
     fn count<'a>(
         requests: impl Iterator<Item = &'a Request>,
         segment_of: Vec<u32>,
-        segments: usize,
+        bytes: Vec<u64>,
         windows: usize,
     ) -> Result<Windowed> {
-        let len = segment_of.len();
+        let (len, segments) = (segment_of.len(), bytes.len());
         if windows == 0 || len < windows {
             let what = format!("{windows} windows: at least 1, at most one a request, of which there are {len}");
             return Err(Error::Config { name: "windows", what });
@@ -120,7 +122,7 @@ impl Windowed {
                 sequential: 0,
             });
         }
-        Ok(Windowed { segments, windows, counts, segment_of })
+        Ok(Windowed { segments, windows, counts, segment_of, bytes })
     }
 
     /// Segments.
@@ -133,6 +135,12 @@ impl Windowed {
     #[must_use]
     pub fn windows(&self) -> usize {
         self.windows
+    }
+
+    /// Bytes of each segment: the sizes of its keys, each as it was last seen.
+    #[must_use]
+    pub fn bytes(&self) -> &[u64] {
+        &self.bytes
     }
 
     /// Counts of one window, by segment.
@@ -160,6 +168,7 @@ impl Windowed {
     pub fn mirrored(&self) -> Windowed {
         let mut mirrored = self.clone();
         mirrored.counts.chunks_exact_mut(self.segments).for_each(<[SegmentCounts]>::reverse);
+        mirrored.bytes.reverse();
         let last = self.segments as u32 - 1;
         mirrored.segment_of.iter_mut().for_each(|segment| *segment = last - *segment);
         mirrored
@@ -180,38 +189,55 @@ fn request_range(requests: usize, windows: usize, window: usize) -> std::ops::Ra
     requests * window / windows..requests * (window + 1) / windows
 }
 
-/// The segment of each request, and whether it is the first of its key.
-fn segments_of(requests: &[Request], mapping: Mapping, segments: usize) -> Result<(Vec<u32>, Vec<bool>)> {
-    // dense ids in the order of first appearance
-    let mut ids = HashMap::new();
-    let mut keys = Vec::new();
-    let mut id_of: Vec<u32> = Vec::with_capacity(requests.len());
-    let mut is_first = Vec::with_capacity(requests.len());
-    for request in requests {
-        let keys_before = keys.len();
-        let id = *ids.entry(request.key).or_insert_with(|| {
-            keys.push(request.key);
-            keys.len() as u32 - 1
-        });
-        id_of.push(id);
-        is_first.push(keys.len() > keys_before);
+/// Requests on segments, not yet in windows.
+struct Mapped {
+    /// The segment of each request.
+    segment_of: Vec<u32>,
+    /// Whether it is the first of its key.
+    is_first: Vec<bool>,
+    /// Bytes of each segment.
+    bytes: Vec<u64>,
+}
+
+impl Mapped {
+    fn new(requests: &[Request], mapping: Mapping, segments: usize) -> Result<Mapped> {
+        // dense ids in the order of first appearance
+        let mut ids = HashMap::new();
+        let mut keys = Vec::new();
+        let mut sizes = Vec::new();
+        let mut segment_of: Vec<u32> = Vec::with_capacity(requests.len());
+        let mut is_first = Vec::with_capacity(requests.len());
+        for request in requests {
+            let keys_before = keys.len();
+            let id = *ids.entry(request.key).or_insert_with(|| {
+                keys.push(request.key);
+                sizes.push(0);
+                keys.len() as u32 - 1
+            });
+            sizes[id as usize] = request.size;
+            segment_of.push(id);
+            is_first.push(keys.len() > keys_before);
+        }
+        if segments == 0 || keys.len() < segments {
+            let what = format!("{segments} segments: at least 1, at most one a key, of which there are {}", keys.len());
+            return Err(Error::Config { name: "segments", what });
+        }
+        let mut order: Vec<u32> = (0..keys.len() as u32).collect();
+        match mapping {
+            Mapping::Arrival => {}
+            Mapping::Range => order.sort_unstable_by_key(|id| keys[*id as usize]),
+            Mapping::Hash => order.sort_unstable_by_key(|id| mix(keys[*id as usize])),
+        }
+        let mut segment_of_id = vec![0u32; keys.len()];
+        let mut bytes = vec![0; segments];
+        for (rank, id) in order.iter().enumerate() {
+            let segment = rank * segments / keys.len();
+            segment_of_id[*id as usize] = segment as u32;
+            bytes[segment] += u64::from(sizes[*id as usize]);
+        }
+        segment_of.iter_mut().for_each(|id| *id = segment_of_id[*id as usize]);
+        Ok(Mapped { segment_of, is_first, bytes })
     }
-    if segments == 0 || keys.len() < segments {
-        let what = format!("{segments} segments: at least 1, at most one a key, of which there are {}", keys.len());
-        return Err(Error::Config { name: "segments", what });
-    }
-    let mut order: Vec<u32> = (0..keys.len() as u32).collect();
-    match mapping {
-        Mapping::Arrival => {}
-        Mapping::Range => order.sort_unstable_by_key(|id| keys[*id as usize]),
-        Mapping::Hash => order.sort_unstable_by_key(|id| mix(keys[*id as usize])),
-    }
-    let mut segment_of_id = vec![0u32; keys.len()];
-    for (rank, id) in order.iter().enumerate() {
-        segment_of_id[*id as usize] = (rank * segments / keys.len()) as u32;
-    }
-    id_of.iter_mut().for_each(|id| *id = segment_of_id[*id as usize]);
-    Ok((id_of, is_first))
 }
 
 /// A bijection of 64 bits without visible order (the finalizer of splitmix64).

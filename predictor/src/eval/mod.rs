@@ -4,10 +4,12 @@
 //! constant rate and takes exactly the horizon, while the horizon's requests arrive. The **share** is that of requests
 //! that hit segments already copied, over all positions; a shadow that was filled by a better order serves more of
 //! them. **pct_of_oracle** divides it by the share of the order by the horizon's true counts. Scorers see every window
-//! from the first on and nothing of the future; learned weights must come from the first four fifths.
+//! from the first on and nothing of the future; learned weights must come from the first four fifths, or, with
+//! [`EvalConfig::online`], from windows that have closed, as on a host.
 //!
 //! `ewma` and `ewma-readahead` get the best alpha *in hindsight* on the evaluated part: harder rivals than any that a
-//! host could run. A position is left out when its horizon would pass the end of the trace.
+//! host could run. `classic` is what a host without a learned model could run at best: the guard's choice among the
+//! rules, by what each has hit lately. A position is left out when its horizon would pass the end of the trace.
 //!
 //! Under [`Mapping::Arrival`] each new key falls into the one segment that is being filled, so whoever sees that front
 //! coming gains much; [`EvalConfig::known_keys_only`] shows what is left without that.
@@ -15,19 +17,23 @@
 mod bootstrap;
 mod curve;
 mod mapping;
+mod recorded;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::scorer::{self, Ewma, EwmaReadahead, HORIZON_WINDOWS, Scorer, ScorerKind};
+use crate::online::{OnlineConfig, OnlineGru, OnlineStats};
+use crate::scorer::{self, Choice, Ewma, EwmaReadahead, HORIZON_WINDOWS, Scorer, ScorerKind};
 use crate::trace::Request;
 
+pub(crate) use curve::{Copying, order_by_score};
 pub use curve::{area, order_curve};
-pub(crate) use curve::{hit_share, order_by_score};
 pub use mapping::{Mapping, Windowed};
+use recorded::{Recorded, Replay};
 
 /// Averages tried for "best alpha in hindsight".
 pub const ALPHAS: [f32; 10] = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0];
@@ -60,8 +66,13 @@ pub struct EvalConfig {
     pub scorers: Vec<ScorerKind>,
     /// Weights for `gru`; none = the shipped ones.
     pub model: Option<Model>,
+    /// How `gru` learns from the trace's own windows as they close; none = its weights stay as they are.
+    pub online: Option<OnlineConfig>,
     /// Leaves out the first request of each key ([`Windowed::of_known_keys`]). The project's task counts it.
     pub known_keys_only: bool,
+    /// Whether copying takes its time by the bytes of a segment (the size of each key when it was last seen) and the
+    /// order is by score per byte. The project's task counts segments, which hold equal numbers of keys.
+    pub per_byte: bool,
     /// Seed of the random order and of the confidence intervals.
     pub seed: u64,
 }
@@ -79,7 +90,9 @@ impl EvalConfig {
             evaluate_to: 1.0,
             scorers: ScorerKind::ALL.to_vec(),
             model: None,
+            online: Some(OnlineConfig::default()),
             known_keys_only: false,
+            per_byte: false,
             seed: 1,
         }
     }
@@ -127,16 +140,25 @@ pub struct Report {
     pub positions: usize,
     /// By name; `oracle` among them.
     pub scorers: BTreeMap<String, ScorerReport>,
+    /// The guard's choice among the rules without a learned model: the rival of `gap_vs_classic`.
+    pub classic: ScorerReport,
     /// Part of the gap between hindsight `ewma` and the oracle that `gru` closes; negative when it is worse. None
     /// when one of them was not evaluated or there is no gap.
     pub gap_vs_ewma: Option<f64>,
-    /// The same against the best classical scorer of this trace, chosen in hindsight.
+    /// 95 % interval of it; both are drawn at the same positions.
+    pub gap_vs_ewma_ci95: Option<[f64; 2]>,
+    /// The same against `classic`.
     pub gap_vs_classic: Option<f64>,
+    /// 95 % interval of it.
+    pub gap_vs_classic_ci95: Option<[f64; 2]>,
+    /// What the online learner did, where it ran.
+    pub online: Option<OnlineStats>,
 }
 
 /// Evaluates scorers on one trace.
 ///
-/// Cost: each scorer sees every window; some ten passes over the evaluated requests for each scorer.
+/// Cost: each scorer sees every window; some ten passes over the evaluated requests for each scorer; the scores of the
+/// learned scorers at every window are kept meanwhile.
 ///
 /// # Errors
 /// [`Error::Config`] when trace and settings do not fit; [`Error::Model`] when the shipped weights are damaged.
@@ -144,44 +166,79 @@ pub fn evaluate(requests: &Requests, config: &EvalConfig) -> Result<Report> {
     let map = if config.known_keys_only { Windowed::of_known_keys } else { Windowed::new };
     let windowed = map(&requests.requests, config.mapping, config.segments, config.windows)?;
     let (first, end) = config.positions()?;
-    let task = Task { windowed: &windowed, horizon: config.horizon, first, end };
+    let task = Task { windowed: &windowed, horizon: config.horizon, first, end, per_byte: config.per_byte };
     let oracle = task.oracle_shares();
-    let report = |shares: &[f64], alpha| {
-        let block = 2 * config.horizon;
-        ScorerReport {
-            share: mean(shares),
-            pct_of_oracle: 100.0 * mean(shares) / mean(&oracle).max(f64::MIN_POSITIVE),
-            ci95: bootstrap::ratio_ci95(shares, &oracle, block, config.seed),
-            alpha,
-        }
+    let report = |shares: &[f64], alpha| ScorerReport {
+        share: mean(shares),
+        pct_of_oracle: 100.0 * mean(shares) / mean(&oracle).max(f64::MIN_POSITIVE),
+        ci95: bootstrap::ratio_ci95(shares, &oracle, 2 * config.horizon, config.seed),
+        alpha,
     };
+    let learned = Learned::new(&task, config)?;
+    let mut shares = BTreeMap::new();
     let mut scorers = BTreeMap::from([("oracle".to_owned(), report(&oracle, None))]);
     for kind in &config.scorers {
-        let segments = config.segments;
-        let (shares, alpha) = match kind {
-            ScorerKind::Ewma => task.best_alpha(|alpha| Box::new(Ewma::new(segments, alpha))),
-            ScorerKind::EwmaReadahead => task.best_alpha(|alpha| Box::new(EwmaReadahead::new(segments, alpha))),
-            ScorerKind::Random => (task.shares(&mut scorer::Random::new(segments, config.seed)), None),
-            other => (task.shares(&mut *scorer::build(*other, config.model.as_ref(), segments)?), None),
-        };
-        scorers.insert(kind.to_string(), report(&shares, alpha));
+        let (found, alpha) = task.of_kind(*kind, &learned, config)?;
+        scorers.insert(kind.to_string(), report(&found, alpha));
+        shares.insert(*kind, found);
     }
-    let share_of = |kind: ScorerKind| scorers.get(kind.as_str()).map(|report| report.share);
-    let classic = ScorerKind::ALL.into_iter().filter(|kind| kind.is_classic()).filter_map(share_of).reduce(f64::max);
-    let oracle = mean(&oracle);
-    let gap = |rival: Option<f64>| {
-        let (rival, gru) = (rival?, share_of(ScorerKind::Gru)?);
-        (oracle - rival > 1e-9).then(|| (gru - rival) / (oracle - rival))
+    let classic = task.shares(&mut Choice::new("classic", Choice::rules(config.segments), config.segments));
+    let gap = |rival: Option<&Vec<f64>>| {
+        let (rival, gru) = (rival?, shares.get(&ScorerKind::Gru)?);
+        let gap = (mean(gru) - mean(rival)) / (mean(&oracle) - mean(rival));
+        let gain: Vec<f64> = gru.iter().zip(rival).map(|(gru, rival)| gru - rival).collect();
+        let room: Vec<f64> = oracle.iter().zip(rival).map(|(oracle, rival)| oracle - rival).collect();
+        let ci95 = bootstrap::ratio_ci95(&gain, &room, 2 * config.horizon, config.seed).map(|percent| percent / 100.0);
+        (mean(&oracle) - mean(rival) > 1e-9).then_some((gap, ci95))
     };
+    let (vs_ewma, vs_classic) = (gap(shares.get(&ScorerKind::Ewma)), gap(Some(&classic)));
     Ok(Report {
         trace: requests.trace.clone(),
         mapping: config.mapping,
         segments: config.segments,
         positions: end - first,
-        gap_vs_ewma: gap(share_of(ScorerKind::Ewma)),
-        gap_vs_classic: gap(classic),
+        classic: report(&classic, None),
+        gap_vs_ewma: vs_ewma.map(|gap| gap.0),
+        gap_vs_ewma_ci95: vs_ewma.map(|gap| gap.1),
+        gap_vs_classic: vs_classic.map(|gap| gap.0),
+        gap_vs_classic_ci95: vs_classic.map(|gap| gap.1),
+        online: learned.online,
         scorers,
     })
+}
+
+/// Scores of the learned scorers at every window: they cost most and are needed twice, by themselves and under `auto`.
+struct Learned {
+    linear: Arc<Recorded>,
+    gru: Arc<Recorded>,
+    online: Option<OnlineStats>,
+}
+
+impl Learned {
+    fn new(task: &Task<'_>, config: &EvalConfig) -> Result<Learned> {
+        let until = |kind: ScorerKind| {
+            let needed = |given: &ScorerKind| *given == kind || *given == ScorerKind::Auto;
+            if config.scorers.iter().any(needed) { task.end } else { 0 }
+        };
+        let model = config.model.clone().map_or_else(Model::shipped, Ok)?;
+        let plain = |kind: ScorerKind| -> Result<Arc<Recorded>> {
+            let mut scorer = scorer::build(kind, Some(&model), config.segments)?;
+            Ok(Arc::new(Recorded::of(task.windowed, until(kind), |counts, scores| {
+                scorer.observe(counts);
+                scores.extend_from_slice(scorer.scores());
+            })))
+        };
+        let linear = plain(ScorerKind::Linear)?;
+        let Some(online) = config.online else {
+            return Ok(Learned { linear, gru: plain(ScorerKind::Gru)?, online: None });
+        };
+        let mut gru = OnlineGru::new(&model, config.segments, online)?;
+        let recorded = Recorded::of(task.windowed, until(ScorerKind::Gru), |counts, scores| {
+            // a window is scored before it is learned from
+            scores.extend_from_slice(gru.observe(counts));
+        });
+        Ok(Learned { linear, gru: Arc::new(recorded), online: Some(gru.learner().stats()) })
+    }
 }
 
 /// The positions of one trace.
@@ -192,39 +249,70 @@ pub(crate) struct Task<'a> {
     pub(crate) first: usize,
     /// One past the last.
     pub(crate) end: usize,
+    /// Whether segments cost what they have of bytes, or all the same.
+    pub(crate) per_byte: bool,
 }
 
 impl Task<'_> {
+    /// Shares of a scorer of the report, and the alpha that was chosen in hindsight.
+    fn of_kind(&self, kind: ScorerKind, learned: &Learned, config: &EvalConfig) -> Result<(Vec<f64>, Option<f32>)> {
+        let segments = config.segments;
+        Ok(match kind {
+            ScorerKind::Ewma => self.best_alpha(|alpha| Box::new(Ewma::new(segments, alpha))),
+            ScorerKind::EwmaReadahead => self.best_alpha(|alpha| Box::new(EwmaReadahead::new(segments, alpha))),
+            ScorerKind::Random => (self.shares(&mut scorer::Random::new(segments, config.seed)), None),
+            ScorerKind::Linear => (self.shares(&mut Replay::new("linear", &learned.linear)), None),
+            ScorerKind::Gru => (self.shares(&mut Replay::new("gru", &learned.gru)), None),
+            ScorerKind::Auto => {
+                let mut candidates: Vec<Box<dyn Scorer + Send>> =
+                    vec![Box::new(Replay::new("gru", &learned.gru)), Box::new(Replay::new("linear", &learned.linear))];
+                candidates.extend(Choice::rules(segments));
+                (self.shares(&mut Choice::new("auto", candidates, segments)), None)
+            }
+            other => (self.shares(&mut *scorer::build(other, config.model.as_ref(), segments)?), None),
+        })
+    }
+
     /// The share at each position.
     pub(crate) fn shares(&self, scorer: &mut dyn Scorer) -> Vec<f64> {
-        let (mut order, mut ranks) = (Vec::new(), Vec::new());
+        let mut copying = self.copying();
+        let mut order = Vec::new();
+        let mut per_cost = vec![0.0; self.windowed.segments()];
         let mut shares = Vec::with_capacity(self.end - self.first);
         for window in 0..self.end {
             scorer.observe(self.windowed.window(window));
             if window >= self.first {
-                order_by_score(scorer.scores(), &mut order);
-                shares.push(self.share(window, &order, &mut ranks));
+                let costs = copying.costs().iter();
+                let score = |(score, cost): (&f32, &u64)| score / *cost as f32;
+                per_cost.iter_mut().zip(scorer.scores().iter().zip(costs).map(score)).for_each(|(to, from)| *to = from);
+                order_by_score(&per_cost, &mut order);
+                shares.push(copying.hit_share(&order, self.windowed.requests(window + 1, self.horizon)));
             }
         }
         shares
     }
 
-    /// The share of `order` in the horizon after `window`.
-    pub(crate) fn share(&self, window: usize, order: &[usize], ranks: &mut Vec<u64>) -> f64 {
-        hit_share(order, self.windowed.requests(window + 1, self.horizon), ranks)
-    }
-
     /// The share at each position of the order by true counts.
     pub(crate) fn oracle_shares(&self) -> Vec<f64> {
-        let (mut order, mut ranks) = (Vec::new(), Vec::new());
+        let mut copying = self.copying();
+        let mut order = Vec::new();
         (self.first..self.end)
             .map(|window| {
-                let truth: Vec<f32> =
-                    self.windowed.accesses(window + 1, self.horizon).into_iter().map(|count| count as f32).collect();
+                let counts = self.windowed.accesses(window + 1, self.horizon);
+                let per_cost = |(count, cost): (&u64, &u64)| (*count as f64 / *cost as f64) as f32;
+                let truth: Vec<f32> = counts.iter().zip(copying.costs()).map(per_cost).collect();
                 order_by_score(&truth, &mut order);
-                self.share(window, &order, &mut ranks)
+                copying.hit_share(&order, self.windowed.requests(window + 1, self.horizon))
             })
             .collect()
+    }
+
+    fn copying(&self) -> Copying {
+        if self.per_byte {
+            Copying::new(self.windowed.bytes().to_vec())
+        } else {
+            Copying::even(self.windowed.segments())
+        }
     }
 
     fn best_alpha(&self, build: impl Fn(f32) -> Box<dyn Scorer>) -> (Vec<f64>, Option<f32>) {
@@ -282,13 +370,36 @@ mod tests {
         assert!(json["scorers"]["gru"]["share"].is_number());
         assert_eq!(json["scorers"]["lru"]["ci95"].as_array().unwrap().len(), 2);
         assert!(json["gap_vs_ewma"].is_number() && json["gap_vs_classic"].is_number());
-        assert!(report.gap_vs_classic.unwrap() <= report.gap_vs_ewma.unwrap() + 1e-12);
+        let [low, high] = report.gap_vs_ewma_ci95.unwrap();
+        assert!(low <= report.gap_vs_ewma.unwrap() && report.gap_vs_ewma.unwrap() <= high);
+        let names: Vec<&str> = report.scorers.keys().map(String::as_str).collect();
+        assert!(ScorerKind::ALL.iter().all(|kind| names.contains(&kind.as_str())));
+        assert_eq!(names.len(), ScorerKind::ALL.len() + 1);
+        // the guards follow what is good here, and may be late
+        assert!(report.classic.pct_of_oracle > pct("lfu") && pct("auto") > pct("ewma") - 2.0);
     }
 
     #[test]
     fn evaluation_is_deterministic() {
         let requests = moving_hot_spot();
         assert_eq!(evaluate(&requests, &config()).unwrap(), evaluate(&requests, &config()).unwrap());
+    }
+
+    #[test]
+    fn per_byte_prefers_small_segments_of_equal_heat() {
+        // the upper half of the keys is 100 times as large, both halves are read the same
+        let mut rng = fastrand::Rng::with_seed(5);
+        let request = |index: u64| {
+            let key = rng.u64(0..200);
+            Request { ts_us: index, op: Op::Get, key, size: if key < 100 { 10 } else { 1000 } }
+        };
+        let requests = Requests { trace: "two sizes".into(), requests: (0..20_000).map(request).collect() };
+        let share = |per_byte: bool| {
+            let config = EvalConfig { per_byte, scorers: vec![ScorerKind::Lfu], ..config() };
+            evaluate(&requests, &config).unwrap().scorers["lfu"].share
+        };
+        // half of the requests are served almost at once when the small ones come first
+        assert!(share(true) > 0.7 && share(false) < 0.6, "{} {}", share(true), share(false));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Which segments follow which: a first-order Markov chain over windows, kept sparse.
 //!
-//! A window's access shares are the source distribution, the next window's the target distribution; the strongest
+//! A window's access shares are the source distribution, those of the window `lag` later (1: the next one) the target
+//! distribution; the strongest
 //! [`SOURCES`] segments of the one vote for the strongest [`TARGETS`] of the other. Each source remembers
 //! [`SUCCESSORS`] targets; a new target takes the weakest one's place once that one has decayed below it. So memory is
 //! O(segments) and a window costs O(segments) for the selection plus a constant for the update, where the dense chain
@@ -73,20 +74,29 @@ pub struct CoAccess {
     successors: Vec<[Successor; SUCCESSORS]>,
     smoothed: Vec<f32>,
     expected: Vec<f32>,
-    sources: Strongest<SOURCES>,
+    /// Sources of the last windows, the one closed `lag` windows ago at `oldest`, one slot for each window of the lag.
+    sources: Vec<Strongest<SOURCES>>,
+    oldest: usize,
     next_sources: Strongest<SOURCES>,
     targets: Strongest<TARGETS>,
 }
 
 impl CoAccess {
-    /// An empty chain over `segments` segments.
+    /// An empty chain over `segments` segments, from each window to the next.
     #[must_use]
     pub fn new(segments: usize) -> CoAccess {
+        CoAccess::with_lag(segments, 1)
+    }
+
+    /// An empty chain from each window to the one `lag` (at least 1) later.
+    #[must_use]
+    pub fn with_lag(segments: usize, lag: usize) -> CoAccess {
         CoAccess {
             successors: vec![[Successor::default(); SUCCESSORS]; segments],
             smoothed: vec![0.0; segments],
             expected: vec![0.0; segments],
-            sources: Strongest::new(),
+            sources: vec![Strongest::new(); lag.max(1)],
+            oldest: 0,
             next_sources: Strongest::new(),
             targets: Strongest::new(),
         }
@@ -103,11 +113,12 @@ impl CoAccess {
         self.next_sources.offer(index, source);
     }
 
-    /// Ends a window: learns the step from the window before to this one, then forms the expectation for the next.
+    /// Ends a window: learns the step from the window `lag` before to this one, then forms the expectation for the one
+    /// `lag` later.
     ///
     /// Cost: constant (`SOURCES * TARGETS * SUCCESSORS`), plus clearing O(segments) floats. No allocation.
     pub fn finish(&mut self) {
-        for source in self.sources.as_slice() {
+        for source in self.sources[self.oldest].as_slice() {
             let slots = &mut self.successors[source.index];
             for slot in slots.iter_mut() {
                 slot.weight *= KEEP;
@@ -116,19 +127,22 @@ impl CoAccess {
                 learn(slots, target.index as u32, source.share * target.share);
             }
         }
-        std::mem::swap(&mut self.sources, &mut self.next_sources);
+        let newest = self.oldest;
+        self.oldest = (self.oldest + 1) % self.sources.len();
+        std::mem::swap(&mut self.sources[newest], &mut self.next_sources);
         self.next_sources.clear();
         self.targets.clear();
-        self.expect();
+        self.expect(newest);
     }
 
-    fn expect(&mut self) {
+    fn expect(&mut self, newest: usize) {
         self.expected.fill(0.0);
-        let covered: f32 = self.sources.as_slice().iter().map(|source| source.share).sum();
+        let sources = self.sources[newest].as_slice();
+        let covered: f32 = sources.iter().map(|source| source.share).sum();
         if covered <= 0.0 {
             return;
         }
-        for source in self.sources.as_slice() {
+        for source in sources {
             let slots = &self.successors[source.index];
             let total: f32 = slots.iter().map(|slot| slot.weight).sum();
             if total <= 0.0 {
@@ -141,7 +155,7 @@ impl CoAccess {
         }
     }
 
-    /// Expected share of the next window's accesses, by segment index; sums to at most 1.
+    /// Expected share of the accesses of the window `lag` ahead, by segment index; sums to at most 1.
     #[must_use]
     pub fn expected(&self) -> &[f32] {
         &self.expected
@@ -185,7 +199,7 @@ impl CoAccess {
 
     /// After a change of structure the indices held for the current window are void.
     fn forget_window(&mut self) {
-        self.sources.clear();
+        self.sources.iter_mut().for_each(Strongest::clear);
         self.next_sources.clear();
         self.targets.clear();
     }
@@ -253,6 +267,17 @@ mod tests {
         assert!(others.iter().all(|other| expected[3].min(expected[40]) > 1.3 * other), "{expected:?}");
         assert!(expected[20] == 0.0);
         assert!(expected.iter().sum::<f32>() < 1.001);
+    }
+
+    #[test]
+    fn chain_of_a_lag_looks_so_far_ahead() {
+        let mut chain = CoAccess::with_lag(64, 3);
+        for round in 0..60 {
+            window(&mut chain, &[[3, 17, 60, 30, 44][round % 5]]);
+        }
+        // round 59 was 44; three later comes 60
+        let expected = chain.expected();
+        assert!((0..64).all(|index| index == 60 || expected[60] > expected[index]), "{expected:?}");
     }
 
     #[test]

@@ -17,6 +17,12 @@
 //! | 16 | root of the segment's share of the partition's smoothed accesses, 0..1 | partition |
 //! | 17, 18 | distance (total variation, smoothed) of windows from the fast, from the slowest average, 0..1 | partition |
 //! | 19 | share of segments accessed, smoothed, 0..1 | partition |
+//! | 20, 21 | log of the strongest fast average to the left (right), 0.6 a segment: what a scan will reach | fronts |
+//! | 22, 23 | log of the fast average of the next segment to the left (right) | neighbours |
+//! | 24 | log of the expected activity by co-access in the middle of the horizon | [`CoAccess`] |
+//! | 25 | `ln(1 + age over the mean gap)` / 2: how overdue an access is | the segment |
+//! | 26 | `ln(1 + mean gap between windows with an access)` over its maximum; 1 = not known | the segment |
+//! | 27 | log of the moving average of writes, of share 1/7 | the segment |
 //!
 //! Cost: O(segments) a window, in slices; no allocation but when the structure changes.
 //!
@@ -32,9 +38,9 @@ use crate::window::{SegmentCounts, checked_share};
 pub use coaccess::CoAccess;
 
 /// Version of the table above; weights are valid for one version only.
-pub const FEATURE_VERSION: u32 = 1;
+pub const FEATURE_VERSION: u32 = 2;
 /// Features of a segment.
-pub const FEATURES: usize = 20;
+pub const FEATURES: usize = 28;
 /// Segments in a tile.
 pub const LANES: usize = 8;
 
@@ -52,6 +58,12 @@ const NEIGHBOUR_PASS: f32 = 0.7;
 const FRONT_PASS: f32 = 0.9;
 /// Share of one window in the figures of the whole partition.
 const PARTITION_ALPHA: f32 = 0.1;
+/// What passes of a segment's fast average over one segment of distance, to what a scan will reach.
+const LENT_PASS: f32 = 0.6;
+/// Windows ahead that the second chain of co-access looks: the middle of the usual horizon.
+const FAR_LAG: usize = 4;
+/// Share of one gap in the mean gap between windows with an access.
+const GAP_ALPHA: f32 = 0.2;
 /// Age at which it stops to count, in windows.
 const AGE_MAX: f32 = 1023.0;
 
@@ -66,8 +78,22 @@ struct Pass {
     from_fast: f32,
     from_longest: f32,
     active: f32,
-    /// Left-to-right running values: neighbour activity, distance, front.
-    run: (f32, f32, f32),
+    run: Run,
+}
+
+/// What is handed on from segment to segment, left to right and then right to left.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    neighbours: f32,
+    distance: f32,
+    front: f32,
+    lent: f32,
+}
+
+impl Default for Run {
+    fn default() -> Run {
+        Run { neighbours: 0.0, distance: f32::INFINITY, front: 0.0, lent: 0.0 }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -105,7 +131,13 @@ pub struct Features {
     right_distance: Vec<f32>,
     left_front: Vec<f32>,
     right_front: Vec<f32>,
+    left_lent: Vec<f32>,
+    right_lent: Vec<f32>,
+    /// Mean windows between windows with an access; `AGE_MAX` = not known.
+    gap: Vec<f32>,
+    writes: Vec<f32>,
     coaccess: CoAccess,
+    far_coaccess: CoAccess,
     whole: Whole,
     pass: Pass,
 }
@@ -126,7 +158,12 @@ impl Features {
             right_distance: vec![f32::INFINITY; segments],
             left_front: zeros(),
             right_front: zeros(),
+            left_lent: zeros(),
+            right_lent: zeros(),
+            gap: vec![AGE_MAX; segments],
+            writes: zeros(),
             coaccess: CoAccess::new(segments),
+            far_coaccess: CoAccess::with_lag(segments, FAR_LAG),
             whole: Whole { missing: [1.0; 4], ..Whole::default() },
             pass: Pass::default(),
         }
@@ -160,13 +197,7 @@ impl Features {
         self.counts.copy_from_slice(counts);
         let (accesses, bytes) =
             counts.iter().fold((0u64, 0u64), |sum, c| (sum.0 + c.accesses(), sum.1.saturating_add(c.bytes)));
-        self.pass = Pass {
-            accesses: accesses as f32,
-            bytes: bytes as f32,
-            phase: Phase::Forward,
-            run: (0.0, f32::INFINITY, 0.0),
-            ..Pass::default()
-        };
+        self.pass = Pass { accesses: accesses as f32, bytes: bytes as f32, phase: Phase::Forward, ..Pass::default() };
     }
 
     /// Works on at most `budget` segments (each is visited twice a pass); true when the pass is complete.
@@ -185,7 +216,7 @@ impl Features {
                         self.close_window();
                         self.pass.phase = Phase::Backward;
                         self.pass.cursor = 0;
-                        self.pass.run = (0.0, f32::INFINITY, 0.0);
+                        self.pass.run = Run::default();
                     }
                 }
                 Phase::Backward => {
@@ -207,7 +238,7 @@ impl Features {
         let per_access = if accesses > 0.0 { 1.0 / accesses } else { 0.0 };
         let per_fast = 1.0 / self.whole.sums[FAST].max(1e-9);
         let per_longest = 1.0 / self.whole.sums[LONGEST].max(1e-9);
-        let (mut neighbours, mut distance, mut front) = self.pass.run;
+        let Run { mut neighbours, mut distance, mut front, mut lent } = self.pass.run;
         for index in range {
             let count = self.counts[index].accesses() as f32;
             let share = count * per_access;
@@ -220,6 +251,10 @@ impl Features {
                 self.pass.votes += share * vote;
                 self.pass.active += 1.0;
                 self.vote[index] += 0.3 * (vote - self.vote[index]);
+                let (gap, since) = (self.gap[index], self.age[index] + 1.0);
+                if since < AGE_MAX {
+                    self.gap[index] = if gap < AGE_MAX { gap + GAP_ALPHA * (since - gap) } else { since };
+                }
                 self.age[index] = 0.0;
             } else {
                 self.age[index] = (self.age[index] + 1.0).min(AGE_MAX);
@@ -227,7 +262,12 @@ impl Features {
             for (average, alpha) in self.averages.iter_mut().zip(ALPHAS) {
                 average[index] += alpha * (count - average[index]);
             }
+            let writes = self.counts[index].writes as f32;
+            self.writes[index] += ALPHAS[MID] * (writes - self.writes[index]);
             self.coaccess.offer(index, share);
+            self.far_coaccess.offer(index, share);
+            self.left_lent[index] = lent;
+            lent = self.averages[FAST][index].max(LENT_PASS * lent);
             self.left[index] = neighbours;
             self.left_distance[index] = distance;
             self.left_front[index] = front;
@@ -236,12 +276,13 @@ impl Features {
             let pull = self.vote[index].max(0.0) * self.averages[FAST][index];
             front = FRONT_PASS * front + (1.0 - FRONT_PASS) * pull;
         }
-        self.pass.run = (neighbours, distance, front);
+        self.pass.run = Run { neighbours, distance, front, lent };
     }
 
     /// Figures of the whole partition, once every count was seen.
     fn close_window(&mut self) {
         self.coaccess.finish();
+        self.far_coaccess.finish();
         let whole = &mut self.whole;
         for ((sum, missing), alpha) in whole.sums.iter_mut().zip(&mut whole.missing).zip(ALPHAS) {
             *sum += alpha * (self.pass.accesses - *sum);
@@ -261,8 +302,10 @@ impl Features {
 
     /// Right to left: what reaches a segment from its right.
     fn backward(&mut self, range: std::ops::Range<usize>) {
-        let (mut neighbours, mut distance, mut front) = self.pass.run;
+        let Run { mut neighbours, mut distance, mut front, mut lent } = self.pass.run;
         for index in range.rev() {
+            self.right_lent[index] = lent;
+            lent = self.averages[FAST][index].max(LENT_PASS * lent);
             self.right[index] = neighbours;
             self.right_distance[index] = distance;
             self.right_front[index] = front;
@@ -271,7 +314,7 @@ impl Features {
             let pull = (-self.vote[index]).max(0.0) * self.averages[FAST][index];
             front = FRONT_PASS * front + (1.0 - FRONT_PASS) * pull;
         }
-        self.pass.run = (neighbours, distance, front);
+        self.pass.run = Run { neighbours, distance, front, lent };
     }
 
     fn corrected(&self, average: usize, value: f32) -> f32 {
@@ -358,10 +401,44 @@ impl Features {
         out[17] = [self.whole.from_fast; LANES];
         out[18] = [self.whole.from_longest; LANES];
         out[19] = [self.whole.active; LANES];
+        self.scan_rows(first, end, &scale, out);
+        self.rhythm_rows(first, end, &scale, out);
         let valid = self.len().saturating_sub(first).min(LANES);
         for row in out.iter_mut() {
             row[valid..].fill(0.0);
         }
+    }
+
+    /// Features 20 to 24: what a scan or co-access will reach.
+    #[inline(always)]
+    fn scan_rows(&self, first: usize, end: usize, scale: &[f32; 4], out: &mut [Lanes; FEATURES]) {
+        out[20] = load(&self.left_lent, first, end);
+        out[21] = load(&self.right_lent, first, end);
+        let fast = &self.averages[FAST];
+        // the left neighbour of the first segment and the right one of the last do not exist
+        let (left, right) = (&fast[first.saturating_sub(1)..end], &fast[(first + 1).min(fast.len())..]);
+        let skipped = usize::from(first == 0);
+        out[22] = [0.0; LANES];
+        out[23] = [0.0; LANES];
+        out[22][skipped..].iter_mut().zip(left).take(end - first).for_each(|(to, from)| *to = *from);
+        out[23].iter_mut().zip(right).for_each(|(to, from)| *to = *from);
+        out[20..24].iter_mut().for_each(|row| log(row, scale[FAST]));
+        out[24] = load(self.far_coaccess.expected(), first, end);
+        log(&mut out[24], self.len() as f32);
+    }
+
+    /// Features 25 to 27: how regularly a segment is accessed, and written.
+    #[inline(always)]
+    fn rhythm_rows(&self, first: usize, end: usize, scale: &[f32; 4], out: &mut [Lanes; FEATURES]) {
+        let (age, gap) = (load(&self.age, first, end), load(&self.gap, first, end));
+        for lane in 0..LANES {
+            out[25][lane] = age[lane] / gap[lane].max(1.0);
+        }
+        logarithm(&mut out[25], 0.5);
+        out[26] = gap;
+        logarithm(&mut out[26], std::f32::consts::LOG2_E / 10.0);
+        out[27] = load(&self.writes, first, end);
+        log(&mut out[27], scale[MID]);
     }
 
     /// Divides segment `index`: activity by `left_share`, the rest of its state goes to both halves.
@@ -372,7 +449,7 @@ impl Features {
         let share = checked_share(left_share);
         let counts = self.counts[index];
         self.counts.insert(index + 1, counts);
-        for column in self.averages.iter_mut() {
+        for column in self.averages.iter_mut().chain([&mut self.writes]) {
             let whole = column[index];
             column[index] = whole * share;
             column.insert(index + 1, whole - whole * share);
@@ -382,6 +459,7 @@ impl Features {
             column.insert(index + 1, value);
         }
         self.coaccess.split(index, share);
+        self.far_coaccess.split(index, share);
     }
 
     /// Unites segment `index` with its right neighbour: activities are added, the younger age stays.
@@ -391,18 +469,20 @@ impl Features {
         while !self.step(usize::MAX) {}
         let counts = self.counts.remove(index + 1);
         self.counts[index].add(&counts);
-        for column in self.averages.iter_mut() {
+        for column in self.averages.iter_mut().chain([&mut self.writes]) {
             let taken = column.remove(index + 1);
             column[index] += taken;
         }
         self.age[index] = self.age[index].min(self.age[index + 1]);
+        self.gap[index] = self.gap[index].min(self.gap[index + 1]);
         for column in self.copied_columns() {
             column.remove(index + 1);
         }
         self.coaccess.merge(index);
+        self.far_coaccess.merge(index);
     }
 
-    fn copied_columns(&mut self) -> [&mut Vec<f32>; 8] {
+    fn copied_columns(&mut self) -> [&mut Vec<f32>; 11] {
         [
             &mut self.age,
             &mut self.vote,
@@ -412,6 +492,9 @@ impl Features {
             &mut self.right_distance,
             &mut self.left_front,
             &mut self.right_front,
+            &mut self.left_lent,
+            &mut self.right_lent,
+            &mut self.gap,
         ]
     }
 }

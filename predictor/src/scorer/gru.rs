@@ -2,23 +2,19 @@
 //!
 //! The model says how the horizon's accesses divide over the segments; the partition's smoothed load says how many
 //! there will be. A pass visits each segment five times (features forward and backward, cell, sum, scale), each visit
-//! counted against the budget; the cell's is the dear one.
+//! counted against the budget; the cell's is the dear one. (Features twice, cell, exponential, scale.)
 
-use super::Scorer;
+use super::{Scorer, softmax::Softmax};
 use crate::features::{FEATURES, Features, LANES, Lanes};
-use crate::gru::{Cell, math::exp};
+use crate::gru::Cell;
 use crate::model::Model;
 use crate::window::SegmentCounts;
-
-/// Logits beyond this differ by more than f32 can say after the softmax.
-const LOGIT_MAX: f32 = 40.0;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Phase {
     Features,
     Cell,
-    Exponentials,
-    Scale,
+    Softmax,
     Done,
 }
 
@@ -33,12 +29,9 @@ pub struct Gru {
     features: Features,
     /// Hidden state by tiles: `hidden` rows of `LANES` segments each.
     state: Vec<Lanes>,
-    working: Vec<f32>,
-    scores: Vec<f32>,
+    softmax: Softmax,
     phase: Phase,
     cursor: usize,
-    largest: f32,
-    sum: f32,
 }
 
 impl Gru {
@@ -49,12 +42,9 @@ impl Gru {
         Gru {
             features: Features::new(segments),
             state: vec![[0.0; LANES]; segments.div_ceil(LANES) * cell.hidden()],
-            working: vec![0.0; segments],
-            scores: vec![0.0; segments],
+            softmax: Softmax::new(segments),
             phase: Phase::Done,
             cursor: 0,
-            largest: 0.0,
-            sum: 0.0,
             horizon: model.horizon() as f32,
             cell,
         }
@@ -67,14 +57,14 @@ impl Gru {
         self.cell = Cell::new(model);
         self.horizon = model.horizon() as f32;
         if !same_size {
-            let tiles = self.scores.len().div_ceil(LANES);
+            let tiles = self.features.len().div_ceil(LANES);
             self.state = vec![[0.0; LANES]; tiles * self.cell.hidden()];
         }
     }
 
     /// Runs the cell over whole tiles, at least one, at most `budget` segments; the segments done.
     fn run_cell(&mut self, budget: usize) -> usize {
-        let segments = self.working.len();
+        let segments = self.features.len();
         let first = self.cursor;
         let tiles = (budget / LANES).max(1);
         let end = segments.min(first.saturating_add(tiles.saturating_mul(LANES)));
@@ -84,67 +74,45 @@ impl Gru {
             self.features.tile(tile, &mut x);
             let rows = tile / LANES * hidden;
             let logits = self.cell.step(&x, &mut self.state[rows..rows + hidden]);
-            let lanes = (segments - tile).min(LANES);
-            for (slot, logit) in self.working[tile..tile + lanes].iter_mut().zip(logits) {
-                // f32::clamp would pass a NaN on
-                *slot = if logit.is_nan() { -LOGIT_MAX } else { logit.clamp(-LOGIT_MAX, LOGIT_MAX) };
-                self.largest = self.largest.max(*slot);
-            }
+            self.softmax.put(tile, &logits);
         }
         end - first
     }
 
+    /// One piece of work; what it used of the budget.
     fn advance(&mut self, budget: usize) -> usize {
-        let segments = self.working.len();
-        let end = segments.min(self.cursor.saturating_add(budget));
-        let visited = self.cursor..end;
         match self.phase {
             Phase::Features => {
                 // visits each segment twice; the phase ends when the features say so
                 if self.features.step(budget) {
-                    self.enter(Phase::Cell);
-                    self.largest = -LOGIT_MAX;
+                    self.phase = Phase::Cell;
+                    self.cursor = 0;
+                    self.softmax.begin();
                 }
-                return budget;
+                budget
             }
             Phase::Cell => {
                 let done = self.run_cell(budget);
                 self.cursor += done;
-                if self.cursor == segments {
-                    self.enter(Phase::Exponentials);
-                    self.sum = 0.0;
+                if self.cursor == self.features.len() {
+                    self.phase = Phase::Softmax;
                 }
-                return done.max(1);
+                done.max(1)
             }
-            Phase::Exponentials => {
-                let largest = self.largest;
-                let slots = &mut self.working[visited];
-                slots.iter_mut().for_each(|slot| *slot = exp(*slot - largest));
-                self.sum += slots.iter().sum::<f32>();
-                self.cursor = end;
-                if end == segments {
-                    self.enter(Phase::Scale);
+            Phase::Softmax => {
+                if self.softmax.step(budget, self.features.accesses_per_window() * self.horizon) {
+                    self.phase = Phase::Done;
                 }
+                budget
             }
-            Phase::Scale => {
-                let load = self.features.accesses_per_window() * self.horizon;
-                // one segment has e^0, so the sum is at least 1 unless there is none
-                let scale = load / self.sum.max(1.0);
-                self.working[visited].iter_mut().for_each(|slot| *slot *= scale);
-                self.cursor = end;
-                if end == segments {
-                    std::mem::swap(&mut self.working, &mut self.scores);
-                    self.enter(Phase::Done);
-                }
-            }
-            Phase::Done => {}
+            Phase::Done => budget,
         }
-        budget
     }
 
-    fn enter(&mut self, phase: Phase) {
-        self.phase = phase;
-        self.cursor = 0;
+    /// The features of the pass completed last.
+    #[must_use]
+    pub fn features(&self) -> &Features {
+        &self.features
     }
 
     fn column(&self, segment: usize) -> Vec<f32> {
@@ -178,7 +146,7 @@ impl Scorer for Gru {
     fn begin(&mut self, counts: &[SegmentCounts]) {
         while !self.step(usize::MAX) {}
         self.features.begin(counts);
-        self.enter(Phase::Features);
+        self.phase = Phase::Features;
     }
 
     /// As [`Scorer::step`]; the cell works on whole tiles of [`LANES`] segments, so a smaller budget is rounded up.
@@ -192,48 +160,37 @@ impl Scorer for Gru {
     }
 
     fn scores(&self) -> &[f32] {
-        &self.scores
+        self.softmax.scores()
     }
 
     /// Both halves keep the hidden state of the whole.
     fn split(&mut self, index: usize, left_share: f32) {
         while !self.step(usize::MAX) {}
-        let mut columns: Vec<Vec<f32>> = (0..self.scores.len()).map(|segment| self.column(segment)).collect();
+        let mut columns: Vec<Vec<f32>> = (0..self.features.len()).map(|segment| self.column(segment)).collect();
         columns.insert(index, columns[index].clone());
         self.features.split(index, left_share);
         self.set_columns(&columns);
-        let share = crate::window::checked_share(left_share);
-        for column in [&mut self.scores, &mut self.working] {
-            let whole = column[index];
-            column[index] = whole * share;
-            column.insert(index + 1, whole - whole * share);
-        }
+        self.softmax.split(index, left_share);
     }
 
     /// The hidden state of the half with the larger score stays.
     fn merge(&mut self, index: usize) {
         while !self.step(usize::MAX) {}
-        let mut columns: Vec<Vec<f32>> = (0..self.scores.len()).map(|segment| self.column(segment)).collect();
+        let mut columns: Vec<Vec<f32>> = (0..self.features.len()).map(|segment| self.column(segment)).collect();
         let right = columns.remove(index + 1);
-        if self.scores[index + 1] > self.scores[index] {
+        if self.softmax.scores()[index + 1] > self.softmax.scores()[index] {
             columns[index] = right;
         }
         self.features.merge(index);
         self.set_columns(&columns);
-        for column in [&mut self.scores, &mut self.working] {
-            let right = column.remove(index + 1);
-            column[index] += right;
-        }
+        self.softmax.merge(index);
     }
 
     fn reset(&mut self, segments: usize) {
         self.features = Features::new(segments);
         self.state.clear();
         self.state.resize(segments.div_ceil(LANES) * self.cell.hidden(), [0.0; LANES]);
-        for column in [&mut self.scores, &mut self.working] {
-            column.clear();
-            column.resize(segments, 0.0);
-        }
-        self.enter(Phase::Done);
+        self.softmax = Softmax::new(segments);
+        self.phase = Phase::Done;
     }
 }

@@ -4,12 +4,17 @@
 //! between the shard serves requests. [`Scorer::scores`] gives the last complete pass, so that a reader never sees half
 //! of one. The copy order is by score divided by the segment's bytes; that division is the caller's.
 //!
-//! `gru` is the default. The rest are its rivals, one rule each; every evaluation prints all of them.
+//! `gru` is the learned one. The rest are its rivals, one rule each; every evaluation prints all of them. `auto` is the
+//! guard: it follows whichever of them has ordered this partition best lately.
 
+mod choice;
 mod classic;
 mod gru;
+mod judge;
+mod linear;
 mod markov;
 mod readahead;
+mod softmax;
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,8 +23,11 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::window::SegmentCounts;
 
+pub use choice::Choice;
 pub use classic::{Ewma, LastWindow, Lfu, Lru, Random};
 pub use gru::Gru;
+pub(crate) use judge::Judge;
+pub use linear::Linear;
 pub use markov::Markov;
 pub use readahead::EwmaReadahead;
 
@@ -78,25 +86,34 @@ pub enum ScorerKind {
     Lfu,
     /// Exponential moving average of accesses.
     Ewma,
+    /// The same, of the alpha that has been best lately.
+    EwmaAdaptive,
     /// The same, passed on to neighbours: what a scan reads next.
     EwmaReadahead,
     /// What has followed the active segments before.
     Markov,
+    /// The learned one without a hidden state.
+    Linear,
     /// The learned one.
     Gru,
+    /// Whichever of the others has been best lately.
+    Auto,
 }
 
 impl ScorerKind {
     /// All of them, floor first.
-    pub const ALL: [ScorerKind; 8] = [
+    pub const ALL: [ScorerKind; 11] = [
         ScorerKind::Random,
         ScorerKind::LastWindow,
         ScorerKind::Lru,
         ScorerKind::Lfu,
         ScorerKind::Ewma,
+        ScorerKind::EwmaAdaptive,
         ScorerKind::EwmaReadahead,
         ScorerKind::Markov,
+        ScorerKind::Linear,
         ScorerKind::Gru,
+        ScorerKind::Auto,
     ];
 
     /// The name in reports and on the command line.
@@ -108,16 +125,19 @@ impl ScorerKind {
             ScorerKind::Lru => "lru",
             ScorerKind::Lfu => "lfu",
             ScorerKind::Ewma => "ewma",
+            ScorerKind::EwmaAdaptive => "ewma-adaptive",
             ScorerKind::EwmaReadahead => "ewma-readahead",
             ScorerKind::Markov => "markov",
+            ScorerKind::Linear => "linear",
             ScorerKind::Gru => "gru",
+            ScorerKind::Auto => "auto",
         }
     }
 
     /// Whether it follows one rule, without trained weights (and is no random order).
     #[must_use]
     pub fn is_classic(self) -> bool {
-        !matches!(self, ScorerKind::Random | ScorerKind::Gru)
+        !matches!(self, ScorerKind::Random | ScorerKind::Linear | ScorerKind::Gru | ScorerKind::Auto)
     }
 }
 
@@ -141,23 +161,30 @@ impl FromStr for ScorerKind {
     }
 }
 
-/// Builds a scorer of `segments` segments. `model` is for `gru` alone; without one it takes the shipped weights.
+/// Builds a scorer of `segments` segments. `given` is for the learned ones; without one they take the shipped weights.
 ///
 /// # Errors
 /// [`Error::Model`] when the shipped weights are needed and damaged.
-pub fn build(kind: ScorerKind, model: Option<&Model>, segments: usize) -> Result<Box<dyn Scorer + Send>> {
+pub fn build(kind: ScorerKind, given: Option<&Model>, segments: usize) -> Result<Box<dyn Scorer + Send>> {
+    let model = |given: Option<&Model>| given.map_or_else(Model::shipped, |model| Ok(model.clone()));
     Ok(match kind {
         ScorerKind::Random => Box::new(Random::new(segments, 0)),
         ScorerKind::LastWindow => Box::new(LastWindow::new(segments)),
         ScorerKind::Lru => Box::new(Lru::new(segments)),
         ScorerKind::Lfu => Box::new(Lfu::new(segments)),
         ScorerKind::Ewma => Box::new(Ewma::new(segments, EWMA_ALPHA)),
+        ScorerKind::EwmaAdaptive => Box::new(Choice::ewma_adaptive(segments)),
         ScorerKind::EwmaReadahead => Box::new(EwmaReadahead::new(segments, EWMA_ALPHA)),
         ScorerKind::Markov => Box::new(Markov::new(segments)),
-        ScorerKind::Gru => match model {
-            Some(model) => Box::new(Gru::new(model, segments)),
-            None => Box::new(Gru::new(&Model::shipped()?, segments)),
-        },
+        ScorerKind::Linear => Box::new(Linear::new(&model(given)?, segments)),
+        ScorerKind::Gru => Box::new(Gru::new(&model(given)?, segments)),
+        ScorerKind::Auto => {
+            let model = model(given)?;
+            let mut candidates: Vec<Box<dyn Scorer + Send>> =
+                vec![Box::new(Gru::new(&model, segments)), Box::new(Linear::new(&model, segments))];
+            candidates.extend(Choice::rules(segments));
+            Box::new(Choice::new("auto", candidates, segments))
+        }
     })
 }
 

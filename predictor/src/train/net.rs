@@ -28,6 +28,8 @@ pub(super) fn initial(hidden: usize, horizon: usize, seed: u64) -> Result<Model>
     units.iter_mut().for_each(|weight| *weight *= 0.3);
     inputs.fill(0.0);
     inputs[AVERAGE] = 4.0;
+    weights.linear.fill(0.0);
+    weights.linear[AVERAGE] = 4.0;
     Model::new(hidden, horizon, weights)
 }
 
@@ -37,6 +39,7 @@ pub struct Net {
     cell: [Tensor; 4],
     head_weight: Tensor,
     head_bias: Tensor,
+    linear: Tensor,
     hidden: i64,
 }
 
@@ -63,6 +66,7 @@ impl Net {
             ],
             head_weight: variable("head_weight", &[1, hidden + features], &weights.head_weight)?,
             head_bias: variable("head_bias", &[1], &[weights.head_bias])?,
+            linear: variable("linear", &[1, features], &weights.linear)?,
             hidden,
         })
     }
@@ -86,6 +90,14 @@ impl Net {
         Ok((logits, state))
     }
 
+    /// Logits (windows, rows) of the linear model.
+    ///
+    /// # Errors
+    /// [`Error::Torch`](crate::Error::Torch) when shapes do not fit.
+    pub fn linear(&self, features: &Tensor) -> Result<Tensor> {
+        Ok(features.f_linear(&self.linear, None::<&Tensor>)?.f_squeeze_dim(-1)?)
+    }
+
     /// The weights as a model.
     ///
     /// # Errors
@@ -102,6 +114,7 @@ impl Net {
             bias_hh: numbers(&self.cell[3])?,
             head_weight: numbers(&self.head_weight)?,
             head_bias: numbers(&self.head_bias)?.first().copied().unwrap_or_default(),
+            linear: numbers(&self.linear)?,
         };
         Model::new(self.hidden as usize, horizon, weights)
     }
@@ -154,8 +167,11 @@ impl Trainer {
             let (logits, next) = self.net.forward(&features, &state)?;
             let logits = logits.f_reshape([len, streams, segments])?;
             let loss = self.loss(&logits, &shares, rng)?;
+            // the two models share no weight, so one backward pass serves both
+            let linear = self.net.linear(&features)?.f_reshape([len, streams, segments])?;
+            let both = loss.f_add(&self.loss(&linear, &shares, rng)?)?;
             self.optimizer.zero_grad();
-            loss.f_backward()?;
+            both.f_backward()?;
             self.optimizer.clip_grad_norm(GRADIENT_MAX);
             self.optimizer.step();
             losses.push(loss.f_double_value(&[])?);

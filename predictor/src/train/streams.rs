@@ -127,7 +127,7 @@ impl<'a> Validation<'a> {
             let what = format!("{} windows leave none to validate with", windowed.windows());
             return Err(Error::Config { name: "windows, train_to, validate_to, horizon", what });
         }
-        let task = Task { windowed, horizon: config.horizon, first, end };
+        let task = Task { windowed, horizon: config.horizon, first, end, per_byte: false };
         let oracle = mean(&task.oracle_shares());
         Ok(Validation { task, oracle })
     }

@@ -9,7 +9,14 @@
 //! | raised | a crossing is expected or has come | value and forecast stay below `clear_ratio * threshold` for `clear_windows` windows: `Cleared` |
 //! | cooling | cleared a moment ago | `cool_down_windows` have passed |
 //!
-//! The cost of a move against its gain is weighed by the caller, who knows both.
+//! [`Signal`] follows one metric and knows no cost; [`Watch`] follows several, weighs the cost of a move against its gain,
+//! and is what a host runs. [`contest`] tries it against a reactive trigger and one that knows the future.
+
+pub mod contest;
+pub mod scenario;
+mod watch;
+
+pub use watch::{Watch, WatchConfig};
 
 use crate::error::{Error, Result};
 

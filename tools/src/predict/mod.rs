@@ -1,0 +1,38 @@
+//! `antumbra predict`: evaluate scorers on a trace; train the GRU (feature `torch`).
+
+mod eval;
+mod page;
+mod signal;
+mod train;
+
+use std::path::Path;
+
+use clap::Subcommand;
+
+use crate::CliError;
+
+#[derive(Subcommand)]
+pub enum PredictCommand {
+    /// Prints every scorer against the oracle on a trace.
+    Eval(eval::EvalOptions),
+    /// Tries the trigger of a move against a reactive one and one that knows the future, on seeded loads.
+    Signal(signal::SignalOptions),
+    /// Trains the GRU on traces and writes its weights.
+    Train(train::TrainOptions),
+}
+
+/// Runs a predictor command.
+pub fn run(command: PredictCommand) -> Result<(), CliError> {
+    match command {
+        PredictCommand::Eval(options) => eval::run(&options),
+        PredictCommand::Signal(options) => signal::run(&options),
+        PredictCommand::Train(options) => train::run(&options),
+    }
+}
+
+/// The name of a trace in reports: its file name without the endings.
+fn trace_name(path: &Path) -> String {
+    let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let bare = name.strip_suffix(".zst").unwrap_or(&name);
+    bare.strip_suffix(".csv").unwrap_or(bare).to_owned()
+}
