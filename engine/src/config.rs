@@ -7,6 +7,7 @@ use std::time::Duration;
 use antumbra_predictor::model::Model;
 
 use crate::error::{Error, Result};
+use crate::merge_operator::MergeOperators;
 use crate::types::HostId;
 
 /// How a write is acknowledged.
@@ -17,6 +18,11 @@ pub enum Durability {
     Durable,
     /// In the WAL's queue; on the device with the next group commit. A crash may lose the last moments.
     Buffered,
+    /// In the memtable only, not in the WAL; on the device once the memtable has been flushed, at the latest when the
+    /// engine is closed. A crash loses what was not flushed, also where later writes of another level survive: the
+    /// history then lacks these records. While a move of the partition is under way the write is logged and mirrored like
+    /// a `Buffered` one.
+    Memory,
 }
 
 /// Options of one partition; part of its manifest.
@@ -59,6 +65,8 @@ pub struct EngineConfig {
     pub model: Option<Arc<Model>>,
     /// How long to wait for another process to let go of the folder.
     pub lock_timeout: Duration,
+    /// The merge operators that keyspaces may name.
+    pub merge_operators: Arc<MergeOperators>,
 }
 
 /// Smallest WAL file: a record of the largest value must fit.
@@ -81,6 +89,7 @@ impl EngineConfig {
             window: Duration::from_secs(1),
             model: None,
             lock_timeout: Duration::from_secs(10),
+            merge_operators: Arc::default(),
         }
     }
 

@@ -131,6 +131,32 @@ pub enum Error {
         /// Which queue.
         what: &'static str,
     },
+    /// A merge operator refused an operand or a value; nothing was written.
+    #[error("merge operator {operator:?}: {what}")]
+    Merge {
+        /// The operator.
+        operator: String,
+        /// What it says.
+        what: String,
+    },
+    /// A keyspace names a merge operator that this engine was opened without.
+    #[error("merge operator {name:?} is not registered: register it before the engine is opened")]
+    UnknownMergeOperator {
+        /// The name.
+        name: String,
+    },
+    /// No such keyspace.
+    #[error("no keyspace {name:?}: create it first")]
+    UnknownKeyspace {
+        /// The name.
+        name: String,
+    },
+    /// A batch names keys of several partitions; nothing was written.
+    #[error("batch spans partitions of keyspace {keyspace:?}: it is atomic within one partition only")]
+    SpansPartitions {
+        /// The keyspace.
+        keyspace: String,
+    },
     /// The engine is closing or closed.
     #[error("engine is closed")]
     Closed,

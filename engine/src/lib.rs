@@ -3,19 +3,24 @@
 //! [`Engine::open`] starts the shards; [`PartitionHandle`] is the way in from any thread and runtime, and
 //! [`Engine::on_shard`] ships code to the data. The life of a put, a get and a move is drawn in `ARCHITECTURE.md`.
 
+pub mod blocking;
 pub mod chain;
+pub mod checkpoint;
 mod clock;
 pub mod config;
 mod engine;
+pub mod erasure;
 pub mod error;
 mod event;
 mod heads;
 mod io;
+pub mod keyspace;
 pub mod limits;
 mod manifest;
 mod memory;
 mod memtable;
 mod merge;
+pub mod merge_operator;
 pub mod offline;
 pub mod partition;
 pub mod record;
@@ -25,8 +30,13 @@ pub mod types;
 mod wal;
 
 pub use config::{Durability, EngineConfig, PartitionOptions};
-pub use engine::{Engine, PartitionHandle};
+pub use engine::{Engine, EngineBuilder, PartitionEntries, PartitionHandle, PartitionSnapshot};
 pub use error::{Error, Result};
 pub use io::runtime;
-pub use partition::{KeyValue, Partition, PartitionStats, ScanPage, Serving, Write, Written};
+pub use keyspace::{Entries, Keyspace, KeyspaceOptions, KeyspaceStats, Partitioning, Snapshot};
+pub use merge_operator::{MergeOperator, MergeOperators, NamedOperator};
+pub use partition::{
+    Batch, Commit, Condition, Conflict, KeyValue, Partition, PartitionStats, ScanPage, Serving, Versioned, Write,
+    Written,
+};
 pub use shard::{PartitionSpec, Shard};

@@ -1,6 +1,7 @@
 //! Limits of keys, values and batches, checked at the edge.
 
 use crate::error::Error;
+use crate::types::KeyRange;
 
 /// Longest key, in bytes.
 pub const KEY_LEN_MAX: usize = 32 * 1024;
@@ -38,6 +39,18 @@ pub fn check_value(value: &[u8]) -> Result<(), Error> {
 pub fn check_batch(len: usize) -> Result<(), Error> {
     if len > BATCH_LEN_MAX {
         return Err(Error::BatchLength { len, max: BATCH_LEN_MAX });
+    }
+    Ok(())
+}
+
+/// Checks the bounds of a range; either may be empty or open.
+///
+/// # Errors
+/// [`Error::KeyLength`] when a bound is longer than [`KEY_LEN_MAX`].
+pub fn check_range(range: &KeyRange) -> Result<(), Error> {
+    let longest = range.start.len().max(range.end.as_ref().map_or(0, Vec::len));
+    if longest > KEY_LEN_MAX {
+        return Err(Error::KeyLength { len: longest, max: KEY_LEN_MAX });
     }
     Ok(())
 }

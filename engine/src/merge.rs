@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use crate::erasure::{self, Erasure};
 use crate::error::Result;
 use crate::memtable::MemtableCursor;
 use crate::record::{RecordKind, RecordView};
@@ -88,6 +89,8 @@ pub(crate) struct Retain {
     bounds: Vec<Lsn>,
     /// Versions at or below are left out (a delta begins behind them).
     after: Lsn,
+    /// Every version above is kept: readers will begin at any LSN from here on.
+    all_above: Lsn,
     /// Tombstones and expired records at or below this LSN are left out.
     forget_up_to: Lsn,
     /// Records with a deadline at or before this time have expired.
@@ -97,25 +100,32 @@ pub(crate) struct Retain {
 impl Retain {
     /// What a reader at `lsn` sees: one live record a key.
     pub fn visible_at(lsn: Lsn, now_ms: u64) -> Retain {
-        Retain { bounds: vec![lsn], after: Lsn(0), forget_up_to: lsn, now_ms }
+        Retain { bounds: vec![lsn], after: Lsn(0), all_above: Lsn(u64::MAX), forget_up_to: lsn, now_ms }
     }
 
     /// What changed behind `after` up to `lsn`: the newest version a key, tombstones included.
     pub fn changed_between(after: Lsn, lsn: Lsn) -> Retain {
-        Retain { bounds: vec![lsn], after, forget_up_to: Lsn(0), now_ms: 0 }
+        Retain { bounds: vec![lsn], after, all_above: Lsn(u64::MAX), forget_up_to: Lsn(0), now_ms: 0 }
     }
 
-    /// What any reader may still need, tombstones included, since older versions may lie below.
-    pub fn needed(snapshots: &[Lsn]) -> Retain {
-        let mut bounds = vec![Lsn(u64::MAX)];
-        bounds.extend(snapshots.iter().rev());
-        Retain { bounds, after: Lsn(0), forget_up_to: Lsn(0), now_ms: 0 }
+    /// What any reader may still need, tombstones included, since older versions may lie below: those at `snapshots`
+    /// (ascending) and those to come, which begin at `visible` or later.
+    pub fn needed(snapshots: &[Lsn], visible: Lsn) -> Retain {
+        let mut bounds = vec![Lsn(u64::MAX), visible];
+        bounds.extend(snapshots.iter().rev().filter(|snapshot| **snapshot < visible));
+        Retain { bounds, after: Lsn(0), all_above: visible, forget_up_to: Lsn(0), now_ms: 0 }
     }
 
     /// As [`Retain::needed`] where nothing lies below: tombstones that every reader sees are forgotten.
-    pub fn needed_at_bottom(snapshots: &[Lsn], horizon_ms: u64) -> Retain {
-        let forget_up_to = snapshots.first().copied().unwrap_or(Lsn(u64::MAX));
-        Retain { forget_up_to, now_ms: horizon_ms, ..Retain::needed(snapshots) }
+    pub fn needed_at_bottom(snapshots: &[Lsn], visible: Lsn, horizon_ms: u64) -> Retain {
+        let forget_up_to = snapshots.first().copied().unwrap_or(visible).min(visible);
+        Retain { forget_up_to, now_ms: horizon_ms, ..Retain::needed(snapshots, visible) }
+    }
+
+    /// The erasures that are still needed once this has been applied to every older version of their keys.
+    pub fn keep_erasures(&self, erasures: &mut Vec<Erasure>) {
+        erasures.retain(|erasure| erasure.lsn > self.forget_up_to);
+        erasure::drop_contained(erasures, &self.bounds, self.all_above);
     }
 
     fn forgets(&self, record: RecordView<'_>) -> bool {
@@ -137,6 +147,9 @@ pub(crate) struct MergeIter {
     lsn: Lsn,
     next_bound: usize,
     seen_any: bool,
+    /// Range deletions of the sources, and the LSNs of those that cover `key`.
+    erasures: Vec<Erasure>,
+    covering: Vec<Lsn>,
 }
 
 impl MergeIter {
@@ -151,7 +164,15 @@ impl MergeIter {
             lsn: Lsn(0),
             next_bound: 0,
             seen_any: false,
+            erasures: Vec::new(),
+            covering: Vec::new(),
         }
+    }
+
+    /// Hides what these range deletions hide (`INV-ERASE`).
+    pub fn erased_by(mut self, erasures: Vec<Erasure>) -> MergeIter {
+        self.erasures = erasures;
+        self
     }
 
     /// Moves to the next kept record; false at the end.
@@ -223,6 +244,9 @@ impl MergeIter {
             self.key.extend_from_slice(record.key);
             self.next_bound = 0;
             self.seen_any = true;
+            self.covering.clear();
+            let covering = self.erasures.iter().filter(|erasure| erasure.covers(record.key));
+            self.covering.extend(covering.map(|erasure| erasure.lsn));
         } else if record.lsn == self.lsn {
             // The same record from two sources (a replayed one that had been flushed).
             return false;
@@ -231,9 +255,12 @@ impl MergeIter {
         if record.lsn <= self.retain.after {
             return false;
         }
+        // Readers from the LSN of the first erasure above the record on do not see it.
+        let erased_at = self.covering.iter().copied().filter(|erased| *erased > record.lsn).min();
+        let mut wanted = record.lsn > self.retain.all_above;
         let bounds = &self.retain.bounds;
-        let wanted = self.next_bound < bounds.len() && record.lsn <= bounds[self.next_bound];
         while self.next_bound < bounds.len() && record.lsn <= bounds[self.next_bound] {
+            wanted |= erased_at.is_none_or(|erased| bounds[self.next_bound] < erased);
             self.next_bound += 1;
         }
         wanted && !self.retain.forgets(record)
@@ -250,14 +277,45 @@ mod tests {
     use crate::record::Record;
     use crate::table::tests_support::arbitrary_records;
 
-    fn merged(parts: Vec<Vec<Record>>, retain: Retain) -> Vec<Record> {
+    fn merged_under(parts: Vec<Vec<Record>>, erasures: &[Erasure], retain: Retain) -> Vec<Record> {
         let sources = parts.into_iter().map(|part| Source::Records(part.into_iter(), None)).collect();
-        let mut iter = MergeIter::new(sources, retain);
+        let mut iter = MergeIter::new(sources, retain).erased_by(erasures.to_vec());
         let mut out = Vec::new();
         while block_on(iter.advance()).unwrap() {
             out.push(iter.current().to_record());
         }
         out
+    }
+
+    fn merged(parts: Vec<Vec<Record>>, retain: Retain) -> Vec<Record> {
+        merged_under(parts, &[], retain)
+    }
+
+    /// What a reader at `lsn` sees under erasures, by brute force.
+    fn visible_under(records: &[Record], erasures: &[Erasure], lsn: Lsn, now_ms: u64) -> Vec<Record> {
+        let erased = |record: &Record| erasure::newest_covering(erasures, &record.key, lsn) > record.lsn;
+        visible(records, lsn, now_ms).into_iter().filter(|record| !erased(record)).collect()
+    }
+
+    fn arbitrary_erasures() -> impl Strategy<Value = Vec<Erasure>> {
+        let one =
+            (prop::collection::vec(0..4u8, 0..3), prop::option::of(prop::collection::vec(0..4u8, 1..3)), 50..90u64);
+        prop::collection::vec(one, 0..6).prop_map(|parts| {
+            let erasure = |(start, end, lsn): (Vec<u8>, Option<Vec<u8>>, u64)| Erasure {
+                start: start.into(),
+                end: end.map(Bytes::from),
+                // Even numbers, between those that `interleaved` leaves to the records.
+                lsn: Lsn((lsn - 50) * 2),
+                hlc: crate::types::Hlc(lsn),
+            };
+            parts.into_iter().map(erasure).collect()
+        })
+    }
+
+    /// Records at odd LSNs, so that none is an erasure's.
+    fn interleaved(mut records: Vec<Record>) -> Vec<Record> {
+        records.iter_mut().for_each(|record| record.lsn = Lsn(record.lsn.0 * 2 + 1));
+        records
     }
 
     /// What a reader at `lsn` sees, by brute force.
@@ -293,16 +351,51 @@ mod tests {
 
         #[test]
         fn compaction_keeps_what_every_snapshot_sees(
-            records in arbitrary_records(120), parts in 1..5usize, mut snapshots in prop::collection::vec(0..60u64, 0..4), bottom: bool
+            records in arbitrary_records(120), parts in 1..5usize, mut snapshots in prop::collection::vec(0..60u64, 0..4), bottom: bool,
+            visible_now in 0..70u64
         ) {
             snapshots.sort_unstable();
             snapshots.dedup();
             let snapshots: Vec<Lsn> = snapshots.into_iter().map(Lsn).collect();
-            let retain = if bottom { Retain::needed_at_bottom(&snapshots, 0) } else { Retain::needed(&snapshots) };
+            let visible_now = Lsn(visible_now);
+            let snapshots: Vec<Lsn> = snapshots.into_iter().filter(|snapshot| *snapshot <= visible_now).collect();
+            let retain = if bottom { Retain::needed_at_bottom(&snapshots, visible_now, 0) } else { Retain::needed(&snapshots, visible_now) };
             let kept = merged(dealt(&records, parts), retain);
-            for lsn in snapshots.iter().copied().chain([Lsn(u64::MAX)]) {
+            // Readers to come begin anywhere from the visible LSN on.
+            for lsn in snapshots.iter().copied().chain((visible_now.0..72).map(Lsn)) {
                 prop_assert_eq!(visible(&kept, lsn, 0), visible(&records, lsn, 0));
             }
+        }
+
+        #[test]
+        fn compaction_under_erasures_keeps_what_every_snapshot_sees(
+            records in arbitrary_records(120), erasures in arbitrary_erasures(), parts in 1..5usize,
+            mut snapshots in prop::collection::vec(0..110u64, 0..4), bottom: bool, visible_now in 0..110u64
+        ) {
+            let records = interleaved(records);
+            snapshots.retain(|snapshot| *snapshot <= visible_now);
+            snapshots.sort_unstable();
+            snapshots.dedup();
+            let snapshots: Vec<Lsn> = snapshots.into_iter().map(Lsn).collect();
+            let retain = match bottom {
+                true => Retain::needed_at_bottom(&snapshots, Lsn(visible_now), 0),
+                false => Retain::needed(&snapshots, Lsn(visible_now)),
+            };
+            let mut left = erasures.clone();
+            retain.keep_erasures(&mut left);
+            let kept = merged_under(dealt(&records, parts), &erasures, retain);
+            for lsn in snapshots.iter().copied().chain((visible_now..112).map(Lsn)) {
+                prop_assert_eq!(visible_under(&kept, &left, lsn, 0), visible_under(&records, &erasures, lsn, 0));
+            }
+        }
+
+        #[test]
+        fn merge_for_a_reader_under_erasures_equals_model(
+            records in arbitrary_records(120), erasures in arbitrary_erasures(), parts in 1..5usize, lsn in 0..110u64
+        ) {
+            let records = interleaved(records);
+            let found = merged_under(dealt(&records, parts), &erasures, Retain::visible_at(Lsn(lsn), 0));
+            prop_assert_eq!(found, visible_under(&records, &erasures, Lsn(lsn), 0));
         }
 
         #[test]

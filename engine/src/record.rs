@@ -12,6 +12,8 @@ pub enum RecordKind {
     Put = 1,
     /// The key has no value (tombstone).
     Delete = 2,
+    /// No key from this one up to the one in the value has a value (see [`crate::erasure`]).
+    RangeDelete = 3,
 }
 
 impl TryFrom<u8> for RecordKind {
@@ -21,6 +23,7 @@ impl TryFrom<u8> for RecordKind {
         match byte {
             1 => Ok(RecordKind::Put),
             2 => Ok(RecordKind::Delete),
+            3 => Ok(RecordKind::RangeDelete),
             other => Err(other),
         }
     }
@@ -35,7 +38,7 @@ pub struct Record {
     pub lsn: Lsn,
     /// When it was written, for last-write-wins.
     pub hlc: Hlc,
-    /// Put or tombstone.
+    /// What the record says.
     pub kind: RecordKind,
     /// Deadline in milliseconds since the Unix epoch; 0 means none.
     pub expires_at_ms: u64,

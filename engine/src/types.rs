@@ -1,6 +1,7 @@
 //! Newtypes for identities, positions and times. Each wraps one integer and carries its unit in its name.
 
 use std::fmt;
+use std::ops::{Bound, RangeBounds};
 
 macro_rules! id_type {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
@@ -105,6 +106,35 @@ impl KeyRange {
         KeyRange { start: Vec::new(), end: None }
     }
 
+    /// The keys that begin with `prefix`.
+    #[must_use]
+    pub fn prefix(prefix: &[u8]) -> KeyRange {
+        // The first key behind them: the prefix with its last byte that can be raised raised, and nothing after it.
+        let end = prefix.iter().rposition(|byte| *byte < u8::MAX).map(|last| {
+            let mut end = prefix[..=last].to_vec();
+            end[last] += 1;
+            end
+        });
+        KeyRange { start: prefix.to_vec(), end }
+    }
+
+    /// The keys within Rust's bounds.
+    pub fn from_bounds<K: AsRef<[u8]>>(bounds: impl RangeBounds<K>) -> KeyRange {
+        // No key lies between a key and the key followed by a zero byte.
+        let behind = |key: &K| [key.as_ref(), &[0]].concat();
+        let start = match bounds.start_bound() {
+            Bound::Included(key) => key.as_ref().to_vec(),
+            Bound::Excluded(key) => behind(key),
+            Bound::Unbounded => Vec::new(),
+        };
+        let end = match bounds.end_bound() {
+            Bound::Included(key) => Some(behind(key)),
+            Bound::Excluded(key) => Some(key.as_ref().to_vec()),
+            Bound::Unbounded => None,
+        };
+        KeyRange { start, end }
+    }
+
     /// Whether `key` lies in the range.
     #[must_use]
     pub fn contains(&self, key: &[u8]) -> bool {
@@ -131,4 +161,28 @@ pub struct ValidationToken {
     pub version: Lsn,
     /// crc32c of the identity.
     pub checksum: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefix_of_largest_bytes_has_the_right_end() {
+        assert_eq!(KeyRange::prefix(b"ab").end, Some(b"ac".to_vec()));
+        assert_eq!(KeyRange::prefix(b"a\xff\xff").end, Some(b"b".to_vec()));
+        assert_eq!(KeyRange::prefix(b"\xff\xff").end, None);
+        assert_eq!(KeyRange::prefix(b""), KeyRange::all());
+        let range = KeyRange::prefix(b"a\xff");
+        assert!(range.contains(b"a\xff") && range.contains(b"a\xff\xff\xff") && !range.contains(b"b"));
+    }
+
+    #[test]
+    fn from_bounds_each_kind_holds_the_keys_that_rust_says() {
+        let inclusive = KeyRange::from_bounds("b"..="d");
+        assert!(inclusive.contains(b"b") && inclusive.contains(b"d") && !inclusive.contains(b"d\0"));
+        let exclusive = KeyRange::from_bounds::<&str>((Bound::Excluded("b"), Bound::Excluded("d")));
+        assert!(!exclusive.contains(b"b") && exclusive.contains(b"b\0") && !exclusive.contains(b"d"));
+        assert_eq!(KeyRange::from_bounds::<&str>(..), KeyRange::all());
+    }
 }

@@ -8,13 +8,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use antumbra_engine::partition::{Frozen, MirrorReceiver, SegmentSummary};
-use antumbra_engine::types::{AttemptId, Epoch, HostId, Lsn};
-use antumbra_engine::{Engine, Error, PartitionHandle, Serving};
+use antumbra_engine::types::{AttemptId, Epoch, HostId, KeyRange, Lsn};
+use antumbra_engine::{Batch, Durability, Engine, Error, PartitionHandle, Serving};
 use bytes::Bytes;
 use common::{PARTITION, block_on, create, open, spec};
 
 const ATTEMPT: AttemptId = AttemptId(41);
 const KEYS: u64 = 3_000;
+
+type Model = std::collections::BTreeMap<Bytes, Bytes>;
 
 fn key(number: u64) -> Bytes {
     Bytes::from(format!("key-{number:05}"))
@@ -24,7 +26,7 @@ fn key(number: u64) -> Bytes {
 fn load(handle: &PartitionHandle) {
     for number in 0..KEYS {
         let write = antumbra_engine::Write::put(key(number), vec![b'x'; 200]);
-        block_on(handle.write(write, antumbra_engine::Durability::Buffered)).unwrap();
+        block_on(handle.write(write, Durability::Buffered)).unwrap();
     }
     block_on(handle.compact()).unwrap();
 }
@@ -127,6 +129,32 @@ async fn digests(handle: &PartitionHandle, starts: Vec<Vec<u8>>) -> Vec<antumbra
     handle.with(move |partition| async move { partition.digest_final(ATTEMPT, starts).await }).await.unwrap()
 }
 
+/// Freeze, tail, verify, hand over, promote.
+fn hand_over(from: &PartitionHandle, to: &PartitionHandle) {
+    let frozen: Frozen =
+        block_on(from.with(|partition| async move { partition.freeze(ATTEMPT, Duration::from_secs(60)).await }))
+            .unwrap();
+    let seal = frozen.seal.clone();
+    // The tail: the target has everything once its chain is the source's.
+    let ready = || {
+        let seal = seal.clone();
+        block_on(to.with(move |partition| async move { partition.make_ready(ATTEMPT, &seal).await }))
+    };
+    let mut result = ready();
+    for _ in 0..200 {
+        if result.is_ok() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+        result = ready();
+    }
+    result.unwrap();
+    block_on(from.with(|partition| async move { partition.hand_over(HostId(2), Epoch(2)).await })).unwrap();
+    let (last, clock, wall_ms) = (frozen.seal.final_lsn, frozen.clock, frozen.wall_ms);
+    block_on(to.with(move |partition| async move { partition.promote(ATTEMPT, Epoch(2), last, clock, wall_ms).await }))
+        .unwrap();
+}
+
 #[test]
 fn move_under_load_loses_nothing_and_both_sides_agree() {
     let (source_dir, target_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -149,30 +177,8 @@ fn move_under_load_loses_nothing_and_both_sides_agree() {
     block_on(from.with(|partition| async move { partition.set_synchronous(ATTEMPT, Lsn(0)) })).unwrap();
     std::thread::sleep(Duration::from_millis(100));
 
-    let frozen: Frozen = block_on(
-        from.with(|partition| async move { partition.freeze(ATTEMPT, std::time::Duration::from_secs(60)).await }),
-    )
-    .unwrap();
-    let seal = frozen.seal.clone();
-    // The tail: the target has everything once its chain is the source's.
-    let ready = || {
-        let seal = seal.clone();
-        block_on(to.with(move |partition| async move { partition.make_ready(ATTEMPT, &seal).await }))
-    };
-    let mut result = ready();
-    for _ in 0..200 {
-        if result.is_ok() {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-        result = ready();
-    }
-    result.unwrap();
-    block_on(from.with(|partition| async move { partition.hand_over(HostId(2), Epoch(2)).await })).unwrap();
+    hand_over(&from, &to);
     carrier.join().unwrap();
-    let (last, clock, wall_ms) = (frozen.seal.final_lsn, frozen.clock, frozen.wall_ms);
-    block_on(to.with(move |partition| async move { partition.promote(ATTEMPT, Epoch(2), last, clock, wall_ms).await }))
-        .unwrap();
 
     // Parked writes were told where to go; the first writes at the new owner.
     let acked: u64 = writers.into_iter().map(|writer| writer.join().unwrap()).sum();
@@ -199,6 +205,88 @@ fn move_under_load_loses_nothing_and_both_sides_agree() {
     assert_eq!((stats.serving, stats.epoch), (Serving::Owner, Epoch(2)));
     let after = block_on(target.partition(PARTITION).unwrap().get(key(0))).unwrap();
     assert_eq!(after, Some(Bytes::from_static(b"after")));
+}
+
+/// Random batches with range deletions and merges until the partition has moved; returns what was acknowledged.
+fn batch_writer(handle: PartitionHandle, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<Model> {
+    std::thread::spawn(move || {
+        let append = antumbra_engine::MergeOperators::default().find("append").unwrap();
+        let mut random = fastrand::Rng::with_seed(5);
+        let mut model: Model = (0..KEYS).map(|number| (key(number), Bytes::from(vec![b'x'; 200]))).collect();
+        let mut round = 0_u32;
+        while !stop.load(Ordering::Relaxed) {
+            let (mut batch, mut next) = (Batch::new(), model.clone());
+            for _ in 0..random.usize(1..8) {
+                let number = random.u64(0..KEYS);
+                match random.u8(0..10) {
+                    0 => {
+                        let end = key(number + random.u64(0..KEYS / 4));
+                        next.retain(|held, _| *held < key(number) || *held >= end);
+                        batch.delete_range(KeyRange { start: key(number).to_vec(), end: Some(end.to_vec()) });
+                    }
+                    1 => {
+                        batch.merge_with(append.clone(), key(number), "+");
+                        let mut value = next.get(&key(number)).map_or(Vec::new(), |value| value.to_vec());
+                        value.push(b'+');
+                        next.insert(key(number), value.into());
+                    }
+                    _ => {
+                        let value = Bytes::from(format!("round {round}"));
+                        batch.put(key(number), value.clone());
+                        next.insert(key(number), value);
+                    }
+                }
+            }
+            let durability = if round % 3 == 0 { Durability::Memory } else { Durability::Durable };
+            match block_on(handle.commit(batch, durability)) {
+                Ok(_) => model = next,
+                Err(Error::Moved { .. }) => break,
+                Err(cause) => panic!("write failed: {cause}"),
+            }
+            round += 1;
+        }
+        assert!(round > 20, "the load was real: {round} batches");
+        model
+    })
+}
+
+#[test]
+fn move_under_batches_and_range_deletions_both_sides_agree() {
+    let (source_dir, target_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (source, target) = (open(source_dir.path()), open(target_dir.path()));
+    let from = create(&source);
+    load(&from);
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = batch_writer(from.clone(), Arc::clone(&stop));
+    std::thread::sleep(Duration::from_millis(100));
+    let (receiver, summaries) = block_on(attach(&from, &target));
+    let to = target.partition(PARTITION).unwrap();
+    let carrier = {
+        let (from, to) = (from.clone(), to.clone());
+        std::thread::spawn(move || block_on(carry(receiver, from, to)))
+    };
+    // Slowly, so that ranges are deleted between an image and its cover.
+    for summary in &summaries {
+        block_on(copy(&from, &to, std::slice::from_ref(summary)));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Erasures that the mirror brought reach the target's tables and its manifest.
+    block_on(to.compact()).unwrap();
+    block_on(from.with(|partition| async move { partition.set_synchronous(ATTEMPT, Lsn(0)) })).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    hand_over(&from, &to);
+    carrier.join().unwrap();
+    let model = writer.join().unwrap();
+    let contents = |handle: &PartitionHandle| -> Model {
+        let page = block_on(handle.scan(KeyRange::all(), usize::MAX)).unwrap();
+        page.items.into_iter().map(|item| (item.key, item.value)).collect()
+    };
+    assert!(contents(&to) == model, "the new owner has what was acknowledged");
+    let starts: Vec<Vec<u8>> = summaries.iter().map(|summary| summary.start.to_vec()).collect();
+    assert_eq!(block_on(digests(&from, starts.clone())), block_on(digests(&to, starts)));
+    block_on(target.close()).unwrap();
+    let target = open(target_dir.path());
+    assert!(contents(&target.partition(PARTITION).unwrap()) == model, "also after a restart");
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! The engine of one host: shards on threads of their own behind a handle that any runtime can use.
 
+mod builder;
 mod directory;
+mod entries;
 mod partition;
+mod snapshot;
 mod start;
 
 use std::cell::Cell;
@@ -18,13 +21,19 @@ use crate::error::{Error, Result};
 use crate::io::lock::DataLock;
 use crate::io::runtime::{self, RuntimeHandle};
 use crate::io::{fs, probe};
+use crate::keyspace::Keyspaces;
+use crate::merge_operator::MergeOperators;
 use crate::shard::{PartitionSpec, Shard};
 use crate::types::{PartitionId, ShardId};
 
 use start::{ShardSender, Started};
 
+pub use builder::EngineBuilder;
 pub(crate) use directory::Directory;
+pub use entries::PartitionEntries;
 pub use partition::PartitionHandle;
+pub use snapshot::PartitionSnapshot;
+pub(crate) use start::shard_dir;
 
 /// Work sent to a shard's core.
 type Job = Box<dyn FnOnce(Rc<Shard>) + Send>;
@@ -40,6 +49,8 @@ struct Inner {
     directory: Arc<Directory>,
     dir: PathBuf,
     lock: Mutex<Option<DataLock>>,
+    keyspaces: Keyspaces,
+    merge_operators: Arc<MergeOperators>,
 }
 
 /// An open engine. Cheap to clone; usable from any thread and any runtime. The shards end with [`Engine::close`] or when
@@ -63,6 +74,7 @@ impl Engine {
     /// or locked memory, [`Error::Locked`] while another process holds the folder (or its last writes are still on
     /// their way), [`Error::Corruption`] with file and offset, [`Error::Io`].
     pub fn open(config: EngineConfig) -> Result<Engine> {
+        let merge_operators = Arc::clone(&config.merge_operators);
         config.check()?;
         probe()?;
         fs::create_dir(&config.dir)?;
@@ -71,14 +83,31 @@ impl Engine {
             Some(model) => Arc::clone(model),
             None => Arc::new(Model::shipped().map_err(|cause| Error::Invalid { what: cause.to_string() })?),
         };
+        let keyspaces = Keyspaces::read(config.dir.clone())?;
         let (dir, directory) = (config.dir.clone(), Arc::new(Directory::default()));
         let mut started = Started::default();
         let result = start::start(config, &model, &directory, &mut started);
         let Started { shards, threads } = started;
-        let inner = Inner { shards, threads: Mutex::new(threads), directory, dir, lock: Mutex::new(Some(lock)) };
+        let (threads, lock) = (Mutex::new(threads), Mutex::new(Some(lock)));
+        let inner = Inner { shards, threads, directory, dir, lock, keyspaces, merge_operators };
         // On failure the engine is dropped here, which ends the shards that did start.
         let engine = Engine { inner: Arc::new(inner) };
-        result.map(|()| engine)
+        result?;
+        engine.settle_keyspaces()?;
+        Ok(engine)
+    }
+
+    /// Options for an engine with its data in `dir`.
+    pub fn builder(dir: impl AsRef<Path>) -> EngineBuilder {
+        EngineBuilder::new(dir)
+    }
+
+    pub(crate) fn keyspaces(&self) -> &Keyspaces {
+        &self.inner.keyspaces
+    }
+
+    pub(crate) fn merge_operators(&self) -> &MergeOperators {
+        &self.inner.merge_operators
     }
 
     /// Number of shards: of the folder, or of threads if there are more.
@@ -128,6 +157,14 @@ impl Engine {
         jobs.jobs.send(job).await.map_err(|_| Error::Closed)
     }
 
+    /// Lets go of a pin on a shard. Does not wait.
+    fn unpin(&self, shard: ShardId, number: u64) {
+        if let Some(shard) = self.inner.shards.get(usize::from(shard.0)) {
+            // A closed queue belongs to a shard that is gone, and the pin with it.
+            let _ = shard.unpins.try_send(number);
+        }
+    }
+
     /// Creates a partition that this host owns, pinned to `shard`.
     ///
     /// # Errors
@@ -159,13 +196,19 @@ impl Engine {
     /// The first failure of a shard; the others are closed all the same.
     pub async fn close(self) -> Result<()> {
         self.inner.close_queues();
-        let (done, ended) = oneshot::channel();
         let inner = Arc::clone(&self.inner);
-        std::thread::spawn(move || {
-            let _ = done.send(inner.join());
-        });
-        ended.await.map_err(|_| Error::Closed)?
+        off_thread(move || inner.join()).await
     }
+}
+
+/// Runs blocking work on a thread of its own.
+pub(crate) async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let (done, ended) = oneshot::channel();
+    std::thread::spawn(move || {
+        // The caller may have gone.
+        let _ = done.send(work());
+    });
+    ended.await.map_err(|_| Error::Closed)?
 }
 
 impl Inner {

@@ -152,7 +152,7 @@ async fn serve(shard: Rc<Shard>, queue: ShardQueue) -> Result<()> {
     shard.close().await
 }
 
-fn shard_dir(dir: &Path, id: ShardId) -> PathBuf {
+pub(crate) fn shard_dir(dir: &Path, id: ShardId) -> PathBuf {
     dir.join(format!("shard-{:03}", id.0))
 }
 

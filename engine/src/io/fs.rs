@@ -210,7 +210,7 @@ fn unlink(path: &Path) -> std::io::Result<()> {
 }
 
 /// Gives a file a second name. Durable after [`sync_dir`].
-#[allow(dead_code, reason = "checkpoints link table files")]
+
 pub(crate) fn hard_link(from: &Path, to: &Path) -> Result<()> {
     let place = |cause| Error::io("link", from, cause);
     #[cfg(any(test, feature = "sim"))]

@@ -4,8 +4,9 @@ use rkyv::rancor;
 use rkyv::util::AlignedVec;
 use rkyv::{Archive, Serialize};
 
+use crate::erasure::Erasure;
 use crate::error::{Error, Result};
-use crate::types::{AttemptId, Epoch, FileId, HostId, KeyRange, Lsn, PartitionId, SegmentId, WalSeq};
+use crate::types::{AttemptId, Epoch, FileId, Hlc, HostId, KeyRange, Lsn, PartitionId, SegmentId, WalSeq};
 
 /// Who serves a partition, as far as it is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,9 @@ pub struct SegmentDesc {
     pub base: Option<TableRef>,
     /// Slices, newest first.
     pub slices: Vec<TableRef>,
+    /// Range deletions over the tables. A [`ManifestEdit::ReplaceSegments`] does not carry them: an
+    /// [`ManifestEdit::AddErasures`] of the same group does.
+    pub erasures: Vec<Erasure>,
 }
 
 /// A partition as it is created.
@@ -116,6 +120,39 @@ pub enum ManifestEdit {
         /// What takes their place, covering the same keys.
         add: Vec<SegmentDesc>,
     },
+    /// Every record up to an LSN is in tables: replay leaves it out. It comes with the [`ManifestEdit::AddRun`] of a flush.
+    /// The batch that replay begins at may hold such records, and a table may have lost them again together with a newer
+    /// version or deletion that was in no log.
+    Flushed {
+        /// The partition.
+        partition: PartitionId,
+        /// Up to here.
+        lsn: Lsn,
+    },
+    /// Keys of a segment were deleted by ranges.
+    AddErasures {
+        /// The partition.
+        partition: PartitionId,
+        /// The segment; the ranges lie within it.
+        segment: SegmentId,
+        /// The deletions.
+        erasures: Vec<Erasure>,
+    },
+}
+
+impl ManifestEdit {
+    /// The edits that give newly added segments their erasures; to be logged with what adds them.
+    pub fn erasures_of<'a>(
+        partition: PartitionId,
+        segments: impl IntoIterator<Item = &'a SegmentDesc>,
+    ) -> impl Iterator<Item = ManifestEdit> {
+        let erased = segments.into_iter().filter(|segment| !segment.erasures.is_empty());
+        erased.map(move |segment| ManifestEdit::AddErasures {
+            partition,
+            segment: segment.id,
+            erasures: segment.erasures.clone(),
+        })
+    }
 }
 
 /// Columns of a group of edits; the archive's root. The field order is the format.
@@ -137,6 +174,8 @@ const KIND_ROLE: u8 = 2;
 const KIND_DROP: u8 = 3;
 const KIND_RUN: u8 = 4;
 const KIND_REPLACE: u8 = 5;
+const KIND_ERASE: u8 = 6;
+const KIND_FLUSHED: u8 = 7;
 
 /// Encodes a group of edits.
 pub(super) fn encode(edits: &[ManifestEdit]) -> Result<AlignedVec> {
@@ -269,6 +308,24 @@ impl Writer<'_> {
                 }
                 KIND_REPLACE
             }
+            ManifestEdit::Flushed { partition, lsn } => {
+                self.number(partition.0);
+                self.number(lsn.0);
+                KIND_FLUSHED
+            }
+            ManifestEdit::AddErasures { partition, segment, erasures } => {
+                self.number(partition.0);
+                self.number(segment.0);
+                self.number(erasures.len() as u64);
+                for erasure in erasures {
+                    self.number(erasure.lsn.0);
+                    self.number(erasure.hlc.0);
+                    self.string(&erasure.start);
+                    // No key is empty: an empty end means that there is none.
+                    self.string(erasure.end.as_deref().unwrap_or_default());
+                }
+                KIND_ERASE
+            }
         }
     }
 }
@@ -340,8 +397,21 @@ impl Reader<'_> {
                 let add = (0..self.count()?).map(|_| self.segment()).collect::<std::result::Result<_, String>>()?;
                 Ok(ManifestEdit::ReplaceSegments { partition, remove, add })
             }
-            other => Err(format!("unknown kind of edit {other}")),
+            KIND_FLUSHED => Ok(ManifestEdit::Flushed { partition, lsn: Lsn(self.number()?) }),
+            KIND_ERASE => {
+                let segment = SegmentId(self.number()?);
+                let erasures =
+                    (0..self.count()?).map(|_| self.erasure()).collect::<std::result::Result<_, String>>()?;
+                Ok(ManifestEdit::AddErasures { partition, segment, erasures })
+            }
+            other => Err(format!("unknown kind of edit {other}: written by a later version")),
         }
+    }
+
+    fn erasure(&mut self) -> std::result::Result<Erasure, String> {
+        let (lsn, hlc) = (Lsn(self.number()?), Hlc(self.number()?));
+        let (start, end) = (self.string()?, self.string()?);
+        Ok(Erasure { start: start.into(), end: (!end.is_empty()).then(|| end.into()), lsn, hlc })
     }
 
     fn create(&mut self, partition: PartitionId) -> std::result::Result<NewPartition, String> {
@@ -375,7 +445,7 @@ impl Reader<'_> {
         let (id, start_key) = (SegmentId(self.number()?), self.string()?);
         let base = if self.number()? == 1 { Some(self.table()?) } else { None };
         let slices = (0..self.count()?).map(|_| self.table()).collect::<std::result::Result<_, String>>()?;
-        Ok(SegmentDesc { id, start_key, base, slices })
+        Ok(SegmentDesc { id, start_key, base, slices, erasures: Vec::new() })
     }
 
     fn finish(mut self) -> std::result::Result<(), String> {

@@ -51,6 +51,14 @@ impl ManifestLog {
         Ok(log)
     }
 
+    /// Writes a manifest into a folder that has none.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn create(dir: &Path, state: ManifestState) -> Result<ManifestLog> {
+        ManifestLog::install(dir, 1, state)
+    }
+
     /// The state as of the last successful append.
     #[must_use]
     pub fn state(&self) -> &ManifestState {
@@ -223,8 +231,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::erasure::Erasure;
     use crate::manifest::{NewPartition, Role, SegmentDesc, TableRef};
-    use crate::types::{AttemptId, Epoch, FileId, HostId, KeyRange, Lsn, PartitionId, SegmentId, WalSeq};
+    use crate::types::{AttemptId, Epoch, FileId, Hlc, HostId, KeyRange, Lsn, PartitionId, SegmentId, WalSeq};
 
     fn create(partition: u64) -> ManifestEdit {
         ManifestEdit::CreatePartition(NewPartition {
@@ -252,7 +261,16 @@ mod tests {
         for (step, kind) in steps.iter().enumerate() {
             let (step, partition) = (step as u64 + 1, PartitionId(1));
             let first = SegmentId(if splits == 0 { 1 } else { next_segment - 2 });
-            groups.push(match kind % 3 {
+            groups.push(match kind % 5 {
+                3 => vec![ManifestEdit::Flushed { partition, lsn: Lsn(step) }],
+                4 => vec![ManifestEdit::AddErasures {
+                    partition,
+                    segment: first,
+                    erasures: vec![
+                        Erasure { start: vec![2].into(), end: Some(vec![3].into()), lsn: Lsn(step), hlc: Hlc(9) },
+                        Erasure { start: vec![].into(), end: None, lsn: Lsn(step), hlc: Hlc(step) },
+                    ],
+                }],
                 0 => vec![ManifestEdit::AddRun {
                     partition,
                     slices: vec![(first, table(step))],
@@ -265,6 +283,7 @@ mod tests {
                         start_key: vec![start],
                         base: Some(table(step)),
                         slices: vec![],
+                        erasures: vec![],
                     };
                     let start = 1;
                     splits += 1;

@@ -27,6 +27,8 @@ pub struct PartitionState {
     pub replay_from: WalSeq,
     /// Where its history stands at least.
     pub last_lsn: Lsn,
+    /// Every record up to here is in tables.
+    pub flushed: Lsn,
 }
 
 /// All partitions of a shard.
@@ -71,6 +73,18 @@ impl ManifestState {
                 Ok(())
             }
             ManifestEdit::ReplaceSegments { partition, remove, add } => self.replace(*partition, remove, add),
+            ManifestEdit::Flushed { partition, lsn } => {
+                let state = self.partition(*partition)?;
+                state.flushed = state.flushed.max(*lsn);
+                Ok(())
+            }
+            ManifestEdit::AddErasures { partition, segment, erasures } => {
+                let state = self.partition(*partition)?;
+                let index = index_of(&state.segments, *segment)
+                    .ok_or_else(|| format!("partition {partition}: erasures of unknown segment {segment}"))?;
+                state.segments[index].erasures.extend(erasures.iter().cloned());
+                Ok(())
+            }
         }
     }
 
@@ -107,6 +121,10 @@ impl ManifestState {
                 remove: state.segments.iter().map(|segment| segment.id).collect(),
                 add: state.segments.clone(),
             });
+            edits.extend(ManifestEdit::erasures_of(*id, &state.segments));
+            if state.flushed > Lsn(0) {
+                edits.push(ManifestEdit::Flushed { partition: *id, lsn: state.flushed });
+            }
         }
         edits
     }
@@ -126,6 +144,7 @@ impl ManifestState {
             start_key: start_key.clone(),
             base: None,
             slices: Vec::new(),
+            erasures: Vec::new(),
         });
         let state = PartitionState {
             keyspace: new.keyspace.clone(),
@@ -137,6 +156,7 @@ impl ManifestState {
             segments: segments.collect(),
             replay_from: new.replay_from,
             last_lsn: new.last_lsn,
+            flushed: Lsn(0),
         };
         self.partitions.insert(new.partition, state);
         Ok(())
@@ -154,7 +174,9 @@ impl ManifestState {
             return Err(format!("partition {partition}: the replacement starts elsewhere"));
         }
         let mut segments = state.segments.clone();
-        segments.splice(index..index + remove.len(), add.iter().cloned());
+        // What an edit carries is what its bytes carry: erasures come by edits of their own.
+        let added = add.iter().map(|segment| SegmentDesc { erasures: Vec::new(), ..segment.clone() });
+        segments.splice(index..index + remove.len(), added);
         check_starts(&segments.iter().map(|segment| &segment.start_key).collect::<Vec<_>>(), &state.range)?;
         state.segments = segments;
         Ok(())

@@ -17,6 +17,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use crate::erasure::{self, Erasure, Erasures};
 use crate::record::{RecordKind, RecordView};
 use crate::table::HashedKey;
 use crate::types::{Hlc, Lsn, WalSeq};
@@ -42,6 +43,8 @@ pub struct Memtable {
     records: Cell<usize>,
     max_lsn: Cell<Lsn>,
     first_seq: WalSeq,
+    erasures: Erasures,
+    erasure_bytes: Cell<usize>,
 }
 
 /// A version in a table.
@@ -62,11 +65,16 @@ impl Memtable {
             records: Cell::new(0),
             max_lsn: Cell::default(),
             first_seq,
+            erasures: Erasures::default(),
+            erasure_bytes: Cell::new(0),
         }
     }
 
     /// Inserts a copy of a record; one that is there already (same key and LSN) changes nothing.
     pub fn insert(&self, record: RecordView<'_>) {
+        if record.kind == RecordKind::RangeDelete {
+            return self.insert_erasure(Erasure::of_record(record));
+        }
         let key = HashedKey::from(record.key);
         let node = match self.find_key(key) {
             Some(node) => node,
@@ -91,7 +99,21 @@ impl Memtable {
         self.max_lsn.set(self.max_lsn.get().max(record.lsn));
     }
 
-    /// The newest version of `key` at or below `max_lsn`, tombstones included.
+    fn insert_erasure(&self, erasure: Erasure) {
+        let (bytes, lsn) = (erasure::memory_bytes(&erasure), erasure.lsn);
+        if self.erasures.insert(erasure) {
+            self.erasure_bytes.set(self.erasure_bytes.get() + bytes);
+            self.records.set(self.records.get() + 1);
+            self.max_lsn.set(self.max_lsn.get().max(lsn));
+        }
+    }
+
+    /// The range deletions in the table.
+    pub(crate) fn erasures(&self) -> &Erasures {
+        &self.erasures
+    }
+
+    /// The newest version of `key` at or below `max_lsn`, tombstones included; range deletions are not looked at.
     #[must_use]
     pub fn get(&self, key: HashedKey<'_>, max_lsn: Lsn) -> Option<VersionRef> {
         let key = self.find_key(key)?;
@@ -114,7 +136,7 @@ impl Memtable {
     /// Bytes of memory taken, counted against the memory budget.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.arena.bytes() + self.hash.borrow().bytes() + self.order.borrow().bytes()
+        self.arena.bytes() + self.hash.borrow().bytes() + self.order.borrow().bytes() + self.erasure_bytes.get()
     }
 
     /// Whether no record has been inserted.
@@ -133,6 +155,18 @@ impl Memtable {
     #[must_use]
     pub fn first_seq(&self) -> WalSeq {
         self.first_seq
+    }
+
+    /// Number of records.
+    #[must_use]
+    pub fn records(&self) -> usize {
+        self.records.get()
+    }
+
+    /// The `count`-th key below `end`, counted back from it; `None` if there are fewer. Deleted keys count.
+    pub(crate) fn key_before(&self, end: Option<&[u8]>, count: usize) -> Option<Bytes> {
+        let node = self.order.borrow().back(end, count.max(1), &self.arena)?;
+        Some(Bytes::copy_from_slice(self.arena.payload(node)))
     }
 
     /// Calls `visit` with each key and the LSN of its newest version.
@@ -347,6 +381,7 @@ mod tests {
             }
             let in_range = |record: &Record| record.key >= start && end.as_ref().is_none_or(|end| record.key < end);
             let expected: Vec<Record> = expected(&model, lsn).into_iter().filter(in_range).collect();
+            let back = Rc::clone(&table);
             let mut cursor = MemtableCursor::new(table, start.clone().into(), end.clone().map(Bytes::from), Lsn(lsn));
             let mut found = Vec::new();
             while cursor.advance() {
@@ -354,6 +389,13 @@ mod tests {
             }
             prop_assert!(!cursor.advance(), "the end is the end");
             prop_assert_eq!(found, expected);
+            let mut keys: Vec<Bytes> = records.iter().map(|record| record.key.clone()).collect();
+            keys.dedup();
+            keys.retain(|key| end.as_ref().is_none_or(|end| key < end));
+            for count in [1, 2, 7, keys.len().max(1), keys.len() + 1] {
+                let expected = keys.len().checked_sub(count).map(|index| keys[index].clone());
+                prop_assert_eq!(back.key_before(end.as_deref(), count), expected);
+            }
         }
     }
 

@@ -170,6 +170,25 @@ impl Order {
         Some((*node, Place { leaf: place.leaf + 1, at: 1, ..place }))
     }
 
+    /// The `count`-th key below `end`, counted back from it (from the last key without an `end`); `None` if there are
+    /// fewer.
+    pub fn back(&self, end: Option<&[u8]>, count: usize, arena: &Arena) -> Option<NodeRef> {
+        let (mut leaf, mut at) = match end {
+            Some(end) => {
+                let place = self.seek(end, false, arena);
+                (place.leaf, place.at)
+            }
+            None => (self.leaves.len().checked_sub(1)?, self.leaves.last()?.nodes.len()),
+        };
+        let mut left = count;
+        while at < left {
+            left -= at;
+            leaf = leaf.checked_sub(1)?;
+            at = self.leaves[leaf].nodes.len();
+        }
+        self.leaves.get(leaf)?.nodes.get(at - left).copied()
+    }
+
     /// All keys, ascending.
     pub fn iter(&self) -> impl Iterator<Item = NodeRef> {
         self.leaves.iter().flat_map(|keys| keys.nodes.iter().copied())

@@ -10,12 +10,13 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use crate::clock;
+use crate::erasure::{self, Erasure};
 use crate::error::Result;
-use crate::manifest::ManifestEdit;
+use crate::manifest::{ManifestEdit, SegmentDesc};
 use crate::merge::{MergeIter, Retain};
 use crate::shard::files::Table;
 use crate::table::Purpose;
-use crate::types::SegmentId;
+use crate::types::{KeyRange, Lsn, SegmentId};
 
 use super::layout::{Layout, Segment};
 use super::output::TableFileWriter;
@@ -24,6 +25,8 @@ use super::{Partition, Serving};
 
 /// Slices of a segment at which it is compacted.
 const SLICES_MAX: usize = 4;
+/// Range deletions of a segment at which it is compacted: each costs every read of the segment a comparison.
+const ERASURES_MAX: usize = 16;
 /// A segment above `target * SPLIT_FACTOR` is cut.
 const SPLIT_FACTOR: u64 = 2;
 /// Neighbours that together stay below `target / MERGE_DIVISOR` become one.
@@ -34,6 +37,8 @@ struct Piece {
     /// First key; for the first piece the segment's own start.
     start: Bytes,
     table: Option<Rc<Table>>,
+    /// Range deletions that a snapshot still needs.
+    erasures: Vec<Erasure>,
 }
 
 /// Keeps the layout's bounds as they are while it lives.
@@ -61,7 +66,13 @@ impl Partition {
     pub(crate) async fn compact_next(&self) -> Result<bool> {
         let _guard = self.maintenance.lock().await;
         let layout = self.layout();
-        let needs = |segment: &&Rc<Segment>| segment.slices.len() >= SLICES_MAX || self.is_oversized(segment);
+        // Those that somebody still needs would come out of the compaction again.
+        let oldest = self.oldest_reader();
+        let erased =
+            |segment: &Segment| segment.erasures.iter().filter(|erasure| erasure.lsn <= oldest).count() >= ERASURES_MAX;
+        let needs = |segment: &&Rc<Segment>| {
+            segment.slices.len() >= SLICES_MAX || self.is_oversized(segment) || erased(segment)
+        };
         let candidate =
             layout.segments.iter().filter(needs).max_by_key(|segment| (segment.slices.len(), segment.bytes()));
         if let Some(segment) = candidate {
@@ -85,13 +96,48 @@ impl Partition {
         loop {
             let guard = self.maintenance.lock().await;
             let layout = self.layout();
-            let dirty = |segment: &&Rc<Segment>| !segment.slices.is_empty() || self.is_oversized(segment);
+            let oldest = self.oldest_reader();
+            let dirty = |segment: &&Rc<Segment>| {
+                let erased = segment.erasures.iter().any(|erasure| erasure.lsn <= oldest);
+                !segment.slices.is_empty() || self.is_oversized(segment) || erased
+            };
             let Some(segment) = layout.segments.iter().find(dirty) else {
                 return Ok(());
             };
             self.compact_run(&layout, segment.id, 1).await?;
             drop(guard);
         }
+    }
+
+    /// Range deletions up to here may end in a compaction.
+    fn oldest_reader(&self) -> Lsn {
+        match self.serving() {
+            Serving::Shadow { .. } => Lsn(0),
+            Serving::Owner | Serving::Frozen | Serving::Suspended | Serving::Released { .. } => {
+                let visible = self.progress.borrow().visible();
+                self.snapshots.lsns().first().map_or(visible, |oldest| visible.min(*oldest))
+            }
+        }
+    }
+
+    /// Flushes, then rewrites every segment that `range` touches, so that what was overwritten, deleted or has expired
+    /// there gives its space back, unless a snapshot needs it.
+    ///
+    /// # Errors
+    /// As [`Partition::compact_all`].
+    pub async fn compact_range(&self, range: &KeyRange) -> Result<()> {
+        self.freeze_memtable();
+        while self.flush_oldest().await? {}
+        let touched = |segment: &Segment| !segment.tables_empty() && segment.range().overlaps(range);
+        let wanted: Vec<SegmentId> =
+            self.layout().segments.iter().filter(|segment| touched(segment)).map(|segment| segment.id).collect();
+        for segment in wanted {
+            // One that was split or merged meanwhile has been rewritten by that.
+            let _guard = self.maintenance.lock().await;
+            let layout = self.layout();
+            self.compact_run(&layout, segment, 1).await?;
+        }
+        Ok(())
     }
 
     fn is_oversized(&self, segment: &Segment) -> bool {
@@ -116,12 +162,11 @@ impl Partition {
         let pieces = self.write_pieces(run, may_cut).await?;
         let version = run.iter().map(|segment| segment.version.get()).max().unwrap_or_default();
         let replacement: Vec<Rc<Segment>> = self.segments_of(run, &pieces, version);
-        let edit = ManifestEdit::ReplaceSegments {
-            partition: self.id,
-            remove: run.iter().map(|segment| segment.id).collect(),
-            add: replacement.iter().map(|segment| segment.desc()).collect(),
-        };
-        self.shard.log_edits(vec![edit]).await?;
+        let add: Vec<SegmentDesc> = replacement.iter().map(|segment| segment.desc()).collect();
+        let mut edits: Vec<ManifestEdit> = ManifestEdit::erasures_of(self.id, &add).collect();
+        let remove = run.iter().map(|segment| segment.id).collect();
+        edits.insert(0, ManifestEdit::ReplaceSegments { partition: self.id, remove, add });
+        self.shard.log_edits(edits).await?;
         self.install(index, run, replacement);
         Ok(())
     }
@@ -130,16 +175,20 @@ impl Partition {
     async fn write_pieces(&self, run: &[Rc<Segment>], may_cut: bool) -> Result<Vec<Piece>> {
         let (start, end) = (run[0].start.clone(), run[run.len() - 1].end.clone());
         let sources = table_sources(run.iter(), &start, end.as_ref(), Purpose::Maintain, |_| true);
-        let snapshots = self.snapshots.lsns();
+        let (snapshots, visible) = (self.snapshots.lsns(), self.progress.borrow().visible());
         let retain = match self.serving() {
             // A shadow takes records out of order: an older one may still come and must find the tombstone.
-            Serving::Shadow { .. } => Retain::needed(&snapshots),
+            Serving::Shadow { .. } => Retain::needed(&snapshots, visible),
             Serving::Owner | Serving::Frozen | Serving::Suspended | Serving::Released { .. } => {
-                Retain::needed_at_bottom(&snapshots, self.snapshots.expiry_horizon_ms(clock::wall_ms()))
+                let horizon_ms = self.snapshots.expiry_horizon_ms(clock::wall_ms());
+                Retain::needed_at_bottom(&snapshots, visible, horizon_ms)
             }
         };
-        let mut records = MergeIter::new(sources, retain);
-        let mut pieces = vec![Piece { start, table: None }];
+        let erasures: Vec<Erasure> = run.iter().flat_map(|segment| segment.erasures.iter().cloned()).collect();
+        let mut left = erasures.clone();
+        retain.keep_erasures(&mut left);
+        let mut records = MergeIter::new(sources, retain).erased_by(erasures);
+        let mut pieces = vec![Piece { start, table: None, erasures: Vec::new() }];
         let mut writer: Option<TableFileWriter> = None;
         let mut last_key = Bytes::new();
         while records.advance().await? {
@@ -148,7 +197,8 @@ impl Partition {
                 writer.as_ref().is_some_and(|open| open.table_bytes() as u64 >= self.options.segment_target_bytes);
             if may_cut && grown && record.key != last_key.as_ref() {
                 self.end_piece(writer.take(), &mut pieces).await?;
-                pieces.push(Piece { start: Bytes::copy_from_slice(record.key), table: None });
+                let start = Bytes::copy_from_slice(record.key);
+                pieces.push(Piece { start, table: None, erasures: Vec::new() });
             }
             if writer.is_none() {
                 writer = Some(TableFileWriter::create(&self.shard, self.options).await?);
@@ -161,6 +211,11 @@ impl Partition {
             }
         }
         self.end_piece(writer, &mut pieces).await?;
+        for index in 0..pieces.len() {
+            let piece_end = pieces.get(index + 1).map(|next| next.start.clone()).or(end.clone());
+            let piece = &mut pieces[index];
+            piece.erasures = erasure::clip_all(&left, &piece.start, piece_end.as_ref(), Lsn(0), Lsn(u64::MAX));
+        }
         Ok(pieces)
     }
 
@@ -175,7 +230,7 @@ impl Partition {
     }
 
     /// One segment per piece. A run that stays one segment keeps its id, so that tokens and scores stay meaningful.
-    fn segments_of(&self, run: &[Rc<Segment>], pieces: &[Piece], version: crate::types::Lsn) -> Vec<Rc<Segment>> {
+    fn segments_of(&self, run: &[Rc<Segment>], pieces: &[Piece], version: Lsn) -> Vec<Rc<Segment>> {
         let keeps_bounds = run.len() == 1 && pieces.len() == 1;
         pieces
             .iter()
@@ -191,6 +246,7 @@ impl Partition {
                     end,
                     base: piece.table.clone(),
                     slices: Vec::new(),
+                    erasures: piece.erasures.as_slice().into(),
                     version: Cell::new(version),
                 })
             })

@@ -2,11 +2,12 @@
 
 use std::rc::Rc;
 
+use crate::erasure::Erasure;
 use crate::error::Result;
 use crate::manifest::{ManifestEdit, TableRef};
 use crate::memtable::{Memtable, MemtableCursor};
 use crate::merge::{MergeIter, Retain, Source};
-use crate::types::{SegmentId, WalSeq};
+use crate::types::{Lsn, WalSeq};
 
 use super::Partition;
 use super::layout::Layout;
@@ -23,26 +24,40 @@ impl Partition {
         };
         self.wait_logged(&memtable).await?;
         let layout = self.layout();
+        let erased = self.erased_by(&memtable, &layout);
         let (writer, slices) = self.write_run(&memtable, &layout).await?;
         let file = writer.finish().await?;
+        if slices.is_empty() {
+            // Nothing but range deletions: no table lies in the file.
+            file.mark_obsolete();
+        }
         let replay_from = self.replay_from_after(&memtable);
-        let edit = ManifestEdit::AddRun {
+        let mut edits = vec![ManifestEdit::AddRun {
             partition: self.id,
-            slices: slices.clone(),
+            slices: slices.iter().map(|(index, location)| (layout.segments[*index].id, *location)).collect(),
             replay_from,
             last_lsn: memtable.max_lsn().max(self.progress.borrow().durable()),
-        };
-        self.shard.log_edits(vec![edit]).await?;
+        }];
+        edits.push(ManifestEdit::Flushed { partition: self.id, lsn: memtable.max_lsn() });
+        edits.extend(erased.iter().map(|(index, erasures)| ManifestEdit::AddErasures {
+            partition: self.id,
+            segment: layout.segments[*index].id,
+            erasures: erasures.clone(),
+        }));
+        self.shard.log_edits(edits).await?;
         let mut segments = layout.segments.clone();
-        for (segment, location) in slices {
-            let index = layout.index_of(segment).unwrap_or_else(|| unreachable!("INV-MAINT: the layout is ours"));
+        for (index, location) in slices {
             let table = self.shard.open_table(&file, location).await?;
-            segments[index] = Rc::new(segments[index].with_slice(table));
+            segments[index] = Rc::new(segments[index].with_flushed(Some(table), &[]));
+        }
+        for (index, erasures) in erased {
+            segments[index] = Rc::new(segments[index].with_flushed(None, &erasures));
         }
         self.replay_from.set(replay_from);
         // One step: readers see the records in the memtable or in the slices, never in neither.
         *self.layout.borrow_mut() = Layout::new(segments);
         self.frozen.borrow_mut().pop();
+        self.flushes.set(self.flushes.get() + 1);
         Ok(true)
     }
 
@@ -94,26 +109,45 @@ impl Partition {
         self.shard.wal().wait_durable(last_batch).await
     }
 
+    /// What the readers of now and to come need.
+    fn needed_versions(&self) -> Retain {
+        Retain::needed(&self.snapshots.lsns(), self.progress.borrow().visible())
+    }
+
+    /// The range deletions of a memtable, by index of the segment that they lie in.
+    fn erased_by(&self, memtable: &Memtable, layout: &Layout) -> Vec<(usize, Vec<Erasure>)> {
+        let retain = self.needed_versions();
+        let pieces = layout.segments.iter().enumerate().map(|(index, segment)| {
+            let within = memtable.erasures().within(&segment.start, segment.end.as_ref(), Lsn(0), memtable.max_lsn());
+            let mut erasures = within;
+            retain.keep_erasures(&mut erasures);
+            (index, erasures)
+        });
+        pieces.filter(|(_, erasures)| !erasures.is_empty()).collect()
+    }
+
     async fn write_run(
         &self,
         memtable: &Rc<Memtable>,
         layout: &Rc<Layout>,
-    ) -> Result<(TableFileWriter, Vec<(SegmentId, TableRef)>)> {
+    ) -> Result<(TableFileWriter, Vec<(usize, TableRef)>)> {
         let mut writer = TableFileWriter::create(&self.shard, self.options).await?;
         let mut slices = Vec::new();
-        for segment in &layout.segments {
+        for (index, segment) in layout.segments.iter().enumerate() {
             let cursor = MemtableCursor::new(
                 Rc::clone(memtable),
                 segment.start.clone(),
                 segment.end.clone(),
                 memtable.max_lsn(),
             );
-            let mut records = MergeIter::new(vec![Source::Memtable(cursor)], Retain::needed(&self.snapshots.lsns()));
+            let erasures = memtable.erasures().within(&segment.start, segment.end.as_ref(), Lsn(0), memtable.max_lsn());
+            let mut records =
+                MergeIter::new(vec![Source::Memtable(cursor)], self.needed_versions()).erased_by(erasures);
             while records.advance().await? {
                 writer.add(records.current()).await?;
             }
             if let Some(location) = writer.end_table().await? {
-                slices.push((segment.id, location));
+                slices.push((index, location));
             }
         }
         Ok((writer, slices))

@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use crate::erasure::{self, Erasure};
 use crate::heads::KeyHeads;
 use crate::manifest::{SegmentDesc, TableRef};
 use crate::shard::files::Table;
@@ -25,6 +26,8 @@ pub(crate) struct Segment {
     pub base: Option<Rc<Table>>,
     /// What flushes left since, newest first.
     pub slices: Vec<Rc<Table>>,
+    /// Range deletions that its tables do not know of yet.
+    pub erasures: Rc<[Erasure]>,
     /// LSN of the last write to the segment.
     pub version: Cell<Lsn>,
 }
@@ -41,6 +44,11 @@ impl Segment {
         self.tables().enumerate().map(move |(index, table)| (table, index + 1 == last))
     }
 
+    /// Whether it has neither tables nor range deletions.
+    pub fn tables_empty(&self) -> bool {
+        self.base.is_none() && self.slices.is_empty() && self.erasures.is_empty()
+    }
+
     /// Bytes of all tables.
     pub fn bytes(&self) -> u64 {
         self.tables().map(|table| table.location.len).sum()
@@ -53,22 +61,34 @@ impl Segment {
             start_key: self.start.to_vec(),
             base: self.base.as_ref().map(|table| table.location),
             slices: self.slices.iter().map(|table| table.location).collect::<Vec<TableRef>>(),
+            erasures: self.erasures.to_vec(),
         }
     }
 
-    /// The same segment with one more slice on top.
-    pub fn with_slice(&self, slice: Rc<Table>) -> Segment {
-        let mut slices = Vec::with_capacity(self.slices.len() + 1);
-        slices.push(slice);
-        slices.extend(self.slices.iter().cloned());
+    /// The same segment with what a flush brought on top.
+    pub fn with_flushed(&self, slice: Option<Rc<Table>>, erased: &[Erasure]) -> Segment {
+        let slices = slice.into_iter().chain(self.slices.iter().cloned()).collect();
+        let erasures =
+            if erased.is_empty() { Rc::clone(&self.erasures) } else { [&*self.erasures, erased].concat().into() };
         Segment {
             id: self.id,
             start: self.start.clone(),
             end: self.end.clone(),
             base: self.base.clone(),
             slices,
+            erasures,
             version: self.version.clone(),
         }
+    }
+
+    /// Notes a write at `lsn`.
+    pub fn raise_version(&self, lsn: Lsn) {
+        self.version.set(self.version.get().max(lsn));
+    }
+
+    /// LSN of the newest range deletion at or below `max_lsn` that covers `key`.
+    pub fn erased_at(&self, key: &[u8], max_lsn: Lsn) -> Lsn {
+        if self.erasures.is_empty() { Lsn(0) } else { erasure::newest_covering(&self.erasures, key, max_lsn) }
     }
 
     /// The key range.

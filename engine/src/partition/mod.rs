@@ -7,12 +7,14 @@
 //! - `INV-MAINT`: flush, compaction and image installation of one partition exclude each other.
 
 mod access;
+mod batch;
 mod compact;
 mod digest;
 mod flush;
 pub(crate) mod layout;
 mod mirror;
 mod output;
+mod page;
 mod progress;
 mod read;
 mod shadow;
@@ -40,11 +42,13 @@ use progress::Progress;
 use snapshots::Snapshots;
 
 pub use access::Totals;
+pub use batch::{Batch, Commit, Condition, Conflict, Versioned};
 pub use digest::RangeDigest;
 pub use mirror::{MirrorItem, MirrorReceiver};
-pub use read::{KeyValue, ScanPage};
+pub use page::{Direction, Page, PageLimits};
+pub use read::{KeyValue, READS_IN_FLIGHT, ScanPage};
 pub use shadow::Applied;
-pub use snapshots::SnapshotPin;
+pub use snapshots::{Moment, SnapshotPin};
 pub use transfer::{Frozen, Image, SegmentDelta, SegmentSummary};
 pub use write::{Write, Written};
 
@@ -99,6 +103,10 @@ pub struct Partition {
     maintenance: TaskLock,
     /// First batch that the durable manifest still needs for this partition.
     replay_from: Cell<WalSeq>,
+    /// Memtables flushed so far.
+    flushes: Cell<u64>,
+    /// Whether the memtables may hold records that are in no log.
+    unlogged: Cell<bool>,
 }
 
 impl std::fmt::Debug for Partition {
@@ -175,6 +183,8 @@ impl Partition {
             snapshots: Rc::default(),
             maintenance: TaskLock::default(),
             replay_from: Cell::new(init.replay_from),
+            flushes: Cell::new(0),
+            unlogged: Cell::new(false),
             shard,
         })
     }
@@ -232,6 +242,16 @@ impl Partition {
     /// Bytes of all memtables, active and waiting for their flush.
     pub(crate) fn memtable_bytes(&self) -> usize {
         self.active.borrow().bytes() + self.frozen.borrow().iter().map(|table| table.bytes()).sum::<usize>()
+    }
+
+    /// Whether the memtables may hold records that are in no log.
+    pub(crate) fn has_unlogged(&self) -> bool {
+        self.unlogged.get()
+    }
+
+    /// Memtables that wait for their flush.
+    pub(crate) fn frozen_memtables(&self) -> usize {
+        self.frozen.borrow().len()
     }
 
     /// Whether a memtable waits for its flush.

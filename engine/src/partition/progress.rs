@@ -1,8 +1,11 @@
 //! Which records of a partition are assigned, durable and visible. Sans-IO.
 //!
 //! - `INV-ORDER`: LSNs are assigned without a gap and become durable and visible in order.
-//! - `INV-ACK`: a durable write is acknowledged only when its record is visible, and a record becomes visible only
-//!   when it is durable here and, under a synchronous mirror, at the target too.
+//! - `INV-ACK`: a durable write is acknowledged only when its record is *confirmed*: durable here and, under a synchronous
+//!   mirror, at the target too. What is confirmed is visible. That a record is visible does not confirm it: a buffered
+//!   write behind it may have exposed it.
+//! - `INV-ATOMIC`: the visible LSN never stands inside an atomic batch. One batch of the log holds all of it, but a
+//!   mirror acknowledges any LSN.
 //! - A `Buffered` write may *expose* its record early; records before it are exposed with it, since readers see one
 //!   prefix of the history.
 
@@ -17,11 +20,14 @@ pub(crate) struct Progress {
     assigned: Lsn,
     durable: Lsn,
     exposed: Lsn,
+    confirmed: Lsn,
     visible: Lsn,
     /// Last LSN that the target of a synchronous mirror has made durable; `None` without one.
     mirrored: Option<Lsn>,
     /// Batches not yet durable, with the last LSN each of them holds.
     pending: VecDeque<(WalSeq, Lsn)>,
+    /// First and last LSN of each atomic batch that readers do not see yet.
+    groups: VecDeque<(Lsn, Lsn)>,
     waiters: VecDeque<(Lsn, Waker)>,
 }
 
@@ -32,9 +38,11 @@ impl Progress {
             assigned: last,
             durable: last,
             exposed: last,
+            confirmed: last,
             visible: last,
             mirrored: None,
             pending: VecDeque::new(),
+            groups: VecDeque::new(),
             waiters: VecDeque::new(),
         }
     }
@@ -47,6 +55,11 @@ impl Progress {
     /// The last LSN that is on the device.
     pub fn durable(&self) -> Lsn {
         self.durable
+    }
+
+    /// The last LSN that may be acknowledged as durable.
+    pub fn confirmed(&self) -> Lsn {
+        self.confirmed
     }
 
     /// The last LSN that readers see.
@@ -65,6 +78,25 @@ impl Progress {
         match self.pending.back_mut() {
             Some((last_seq, last_lsn)) if *last_seq == seq => *last_lsn = self.assigned,
             _ => self.pending.push_back((seq, self.assigned)),
+        }
+    }
+
+    /// Notes that the record just assigned goes to no log: whoever waits for it waits for what was logged before it.
+    pub fn unlogged(&mut self) {
+        match self.pending.back_mut() {
+            Some((_, last_lsn)) => *last_lsn = self.assigned,
+            None => {
+                self.durable = self.assigned;
+                self.advance();
+            }
+        }
+    }
+
+    /// Notes that the records from `first` on, up to the one just assigned, become visible together. Called before any of
+    /// them can be durable.
+    pub fn group(&mut self, first: Lsn) {
+        if first < self.assigned {
+            self.groups.push_back((first, self.assigned));
         }
     }
 
@@ -97,7 +129,7 @@ impl Progress {
         self.mirrored.is_some()
     }
 
-    /// Registers a task to be woken once `lsn` is visible (or anything fails).
+    /// Registers a task to be woken once `lsn` is confirmed (or anything fails).
     pub fn wait(&mut self, lsn: Lsn, waker: Waker) {
         let position = self.waiters.iter().rposition(|(other, _)| *other <= lsn).map_or(0, |index| index + 1);
         self.waiters.insert(position, (lsn, waker));
@@ -117,14 +149,26 @@ impl Progress {
         self.wake_all();
     }
 
+    /// `lsn`, or the end of the history before the atomic batch that it lies in.
+    fn before_open_group(&mut self, lsn: Lsn) -> Lsn {
+        while self.groups.front().is_some_and(|(_, last)| *last <= lsn) {
+            self.groups.pop_front();
+        }
+        match self.groups.front() {
+            Some((first, _)) if *first <= lsn => Lsn(first.0 - 1),
+            _ => lsn,
+        }
+    }
+
     fn advance(&mut self) {
         let confirmed = self.mirrored.map_or(self.durable, |mirrored| mirrored.min(self.durable));
-        let visible = confirmed.max(self.exposed);
+        // A mirror that turns synchronous may lag behind what was acknowledged or seen already; that stays.
+        self.confirmed = self.confirmed.max(confirmed);
+        let visible = self.before_open_group(confirmed.max(self.exposed));
         assert!(visible <= self.assigned, "INV-ORDER: nothing is visible that was not assigned");
-        // A mirror that turns synchronous may lag behind what readers saw already; what was seen stays seen.
         self.visible = self.visible.max(visible);
         while let Some((lsn, _)) = self.waiters.front() {
-            if *lsn > self.visible {
+            if *lsn > self.confirmed {
                 break;
             }
             if let Some((_, waker)) = self.waiters.pop_front() {
@@ -188,6 +232,49 @@ mod tests {
         progress.handle_durable(WalSeq(1));
         progress.set_mirrored(Some(Lsn(0)));
         assert_eq!(progress.visible(), Lsn(1));
+    }
+
+    #[test]
+    fn expose_behind_a_durable_write_does_not_confirm_it() {
+        let mut progress = Progress::new(Lsn(0));
+        let durable = write(&mut progress, 1);
+        let buffered = write(&mut progress, 1);
+        progress.expose(buffered);
+        assert!(progress.visible() >= durable && progress.confirmed() < durable);
+        progress.handle_durable(WalSeq(1));
+        assert_eq!(progress.confirmed(), buffered);
+    }
+
+    #[test]
+    fn unlogged_record_is_confirmed_with_what_was_logged_before_it() {
+        let mut progress = Progress::new(Lsn(0));
+        progress.assign();
+        progress.unlogged();
+        assert_eq!(progress.confirmed(), Lsn(1), "nothing to wait for");
+        write(&mut progress, 1);
+        progress.assign();
+        progress.unlogged();
+        assert_eq!(progress.confirmed(), Lsn(1));
+        progress.handle_durable(WalSeq(1));
+        assert_eq!(progress.confirmed(), Lsn(3));
+    }
+
+    #[test]
+    fn group_acknowledged_in_the_middle_stays_hidden_until_all_of_it_is() {
+        let mut progress = Progress::new(Lsn(0));
+        progress.set_mirrored(Some(Lsn(0)));
+        write(&mut progress, 1);
+        let first = write(&mut progress, 1);
+        write(&mut progress, 1);
+        write(&mut progress, 1);
+        progress.group(first);
+        write(&mut progress, 1);
+        progress.handle_durable(WalSeq(1));
+        let visible = [1, 2, 3, 4, 5].map(|acked| {
+            progress.set_mirrored(Some(Lsn(acked)));
+            progress.visible().0
+        });
+        assert_eq!(visible, [1, 1, 1, 4, 5]);
     }
 
     #[test]

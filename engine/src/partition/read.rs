@@ -3,19 +3,25 @@
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::clock;
+use crate::erasure::{self, Erasure};
 use crate::error::Result;
 use crate::memtable::{Memtable, MemtableCursor, VersionRef};
 use crate::merge::{MergeIter, Retain, Source};
-use crate::record::RecordKind;
+use crate::record::{RecordKind, RecordView};
 use crate::shard::files::Table;
 use crate::table::{BlockRecord, HashedKey, Lookup, Purpose};
 use crate::types::{KeyRange, Lsn};
 
+use super::batch::Versioned;
 use super::layout::{Layout, Segment};
-use super::snapshots::SnapshotPin;
+use super::snapshots::{Moment, SnapshotPin};
 use super::{Partition, Serving};
+
+/// Block reads of one [`Partition::multi_get`] that are under way at a time: enough to fill a device's queue.
+pub const READS_IN_FLIGHT: usize = 64;
 
 /// A key and its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,8 +55,15 @@ impl Found {
         }
     }
 
-    /// The value that a reader sees now. The clock is asked only for a record that has a deadline.
-    fn live_value(&self) -> Option<&[u8]> {
+    fn view(&self) -> RecordView<'_> {
+        match self {
+            Found::Memtable(table, at) => table.record(*at),
+            Found::Block(record) => record.view(),
+        }
+    }
+
+    /// The value that a reader sees, now or at `now_ms`. The clock is asked only for a record that has a deadline.
+    fn live_value(&self, now_ms: Option<u64>) -> Option<&[u8]> {
         let (kind, expires_at_ms, value) = match self {
             Found::Memtable(table, at) => {
                 let record = table.record(*at);
@@ -58,8 +71,14 @@ impl Found {
             }
             Found::Block(record) => record.content(),
         };
-        let is_live = kind == RecordKind::Put && (expires_at_ms == 0 || expires_at_ms > clock::wall_ms());
+        let has_expired = || expires_at_ms <= now_ms.unwrap_or_else(clock::wall_ms);
+        let is_live = kind == RecordKind::Put && (expires_at_ms == 0 || !has_expired());
         is_live.then_some(value)
+    }
+
+    /// The same with version and deadline.
+    fn live_versioned(&self, now_ms: Option<u64>) -> Option<Versioned> {
+        self.live_value(now_ms).map(|_| Versioned::from(self.view()))
     }
 }
 
@@ -89,17 +108,85 @@ impl Partition {
     /// Cost: as [`Partition::get`], without a copy and without an allocation when nothing has to be read; the future is
     /// then ready at its first poll.
     pub async fn get_with<T>(&self, key: &[u8], read: impl FnOnce(Option<&[u8]>) -> T) -> Result<T> {
+        let read = |found: Option<&Found>| {
+            let value = found.and_then(|found| found.live_value(None));
+            (value.map_or(0, <[u8]>::len), read(value))
+        };
+        self.read_with(key, None, read).await
+    }
+
+    /// The value of `key` with its version and deadline.
+    ///
+    /// Errors, cost: as [`Partition::get`].
+    pub async fn get_versioned(&self, key: &[u8]) -> Result<Option<Versioned>> {
+        let read = |found: Option<&Found>| {
+            let versioned = found.and_then(|found| found.live_versioned(None));
+            (versioned.as_ref().map_or(0, |versioned| versioned.value.len()), versioned)
+        };
+        self.read_with(key, None, read).await
+    }
+
+    /// The values of many keys, in their order, all of one moment.
+    ///
+    /// Errors: as [`Partition::get`]; the first one ends the call.
+    /// Cost: as [`Partition::get`] a key; up to [`READS_IN_FLIGHT`] block reads are under way at a time.
+    pub async fn multi_get(&self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>> {
+        self.wait_readable().await?;
+        let pin = self.pin_latest();
+        self.multi_get_at(keys, &pin.moment()).await
+    }
+
+    /// [`Partition::get`] as of a pinned moment. A deadline that passed since then does not count.
+    ///
+    /// Errors, cost: as [`Partition::get`].
+    pub async fn get_at(&self, key: &[u8], moment: &Moment) -> Result<Option<Bytes>> {
+        let read = |found: Option<&Found>| {
+            let value = found.and_then(|found| found.live_value(Some(moment.wall_ms)));
+            (value.map_or(0, <[u8]>::len), value.map(Bytes::copy_from_slice))
+        };
+        self.read_with(key, Some(moment.lsn), read).await
+    }
+
+    /// [`Partition::multi_get`] as of a pinned moment.
+    ///
+    /// Errors, cost: as [`Partition::multi_get`].
+    pub async fn multi_get_at(&self, keys: &[Bytes], moment: &Moment) -> Result<Vec<Option<Bytes>>> {
+        let reads = stream::iter(keys).map(|key| self.get_at(key, moment));
+        reads.buffered(READS_IN_FLIGHT).try_collect().await
+    }
+
+    /// Pins what readers see now.
+    #[must_use]
+    pub fn pin_latest(&self) -> SnapshotPin {
+        self.snapshots.pin(self.progress.borrow().visible(), clock::wall_ms())
+    }
+
+    /// Hands the newest version of `key` at `snapshot`, or of now, to `read` and counts the read with the bytes that it says.
+    async fn read_with<T>(
+        &self,
+        key: &[u8],
+        snapshot: Option<Lsn>,
+        read: impl FnOnce(Option<&Found>) -> (usize, T),
+    ) -> Result<T> {
         self.check_key(key)?;
         self.wait_readable().await?;
-        let snapshot = self.progress.borrow().visible();
+        let snapshot = snapshot.unwrap_or_else(|| self.progress.borrow().visible());
         let hashed = HashedKey::from(key);
         let (index, found) = match self.find_in_memory(hashed, snapshot) {
             Some(found) => found,
             None => self.find(hashed, snapshot).await?,
         };
-        let value = found.as_ref().and_then(Found::live_value);
-        self.count_read(index, key, key.len() + value.map_or(0, <[u8]>::len));
-        Ok(read(value))
+        let (bytes, result) = read(found.as_ref());
+        self.count_read(index, key, key.len() + bytes);
+        Ok(result)
+    }
+
+    /// The newest state of `key` at or below `base`, expired values left out. Not counted: a write asks.
+    ///
+    /// Errors: [`Error::Corruption`], [`Error::Io`].
+    pub(super) async fn state_at(&self, key: &[u8], base: Lsn, now_ms: u64) -> Result<Option<Versioned>> {
+        let (_, found) = self.find(key.into(), base).await?;
+        Ok(found.and_then(|found| found.live_versioned(Some(now_ms))))
     }
 
     /// Up to `limit` live keys of `range` in ascending order, all of one moment.
@@ -142,17 +229,39 @@ impl Partition {
         let layout = self.layout();
         let index = layout.locate(key.bytes);
         let mut found = self.find_in_memtables(key, snapshot);
+        let erased = self.erased_at(key.bytes, snapshot, &layout.segments[index]);
         // A memtable record is newer than every table's, except in a shadow, which takes records out of order.
+        let mut newest = found.as_ref().map_or(erased, |found| found.lsn().max(erased));
         for table in layout.segments[index].tables() {
-            if found.as_ref().is_some_and(|found| found.lsn() >= table.location.max_lsn) {
+            if newest >= table.location.max_lsn {
                 continue;
             }
-            let candidate = table.get(key, snapshot).await?.map(Found::Block);
-            if candidate.as_ref().map(Found::lsn) > found.as_ref().map(Found::lsn) {
-                found = candidate;
+            if let Some(candidate) = table.get(key, snapshot).await?.map(Found::Block)
+                && candidate.lsn() > newest
+            {
+                newest = candidate.lsn();
+                found = Some(candidate);
             }
         }
-        Ok((index, found))
+        Ok((index, found.filter(|found| erased == Lsn(0) || found.lsn() > erased)))
+    }
+
+    /// LSN of the newest version of `key` or range deletion over it in the memtables; `Lsn(0)` if there is none.
+    pub(super) fn newest_in_memtables(&self, key: &[u8]) -> Lsn {
+        let latest = Lsn(u64::MAX);
+        let found = self.find_in_memtables(key.into(), latest).as_ref().map_or(Lsn(0), Found::lsn);
+        found.max(self.erased_in_memtables(key, latest))
+    }
+
+    /// LSN of the newest range deletion over `key` at or below `snapshot`; `Lsn(0)` if there is none.
+    fn erased_at(&self, key: &[u8], snapshot: Lsn, segment: &Segment) -> Lsn {
+        self.erased_in_memtables(key, snapshot).max(segment.erased_at(key, snapshot))
+    }
+
+    fn erased_in_memtables(&self, key: &[u8], snapshot: Lsn) -> Lsn {
+        let newest = self.active.borrow().erasures().newest_covering(key, snapshot);
+        let frozen = self.frozen.borrow();
+        frozen.iter().fold(newest, |newest, table| newest.max(table.erasures().newest_covering(key, snapshot)))
     }
 
     /// As [`Partition::find`] without an await; `None` when a block has to be read.
@@ -161,7 +270,8 @@ impl Partition {
         let index = layout.locate(key.bytes);
         let segment = &layout.segments[index];
         let mut found = self.find_in_memtables(key, snapshot);
-        let mut newest = found.as_ref().map_or(Lsn(0), Found::lsn);
+        let erased = self.erased_at(key.bytes, snapshot, segment);
+        let mut newest = found.as_ref().map_or(erased, |found| found.lsn().max(erased));
         for (table, is_last) in segment.tables_last_marked() {
             if newest >= table.location.max_lsn {
                 continue;
@@ -178,7 +288,7 @@ impl Partition {
                 Lookup::OnDevice => return None,
             }
         }
-        Some((index, found))
+        Some((index, found.filter(|found| erased == Lsn(0) || found.lsn() > erased)))
     }
 
     fn find_in_memtables(&self, key: HashedKey<'_>, snapshot: Lsn) -> Option<Found> {
@@ -197,7 +307,7 @@ impl Partition {
     }
 
     /// Waits while it is not known who owns the partition.
-    async fn wait_readable(&self) -> Result<()> {
+    pub(crate) async fn wait_readable(&self) -> Result<()> {
         self.serving_changed
             .wait_for(|| match self.serving.get() {
                 Serving::Owner => Some(Ok(())),
@@ -242,7 +352,22 @@ impl Partition {
             .iter()
             .take_while(|segment| end.as_ref().is_none_or(|end| segment.start < *end));
         sources.extend(table_sources(touched, &start, end.as_ref(), Purpose::Serve, |_| true));
-        MergeIter::new(sources, retain)
+        let erasures = view.erasures(&start, end.as_ref(), Lsn(0), lsn);
+        MergeIter::new(sources, retain).erased_by(erasures)
+    }
+}
+
+impl ReadView {
+    /// The range deletions within `[start, end)` above `after` and at or below `up_to`.
+    pub fn erasures(&self, start: &Bytes, end: Option<&Bytes>, after: Lsn, up_to: Lsn) -> Vec<Erasure> {
+        let in_memtables = self.memtables.iter().flat_map(|table| table.erasures().within(start, end, after, up_to));
+        let mut erasures: Vec<Erasure> = in_memtables.collect();
+        let first = self.layout.locate(start);
+        let touched = self.layout.segments[first..].iter().filter(|segment| !segment.erasures.is_empty());
+        for segment in touched.take_while(|segment| end.is_none_or(|end| segment.start < *end)) {
+            erasures.extend(erasure::clip_all(&segment.erasures, start, end, after, up_to));
+        }
+        erasures
     }
 }
 

@@ -7,9 +7,11 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use crate::chain::{ChainState, Seal};
+use crate::erasure::Erasure;
 use crate::error::{Error, Result};
 use crate::manifest::{ManifestEdit, Role, SegmentDesc, TableRef};
-use crate::record::Record;
+use crate::record::{Record, RecordKind};
+use crate::shard::files::Table;
 use crate::table::{self, TableBuilder};
 use crate::types::{AttemptId, Epoch, Hlc, Lsn, SegmentId, WalSeq};
 
@@ -98,8 +100,7 @@ impl Partition {
 
     fn note_version(&self, record: &Record) {
         let layout = self.layout();
-        let version = &layout.segments[layout.locate(&record.key)].version;
-        version.set(version.get().max(record.lsn));
+        layout.segments[layout.locate(&record.key)].raise_version(record.lsn);
     }
 
     /// Waits until what [`Partition::apply_mirror`] took in is on the device.
@@ -139,10 +140,15 @@ impl Partition {
             return Err(self.stale(format!("segment {id} is held already")));
         }
         let segment = self.segment(id)?;
-        let foreign = delta.iter().any(|record| !segment.range().contains(&record.key));
-        if foreign {
+        let range = segment.range();
+        if delta.iter().any(|record| !range.contains(&record.key)) {
             return Err(Error::corruption("<delta>", 0, format!("a key outside segment {id}")));
         }
+        let (erased, delta): (Vec<Record>, Vec<Record>) =
+            delta.into_iter().partition(|record| record.kind == RecordKind::RangeDelete);
+        let pieces = erased.iter().map(|record| Erasure::of_record(record.view()));
+        let erasures: Vec<Erasure> =
+            pieces.filter_map(|erasure| erasure.clipped(&segment.start, segment.end.as_ref())).collect();
         let mut tables: Vec<(Vec<u8>, Lsn)> = Vec::new();
         if !image.is_empty() {
             let meta = table::verify_image(&image).await?;
@@ -156,9 +162,9 @@ impl Partition {
             let built = builder.finish()?;
             tables.push((built.bytes, built.meta.max_lsn));
         }
-        let clock = delta.iter().map(|record| record.hlc).max().unwrap_or_default();
-        if !tables.is_empty() {
-            self.install_below(id, tables).await?;
+        let clock = delta.iter().chain(&erased).map(|record| record.hlc).max().unwrap_or_default();
+        if !tables.is_empty() || !erasures.is_empty() {
+            self.install_below(id, tables, erasures).await?;
         }
         self.with_shadow(attempt, |shadow| {
             shadow.held.insert(id);
@@ -168,17 +174,8 @@ impl Partition {
     }
 
     /// Writes tables, oldest first, into one file and puts them below what the segment has.
-    async fn install_below(&self, id: SegmentId, tables: Vec<(Vec<u8>, Lsn)>) -> Result<()> {
-        let mut writer = TableFileWriter::create(&self.shard, self.options).await?;
-        let mut locations: Vec<TableRef> = Vec::new();
-        for (bytes, max_lsn) in &tables {
-            locations.push(writer.write_table(bytes, *max_lsn).await?);
-        }
-        let file = writer.finish().await?;
-        let mut opened = Vec::new();
-        for location in locations {
-            opened.push(self.shard.open_table(&file, location).await?);
-        }
+    async fn install_below(&self, id: SegmentId, tables: Vec<(Vec<u8>, Lsn)>, erasures: Vec<Erasure>) -> Result<()> {
+        let opened = self.write_tables(&tables).await?;
         let _guard = self.maintenance.lock().await;
         let layout = self.layout();
         let index = layout.index_of(id).ok_or(Error::UnknownSegment { partition: self.id, segment: id })?;
@@ -186,24 +183,45 @@ impl Partition {
         // What a compaction of early mirror records made the base is newer than the image: it becomes a slice.
         let mut slices = old.slices.clone();
         slices.extend(old.base.iter().cloned());
-        let version = old.version.get().max(tables.iter().map(|(_, lsn)| *lsn).max().unwrap_or_default());
-        let base = opened.remove(0);
+        let brought = tables.iter().map(|(_, lsn)| *lsn).chain(erasures.iter().map(|erasure| erasure.lsn));
+        let version = old.version.get().max(brought.max().unwrap_or_default());
+        let mut opened = opened.into_iter();
+        let base = opened.next();
         slices.extend(opened);
         let segment = Rc::new(Segment {
             id,
             start: old.start.clone(),
             end: old.end.clone(),
-            base: Some(base),
+            base,
             slices,
+            erasures: [&*old.erasures, &erasures].concat().into(),
             version: version.into(),
         });
         let add: Vec<SegmentDesc> = vec![segment.desc()];
-        let edit = ManifestEdit::ReplaceSegments { partition: self.id, remove: vec![id], add };
-        self.shard.log_edits(vec![edit]).await?;
+        let mut edits: Vec<ManifestEdit> = ManifestEdit::erasures_of(self.id, &add).collect();
+        edits.insert(0, ManifestEdit::ReplaceSegments { partition: self.id, remove: vec![id], add });
+        self.shard.log_edits(edits).await?;
         // Mirror records that came during the write raised the version further.
         segment.version.set(segment.version.get().max(old.version.get()));
         *self.layout.borrow_mut() = layout.replaced(index, 1, vec![segment]);
         Ok(())
+    }
+
+    async fn write_tables(&self, tables: &[(Vec<u8>, Lsn)]) -> Result<Vec<Rc<Table>>> {
+        if tables.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut writer = TableFileWriter::create(&self.shard, self.options).await?;
+        let mut locations: Vec<TableRef> = Vec::new();
+        for (bytes, max_lsn) in tables {
+            locations.push(writer.write_table(bytes, *max_lsn).await?);
+        }
+        let file = writer.finish().await?;
+        let mut opened = Vec::new();
+        for location in locations {
+            opened.push(self.shard.open_table(&file, location).await?);
+        }
+        Ok(opened)
     }
 
     /// Compares the source's seal with what this shadow holds, and makes the readiness durable.

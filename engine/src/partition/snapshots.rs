@@ -26,7 +26,7 @@ impl Snapshots {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         self.pinned.borrow_mut().push(Pinned { id, lsn, wall_ms });
-        SnapshotPin { snapshots: Rc::clone(self), id, lsn }
+        SnapshotPin { snapshots: Rc::clone(self), id, moment: Moment { lsn, wall_ms } }
     }
 
     /// The pinned LSNs, ascending, without repetition.
@@ -43,19 +43,34 @@ impl Snapshots {
     }
 }
 
+/// A moment in a partition's history. Readable while a pin of it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// The last LSN that a reader sees.
+    pub lsn: Lsn,
+    /// The time by which deadlines are judged, in milliseconds since the Unix epoch.
+    pub wall_ms: u64,
+}
+
 /// Keeps a snapshot readable while it lives.
 #[derive(Debug)]
 pub struct SnapshotPin {
     snapshots: Rc<Snapshots>,
     id: u64,
-    lsn: Lsn,
+    moment: Moment,
 }
 
 impl SnapshotPin {
     /// The LSN that a reader of this snapshot sees up to.
     #[must_use]
     pub fn lsn(&self) -> Lsn {
-        self.lsn
+        self.moment.lsn
+    }
+
+    /// The pinned moment.
+    #[must_use]
+    pub fn moment(&self) -> Moment {
+        self.moment
     }
 }
 

@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::chain::Seal;
 use crate::clock;
+use crate::erasure::Erasure;
 use crate::error::{Error, Result};
 use crate::manifest::{ManifestEdit, Role};
 use crate::merge::{MergeIter, Retain};
@@ -71,7 +72,7 @@ pub struct Image {
 pub struct SegmentDelta {
     /// The last LSN that the delta contains; every later record travels over the mirror.
     pub covered: Lsn,
-    /// The newest version of each changed key, tombstones included, ascending by key.
+    /// The range deletions, then the newest version of each changed key, tombstones included, ascending by key.
     pub records: Vec<Record>,
 }
 
@@ -194,7 +195,9 @@ impl Partition {
         };
         let view = self.view_at(covered);
         let mut records = self.iterate_segment(&view, &segment, Retain::changed_between(pin.lsn(), covered));
-        let mut changed = Vec::new();
+        // Range deletions first: the table of the rest is built in key order.
+        let erased = view.erasures(&segment.start, segment.end.as_ref(), pin.lsn(), covered);
+        let mut changed: Vec<Record> = erased.iter().map(Erasure::to_record).collect();
         while records.advance().await? {
             changed.push(records.current().to_record());
             crate::io::runtime::yield_now().await;

@@ -1,4 +1,5 @@
-//! The life of a put: check, wait for the gate, assign an LSN, WAL and memtable, wait until visible.
+//! The life of a put: check, wait for the gate, assign an LSN, WAL and memtable, wait until visible. A batch is the same
+//! with many records in one step, after the reads that it asks for.
 
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -8,6 +9,7 @@ use bytes::Bytes;
 
 use crate::clock;
 use crate::config::Durability;
+use crate::erasure::Erasure;
 use crate::error::Result;
 use crate::limits;
 use crate::memtable::Memtable;
@@ -15,7 +17,11 @@ use crate::record::{Record, RecordKind};
 use crate::types::{AttemptId, Hlc, Lsn, WalSeq};
 use crate::wal::Entry;
 
+use super::batch::{Batch, Commit, Conflict, Merged, Operation, RECORD_OVERHEAD_BYTES, Resolved};
 use super::{Partition, Serving};
+
+/// Range deletions of a memtable at which it is closed: each costs every read a comparison.
+const ERASURES_MAX: usize = 256;
 
 /// One change of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,12 +44,6 @@ impl Write {
     pub fn delete(key: impl Into<Bytes>) -> Write {
         Write { key: key.into(), value: None, expires_at_ms: 0 }
     }
-
-    fn into_record(self, lsn: Lsn, hlc: Hlc) -> Record {
-        let kind = if self.value.is_some() { RecordKind::Put } else { RecordKind::Delete };
-        let value = self.value.unwrap_or_default();
-        Record { key: self.key, lsn, hlc, kind, expires_at_ms: self.expires_at_ms, value }
-    }
 }
 
 /// What an acknowledged write was given.
@@ -53,6 +53,36 @@ pub struct Written {
     pub lsn: Lsn,
     /// Its timestamp.
     pub hlc: Hlc,
+}
+
+/// The moment that a conditional write looked at.
+#[derive(Clone, Copy, Debug)]
+struct ReadBase {
+    lsn: Lsn,
+    /// Memtables flushed until then.
+    flushes: u64,
+}
+
+/// What one record will say, before it has its place in the history.
+#[derive(Debug)]
+struct Change {
+    key: Bytes,
+    kind: RecordKind,
+    expires_at_ms: u64,
+    value: Bytes,
+}
+
+impl Change {
+    fn logged_bytes(&self) -> usize {
+        RECORD_OVERHEAD_BYTES + self.key.len() + self.value.len()
+    }
+}
+
+impl From<Write> for Change {
+    fn from(write: Write) -> Change {
+        let kind = if write.value.is_some() { RecordKind::Put } else { RecordKind::Delete };
+        Change { key: write.key, kind, expires_at_ms: write.expires_at_ms, value: write.value.unwrap_or_default() }
+    }
 }
 
 impl Partition {
@@ -68,12 +98,139 @@ impl Partition {
             limits::check_value(value)?;
         }
         self.wait_writable().await?;
-        let written = self.append(write)?;
-        match durability {
-            Durability::Durable => self.wait_visible(written.lsn).await?,
-            Durability::Buffered => self.progress.borrow_mut().expose(written.lsn),
-        }
+        let written = self.append(write.into(), durability)?;
+        self.freeze_if_full();
+        self.settle(written.lsn, durability).await?;
         Ok(written)
+    }
+
+    /// Applies a batch: all of it or nothing, in the log, for readers and after a crash. Conditions and merges see the
+    /// key as the newest write before this one left it, and nothing is written to the partition in between. A failed
+    /// condition is a [`Commit::Conflict`] and not an error.
+    ///
+    /// Errors: as [`Partition::write`], [`Error::BatchLength`] (also for a batch that the WAL's files cannot hold in one
+    /// piece), [`Error::Merge`]; nothing was written.
+    /// Cancel: as [`Partition::write`].
+    /// Cost: a record a change (a range deletion: one a segment), one read a merge and condition.
+    pub async fn commit(&self, batch: Batch, durability: Durability) -> Result<Commit> {
+        batch.check(|key| self.check_key(key))?;
+        let changes = loop {
+            self.wait_writable().await?;
+            if !batch.reads() {
+                break self.changes_of(&batch, &Resolved::default())?;
+            }
+            let base = ReadBase { lsn: self.assigned(), flushes: self.flushes.get() };
+            if let Some(conflict) = self.first_conflict(&batch, base.lsn).await? {
+                // What is reported must not be undone by a crash; an absent key may owe that to a delete on its way.
+                let seen = conflict.found.as_ref().map_or(base.lsn, |found| found.version.lsn);
+                self.settle(seen, durability).await?;
+                return Ok(Commit::Conflict(conflict));
+            }
+            let resolved = self.resolve_merges(&batch, base.lsn).await?;
+            if self.may_write_now() && batch.keys_read().all(|key| self.unchanged_since(key, base)) {
+                break self.changes_of(&batch, &resolved)?;
+            }
+        };
+        let first = self.assigned().next();
+        let mut written = Written { lsn: self.assigned(), hlc: self.shard.clock().last() };
+        for change in changes {
+            written = self.append(change, durability)?;
+        }
+        self.progress.borrow_mut().group(first);
+        self.freeze_if_full();
+        self.settle(written.lsn, durability).await?;
+        Ok(Commit::Written(written))
+    }
+
+    /// Acknowledges what the level promises.
+    async fn settle(&self, lsn: Lsn, durability: Durability) -> Result<()> {
+        match durability {
+            Durability::Durable => self.wait_confirmed(lsn).await,
+            Durability::Buffered | Durability::Memory => {
+                self.progress.borrow_mut().expose(lsn);
+                Ok(())
+            }
+        }
+    }
+
+    /// The first condition that does not hold at `base`.
+    async fn first_conflict(&self, batch: &Batch, base: Lsn) -> Result<Option<Conflict>> {
+        let now_ms = clock::wall_ms();
+        for (key, condition) in &batch.conditions {
+            let found = self.state_at(key, base, now_ms).await?;
+            if !condition.holds(found.as_ref()) {
+                return Ok(Some(Conflict { key: key.clone(), found }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What each merge of the batch makes of the state at `base` and of the changes before it.
+    async fn resolve_merges(&self, batch: &Batch, base: Lsn) -> Result<Resolved> {
+        let now_ms = clock::wall_ms();
+        let mut resolved = Resolved::default();
+        for (index, operation) in batch.operations.iter().enumerate() {
+            if let Operation::Merge { key, operand, operator } = operation {
+                let existing = match batch.changed_before(index, key, &resolved) {
+                    Some(changed) => changed,
+                    None => self
+                        .state_at(key, base, now_ms)
+                        .await?
+                        .map(|found| Merged { value: found.value, expires_at_ms: found.expires_at_ms }),
+                };
+                let value = operator.apply(key, existing.as_ref().map(|merged| merged.value.as_ref()), operand)?;
+                limits::check_value(&value)?;
+                let expires_at_ms = existing.map_or(0, |merged| merged.expires_at_ms);
+                resolved.insert(index, Merged { value: value.into(), expires_at_ms });
+            }
+        }
+        Ok(resolved)
+    }
+
+    /// The records of a batch, ranges cut at the segments' bounds. Nothing may be awaited between this and their
+    /// appending: the layout may change.
+    fn changes_of(&self, batch: &Batch, resolved: &Resolved) -> Result<Vec<Change>> {
+        let layout = self.layout();
+        let mut changes: Vec<Change> = Vec::with_capacity(batch.operations.len());
+        for (index, operation) in batch.operations.iter().enumerate() {
+            match operation {
+                Operation::Write(write) => changes.push(Change::from(write.clone())),
+                Operation::Merge { key, .. } => {
+                    let Merged { value, expires_at_ms } = resolved.get(&index).cloned().unwrap_or_default();
+                    changes.push(Change { key: key.clone(), kind: RecordKind::Put, expires_at_ms, value });
+                }
+                Operation::DeleteRange(range) => {
+                    let (start, end) = self.clamp(range);
+                    let whole = Erasure { start, end, lsn: Lsn(0), hlc: Hlc(0) };
+                    for segment in &layout.segments {
+                        let piece = whole.clipped(&segment.start, segment.end.as_ref());
+                        changes.extend(piece.map(|piece| {
+                            let Record { key, kind, expires_at_ms, value, .. } = piece.to_record();
+                            Change { key, kind, expires_at_ms, value }
+                        }));
+                    }
+                }
+            }
+        }
+        self.shard.wal().check_batch(changes.iter().map(Change::logged_bytes).sum())?;
+        Ok(changes)
+    }
+
+    /// Whether nothing has been written to `key` since a reader looked at it.
+    fn unchanged_since(&self, key: &[u8], base: ReadBase) -> bool {
+        if self.assigned() == base.lsn {
+            return true;
+        }
+        let layout = self.layout.borrow();
+        // The segment's version is the cheap answer; a busy segment asks the memtables, which have every newer version
+        // of the key unless one was flushed meanwhile.
+        layout.segments[layout.locate(key)].version.get() <= base.lsn
+            || (self.flushes.get() == base.flushes && self.newest_in_memtables(key) <= base.lsn)
+    }
+
+    /// Whether a write that was let through may still be appended.
+    fn may_write_now(&self) -> bool {
+        matches!(self.gate(), Some(Ok(()))) && self.shard.wal().has_room() && !self.shard.memtables_full()
     }
 
     /// Waits until this host accepts writes and the WAL and the memtables have room.
@@ -104,15 +261,22 @@ impl Partition {
     }
 
     /// The step without an await: LSN, WAL, memtable, counters and mirror agree on one order.
-    fn append(&self, write: Write) -> Result<Written> {
+    fn append(&self, change: Change, durability: Durability) -> Result<Written> {
         assert_eq!(self.serving.get(), Serving::Owner, "INV-GATE: only the owner writes");
         let hlc = self.shard.clock().tick(clock::wall_ms());
         let lsn = self.progress.borrow_mut().assign();
-        let record = write.into_record(lsn, hlc);
-        let seq = self.log(AttemptId(0), &record)?;
-        self.progress.borrow_mut().submitted(seq);
+        let Change { key, kind, expires_at_ms, value } = change;
+        let record = Record { key, lsn, hlc, kind, expires_at_ms, value };
+        // A mirrored record is logged, whatever its level: source and target hold the same history.
+        if durability == Durability::Memory && self.mirror.borrow().is_none() {
+            self.unlogged.set(true);
+            self.progress.borrow_mut().unlogged();
+        } else {
+            let seq = self.log(AttemptId(0), &record)?;
+            self.progress.borrow_mut().submitted(seq);
+        }
 
-        let layout = self.layout();
+        let layout = self.layout.borrow();
         let index = layout.locate(&record.key);
         let segment = &layout.segments[index];
         segment.version.set(lsn);
@@ -121,7 +285,7 @@ impl Partition {
         if let Some(tap) = self.mirror.borrow_mut().as_mut() {
             tap.push(index, segment.id, &record);
         }
-        self.insert(&record);
+        self.active.borrow().insert(record.view());
         Ok(Written { lsn, hlc })
     }
 
@@ -132,19 +296,18 @@ impl Partition {
 
     /// Inserts into the active memtable, and closes it when it has grown to its share.
     pub(super) fn insert(&self, record: &Record) {
-        let full = {
-            let active = self.active.borrow();
-            active.insert(record.view());
-            active.bytes() >= self.shard.memtable_bytes_max()
-        };
-        if full {
-            self.freeze_memtable();
-        }
+        self.active.borrow().insert(record.view());
+        self.freeze_if_full();
     }
 
-    /// Closes a memtable that recovery filled beyond its share.
+    /// Closes the active memtable if it has grown to its share. Not called inside an atomic batch, which one memtable
+    /// holds whole.
     pub(crate) fn freeze_if_full(&self) {
-        if self.active.borrow().bytes() >= self.shard.memtable_bytes_max() {
+        let full = {
+            let active = self.active.borrow();
+            active.bytes() >= self.shard.memtable_bytes_max() || active.erasures().len() >= ERASURES_MAX
+        };
+        if full {
             self.freeze_memtable();
         }
     }
@@ -160,11 +323,11 @@ impl Partition {
         self.shard.request_maintenance();
     }
 
-    /// Waits until readers see `lsn`.
-    pub(super) async fn wait_visible(&self, lsn: Lsn) -> Result<()> {
+    /// Waits until `lsn` is durable, at the target of a synchronous mirror too.
+    async fn wait_confirmed(&self, lsn: Lsn) -> Result<()> {
         poll_fn(|context| {
             let mut progress = self.progress.borrow_mut();
-            if progress.visible() >= lsn {
+            if progress.confirmed() >= lsn {
                 return Poll::Ready(Ok(()));
             }
             if let Some(cause) = self.shard.wal().failure() {

@@ -102,6 +102,11 @@ impl Table {
         self.reader.lookup(key, max_lsn, &*self.cache, filter_first)
     }
 
+    /// See [`TableReader::key_before`].
+    pub fn key_before(&self, end: Option<&[u8]>, records: usize, bytes: usize) -> Option<Bytes> {
+        self.reader.key_before(end, records, bytes).map(Bytes::copy_from_slice)
+    }
+
     /// The records of `[start, end)`.
     pub fn records(&self, start: Bytes, end: Option<Bytes>, purpose: Purpose) -> TableRecords {
         TableRecords(TableIter::new(Rc::clone(&self.reader), start, end, Rc::clone(&self.cache), purpose))

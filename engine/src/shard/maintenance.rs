@@ -119,6 +119,7 @@ impl Shard {
         self.closing.set(true);
         self.maintenance_wanted.notify_all();
         self.task_ended.wait_for(|| self.maintenance_ended.get().then_some(())).await;
+        let flushed = self.flush_unlogged().await;
         let failure = self.wal.failure().filter(|cause| !matches!(cause, Error::Closed));
         self.wal.close().await;
         self.partitions.borrow_mut().clear();
@@ -127,6 +128,17 @@ impl Shard {
         self.task_ended.wait_for(|| self.removals_ended.get().then_some(())).await;
         // Files that were just dropped are closed by the executor, which has to live until then.
         runtime::sleep(CLOSE_GRACE).await;
-        failure.map_or(Ok(()), Err)
+        failure.map_or(flushed, Err)
+    }
+
+    /// Flushes what no log holds (writes of the level `Memory`).
+    async fn flush_unlogged(self: &Rc<Shard>) -> Result<()> {
+        for partition in self.partitions() {
+            if partition.has_unlogged() {
+                partition.freeze_memtable();
+                while partition.flush_oldest().await? {}
+            }
+        }
+        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 //! Start-up order (see `recovery`): data lock, manifest, WAL (which waits out ghost writes of a killed process),
 //! replay into memtables, removal of files that no manifest names, then service.
 
+mod checkpoint;
 pub(crate) mod files;
 mod maintenance;
 mod manifest;
@@ -74,6 +75,7 @@ pub struct Shard {
     removals_ended: Cell<bool>,
     /// Snapshots that other threads hold, by number.
     pins: RefCell<BTreeMap<u64, SnapshotPin>>,
+    next_pin: Cell<u64>,
 }
 
 impl std::fmt::Debug for Shard {
@@ -149,6 +151,7 @@ impl Shard {
                     end: end.map(Into::into),
                     base: None,
                     slices: Vec::new(),
+                    erasures: Rc::default(),
                     version: Cell::new(Lsn(0)),
                 })
             })
@@ -215,6 +218,14 @@ impl Shard {
             Ok(partition) if partition.serving() == (Serving::Shadow { attempt }) => self.drop_partition(id).await,
             _ => Ok(()),
         }
+    }
+
+    /// Keeps a pin for another thread, under the number returned.
+    pub(crate) fn keep_pin(&self, pin: SnapshotPin) -> u64 {
+        let number = self.next_pin.get();
+        self.next_pin.set(number + 1);
+        self.pins.borrow_mut().insert(number, pin);
+        number
     }
 
     /// Lets go of a pin.

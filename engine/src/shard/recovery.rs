@@ -92,6 +92,7 @@ impl Shard {
             maintenance_ended: Cell::new(false),
             removals_ended: Cell::new(false),
             pins: RefCell::default(),
+            next_pin: Cell::new(0),
         });
         shard.open_partitions(state, replayed).await?;
         let weak = Rc::downgrade(&shard);
@@ -133,10 +134,12 @@ impl Shard {
         opened: &mut BTreeMap<FileId, Rc<TableFile>>,
     ) -> Result<Rc<Partition>> {
         let layout = self.open_layout(&state, opened).await?;
-        replayed.memtable.for_each_key(|key, lsn| {
-            let version = &layout.segments[layout.locate(key)].version;
-            version.set(version.get().max(lsn));
-        });
+        replayed.memtable.for_each_key(|key, lsn| layout.segments[layout.locate(key)].raise_version(lsn));
+        for segment in &layout.segments {
+            let erasures = replayed.memtable.erasures();
+            let within = erasures.within(&segment.start, segment.end.as_ref(), Lsn(0), Lsn(u64::MAX));
+            within.iter().for_each(|erasure| segment.raise_version(erasure.lsn));
+        }
         let next_segment = state.segments.iter().map(|segment| segment.id.0).max().unwrap_or(0) + 1;
         Ok(Partition::new(
             Rc::clone(self),
@@ -176,13 +179,15 @@ impl Shard {
                 tables.push(self.open_table(file, *location).await?);
             }
             let base = if desc.base.is_some() { tables.pop() } else { None };
-            let version = desc.slices.iter().chain(&desc.base).map(|table| table.max_lsn).max().unwrap_or_default();
+            let written = desc.slices.iter().chain(&desc.base).map(|table| table.max_lsn);
+            let version = written.chain(desc.erasures.iter().map(|erasure| erasure.lsn)).max().unwrap_or_default();
             segments.push(Rc::new(Segment {
                 id: desc.id,
                 start: Bytes::copy_from_slice(&desc.start_key),
                 end: end.map(|end| Bytes::copy_from_slice(end)),
                 base,
                 slices: tables,
+                erasures: desc.erasures.as_slice().into(),
                 version: Cell::new(version),
             }));
         }
@@ -222,6 +227,9 @@ fn replay(
         return;
     }
     found.last_lsn = found.last_lsn.max(entry.record.lsn);
+    if entry.record.lsn <= partition.flushed {
+        return;
+    }
     found.memtable.insert(entry.record);
 }
 

@@ -282,6 +282,9 @@ impl VerifiedBlock {
         if !ordered {
             return Err("records out of order".into());
         }
+        if columns.kinds.contains(&(RecordKind::RangeDelete as u8)) {
+            return Err("a range deletion in a table".into());
+        }
         if (0..columns.lsns.len()).any(|index| columns.key(index).len() > KEY_LEN_MAX) {
             return Err(format!("a key above {KEY_LEN_MAX} bytes"));
         }

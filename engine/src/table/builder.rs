@@ -127,6 +127,9 @@ impl TableBuilder {
         if !follows {
             return Err(Error::Invalid { what: "table records out of order".into() });
         }
+        if record.kind == RecordKind::RangeDelete {
+            return Err(Error::Invalid { what: "a table holds no range deletion".into() });
+        }
         if !same_key {
             if self.open.estimated_len() >= self.options.block_bytes {
                 self.close_block()?;

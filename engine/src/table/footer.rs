@@ -18,7 +18,7 @@
 
 use crate::types::Lsn;
 
-pub(super) const FOOTER_LEN: usize = 128;
+pub(crate) const FOOTER_LEN: usize = 128;
 const MAGIC: [u8; 8] = *b"ANTBTAB\0";
 const VERSION: u8 = 1;
 

@@ -115,6 +115,11 @@ impl LoadedIndex {
         self.columns.entry(block)
     }
 
+    /// Last key of a block.
+    pub fn last_key(&self, block: usize) -> &[u8] {
+        self.columns.last_key(block)
+    }
+
     /// The first block that may hold a key at or after `key`; `len()` if none.
     pub fn block_for(&self, key: &[u8]) -> usize {
         self.heads.count_below(key, |block| self.columns.last_key(block))

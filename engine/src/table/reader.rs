@@ -124,6 +124,19 @@ impl<S: BlockSource> TableReader<S> {
         self.index.len()
     }
 
+    /// A key below `end` such that about `records` records or `bytes` bytes, whichever is less, lie from it up to `end`,
+    /// cut to whole blocks; `None` if the table does not reach that far back.
+    pub(crate) fn key_before(&self, end: Option<&[u8]>, records: usize, bytes: usize) -> Option<&[u8]> {
+        let blocks = self.blocks() as u64;
+        let of_records = records as u64 * blocks / self.meta.records.max(1);
+        let of_bytes = bytes as u64 * blocks / self.meta.raw_bytes.max(1);
+        let back = (of_records.min(of_bytes) + 1) as usize;
+        let until = end.map_or(self.blocks(), |end| self.block_for(end));
+        // The last key of the block before the first one wanted.
+        let before = until.checked_sub(back + 1)?;
+        Some(self.index.last_key(before))
+    }
+
     /// The first block that may hold a key at or after `key`; `blocks()` if none.
     #[must_use]
     pub fn block_for(&self, key: &[u8]) -> usize {

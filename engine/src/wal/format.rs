@@ -22,7 +22,7 @@
 //!     32     8  deadline in milliseconds, 0 = none
 //!     40     4  length of the key
 //!     44     4  length of the value
-//!     48     1  kind (1 put, 2 delete)
+//!     48     1  kind (1 put, 2 delete, 3 range delete: the value is the first key behind the range)
 //!     49     7  zero
 //!     56     -  key, value
 //! ```

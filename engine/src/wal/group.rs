@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use crate::error::Error;
-use crate::io::direct::AlignedBuf;
+use crate::io::direct::{AlignedBuf, BLOCK_BYTES};
 use crate::types::WalSeq;
 
 use super::format::{BatchBuilder, Entry, HEADER_LEN};
@@ -88,6 +88,11 @@ impl GroupCommit {
     /// Whether writers may add entries without waiting.
     pub fn has_room(&self) -> bool {
         self.open.payload_len() < OPEN_BYTES_MAX
+    }
+
+    /// Bytes of entries that fit a batch for sure when [`GroupCommit::has_room`]: a batch lies in one file.
+    pub fn batch_bytes_left(&self) -> usize {
+        (self.file_bytes as usize).saturating_sub(HEADER_LEN + OPEN_BYTES_MAX + BLOCK_BYTES)
     }
 
     /// Whether everything that was added is on the device.

@@ -127,6 +127,14 @@ impl Wal {
         Ok(seq)
     }
 
+    /// Whether entries of `bytes` bytes together (keys, values and 64 bytes each) can go into one batch.
+    ///
+    /// Errors: [`Error::BatchLength`].
+    pub fn check_batch(&self, bytes: usize) -> Result<()> {
+        let max = self.inner.group.borrow().batch_bytes_left();
+        if bytes > max { Err(Error::BatchLength { len: bytes, max }) } else { Ok(()) }
+    }
+
     /// The batch that the next entry joins.
     pub fn collecting(&self) -> WalSeq {
         self.inner.group.borrow().collecting()

@@ -1,0 +1,67 @@
+//! A keyspace as of one moment.
+
+use std::ops::RangeBounds;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::engine::PartitionSnapshot;
+use crate::error::Result;
+use crate::types::KeyRange;
+
+use super::{Entries, Keyspace};
+
+/// What readers of a keyspace saw when it was taken; each partition of one moment, so that no batch is seen half. Owned,
+/// cheap to clone, kept until the last clone is gone.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    keyspace: Keyspace,
+    partitions: Arc<[PartitionSnapshot]>,
+}
+
+impl Snapshot {
+    pub(super) fn new(keyspace: Keyspace, partitions: Vec<PartitionSnapshot>) -> Snapshot {
+        Snapshot { keyspace, partitions: partitions.into() }
+    }
+
+    /// The keyspace.
+    #[must_use]
+    pub fn keyspace(&self) -> &Keyspace {
+        &self.keyspace
+    }
+
+    /// The partitions' snapshots, in the order of [`Keyspace::partitions`].
+    #[must_use]
+    pub fn partitions(&self) -> &[PartitionSnapshot] {
+        &self.partitions
+    }
+
+    /// The value that `key` had.
+    ///
+    /// # Errors
+    /// As [`Keyspace::get`].
+    pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>> {
+        let key = key.into();
+        self.partitions[self.keyspace.partitioning().route(&key)].get(key).await
+    }
+
+    /// All entries, ascending by key.
+    #[must_use]
+    pub fn iter(&self) -> Entries {
+        self.entries(&KeyRange::all())
+    }
+
+    /// The entries of a range, ascending by key.
+    pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Entries {
+        self.entries(&KeyRange::from_bounds(range))
+    }
+
+    /// The entries whose keys begin with `prefix`, ascending.
+    pub fn prefix(&self, prefix: impl AsRef<[u8]>) -> Entries {
+        self.entries(&KeyRange::prefix(prefix.as_ref()))
+    }
+
+    fn entries(&self, range: &KeyRange) -> Entries {
+        Entries::new(self.keyspace.partitioning(), range, |index| self.partitions[index].entries(range.clone()))
+    }
+}
