@@ -254,7 +254,7 @@ impl Keyspace {
     }
 }
 
-impl<'a> IntoIterator for &'a Keyspace {
+impl IntoIterator for &Keyspace {
     type Item = Result<KeyValue>;
     type IntoIter = Entries;
 

@@ -237,7 +237,7 @@ fn batch_writer(handle: PartitionHandle, stop: Arc<AtomicBool>) -> std::thread::
                     }
                 }
             }
-            let durability = if round % 3 == 0 { Durability::Memory } else { Durability::Durable };
+            let durability = if round.is_multiple_of(3) { Durability::Memory } else { Durability::Durable };
             match block_on(handle.commit(batch, durability)) {
                 Ok(_) => model = next,
                 Err(Error::Moved { .. }) => break,

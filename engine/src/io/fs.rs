@@ -210,7 +210,6 @@ fn unlink(path: &Path) -> std::io::Result<()> {
 }
 
 /// Gives a file a second name. Durable after [`sync_dir`].
-
 pub(crate) fn hard_link(from: &Path, to: &Path) -> Result<()> {
     let place = |cause| Error::io("link", from, cause);
     #[cfg(any(test, feature = "sim"))]
