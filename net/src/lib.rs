@@ -3,6 +3,7 @@
 
 pub mod coordinator;
 pub mod error;
+pub mod failpoint;
 pub mod host;
 pub mod resp;
 pub mod routing;

@@ -131,6 +131,15 @@ impl Identity {
         host_of(&self.cert).ok_or_else(|| tls(&self.dir.join("host.der"), "names no host"))
     }
 
+    /// Key under which this host tells its peers that it has forgotten a connection. The same after a restart: so they
+    /// notice the restart with their next packet, and not by a time-out.
+    pub(crate) fn reset_key(&self) -> ring::hmac::Key {
+        let digest = ring::digest::digest(&ring::digest::SHA256, &self.key);
+        let root = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, digest.as_ref());
+        let derived = ring::hmac::sign(&root, b"antumbra stateless reset");
+        ring::hmac::Key::new(ring::hmac::HMAC_SHA256, derived.as_ref())
+    }
+
     pub(crate) fn server_config(&self) -> Result<QuicServerConfig> {
         let roots = Arc::new(self.roots()?);
         let provider = Arc::new(rustls::crypto::ring::default_provider());

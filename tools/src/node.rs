@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use antumbra_engine::types::{HostId, ShardId};
 use antumbra_engine::{Engine, EngineConfig, PartitionOptions};
+use antumbra_net::failpoint::Failpoint;
 use antumbra_net::host::{CoordinatorAt, Host, HostConfig};
 use antumbra_net::resp::{self, ServerConfig};
 use antumbra_net::tls::{Authority, Identity};
@@ -55,6 +56,9 @@ pub struct NodeOptions {
     /// Length of an access window, in milliseconds.
     #[arg(long, default_value_t = 1000)]
     window_ms: u64,
+    /// Die at this step of a move (crash tests).
+    #[arg(long, hide = true)]
+    failpoint: Option<String>,
 }
 
 /// Runs until SIGINT or SIGTERM.
@@ -78,6 +82,7 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
         bulk: options.bulk,
         resp: options.resp,
         coordinator: parse_coordinator(options.coordinator.as_deref())?,
+        failpoint: Failpoint::new(options.failpoint)?,
         options: PartitionOptions { segment_target_bytes: options.segment_kib << 10, ..PartitionOptions::default() },
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -53,7 +53,7 @@ pub use transfer::{Frozen, Image, SegmentDelta, SegmentSummary};
 pub use write::{Write, Written};
 
 /// Who serves the partition, as this host knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Serving {
     /// This host serves reads and writes.
     Owner,

@@ -7,6 +7,7 @@ use antumbra_engine::{Engine, PartitionHandle, PartitionOptions, PartitionSpec};
 use tokio::sync::Mutex;
 
 use crate::error::{Error, Result};
+use crate::failpoint::Failpoint;
 use crate::transport::{Incoming, serve_call};
 
 use super::machine::{ClusterState, Command, Machine};
@@ -26,6 +27,7 @@ pub struct Embedded {
 struct Inner {
     store: PartitionHandle,
     machine: Mutex<Machine>,
+    failpoint: Failpoint,
 }
 
 impl Embedded {
@@ -33,7 +35,7 @@ impl Embedded {
     ///
     /// # Errors
     /// [`Error::Engine`], [`Error::Protocol`] when the stored state is damaged.
-    pub async fn open(engine: &Engine) -> Result<Embedded> {
+    pub async fn open(engine: &Engine, failpoint: Failpoint) -> Result<Embedded> {
         let store = match engine.partition(SYSTEM_PARTITION) {
             Ok(store) => store,
             Err(_) => {
@@ -52,13 +54,17 @@ impl Embedded {
                 .map_err(|cause| Error::protocol(format!("stored coordinator state: {cause}")))?,
             None => ClusterState::default(),
         };
-        Ok(Embedded { inner: Arc::new(Inner { store, machine: Mutex::new(Machine { state }) }) })
+        Ok(Embedded { inner: Arc::new(Inner { store, machine: Mutex::new(Machine { state }), failpoint }) })
     }
 
     /// Applies a command; what it changed is durable before the answer.
     async fn apply(&self, command: Command) -> Response {
         let mut machine = self.inner.machine.lock().await;
         let mut next = machine.clone();
+        let decides = matches!(command, Command::Commit { .. });
+        if decides {
+            self.inner.failpoint.pass("coordinator:apply");
+        }
         let answer = match next.apply(command) {
             Ok(answer) => answer,
             Err(what) => return Response::Conflict(what),
@@ -72,6 +78,9 @@ impl Embedded {
                 return Response::Failed(cause.to_string());
             }
             *machine = next;
+        }
+        if decides {
+            self.inner.failpoint.pass("coordinator:applied");
         }
         Response::Answer(answer)
     }

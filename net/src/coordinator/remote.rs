@@ -1,18 +1,20 @@
 //! The coordinator of another node, over the control plane.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use antumbra_engine::types::HostId;
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::transport::{PlaneHandle, StreamKind, call};
 
-use super::machine::Command;
+use super::machine::{Answer, Command};
 use super::{Asking, Coordinator, Response};
 
 /// A call that takes longer is of unknown result.
 const TIMEOUT: Duration = Duration::from_secs(3);
+/// A call that failed sooner is repeated at once.
+const REPEAT_WITHIN: Duration = Duration::from_secs(1);
 
 /// Asks the node that serves the coordinator.
 #[derive(Clone, Debug)]
@@ -30,15 +32,31 @@ impl Remote {
     }
 }
 
+impl Remote {
+    async fn ask_once(&self, command: &Command) -> Result<Answer> {
+        let request = serde_json::to_vec(command).map_err(|cause| Error::protocol(cause.to_string()))?;
+        let kind = StreamKind::Coordinator;
+        let response = call(&self.plane, self.address, self.host, kind, &request, TIMEOUT).await?;
+        let response: Response = serde_json::from_slice(&response)
+            .map_err(|cause| Error::Unknown { what: format!("{}: {cause}", self.address) })?;
+        response.into_result()
+    }
+}
+
 impl Coordinator for Remote {
     fn ask(&self, command: Command) -> Asking<'_> {
         Box::pin(async move {
-            let request = serde_json::to_vec(&command).map_err(|cause| Error::protocol(cause.to_string()))?;
-            let kind = StreamKind::Coordinator;
-            let response = call(&self.plane, self.address, self.host, kind, &request, TIMEOUT).await?;
-            let response: Response = serde_json::from_slice(&response)
-                .map_err(|cause| Error::Unknown { what: format!("{}: {cause}", self.address) })?;
-            response.into_result()
+            let began = Instant::now();
+            match self.ask_once(&command).await {
+                // The connection was one to an earlier life of the coordinator, which shows with its first use. Every
+                // command but the one that gives out attempts may be repeated.
+                Err(Error::Unknown { .. } | Error::Link { .. })
+                    if began.elapsed() < REPEAT_WITHIN && !matches!(command, Command::Begin { .. }) =>
+                {
+                    self.ask_once(&command).await
+                }
+                result => result,
+            }
         })
     }
 }

@@ -16,6 +16,7 @@ use crate::coordinator::embedded::{Embedded, SYSTEM_PARTITION};
 use crate::coordinator::remote::Remote;
 use crate::coordinator::{self, ClusterState, Command, Coordinator, HostInfo, PartitionRecord, RecordState};
 use crate::error::{Error, Result};
+use crate::failpoint::Failpoint;
 use crate::resp::forward;
 use crate::resp::slot;
 use crate::routing::RoutingTable;
@@ -55,6 +56,8 @@ pub struct HostConfig {
     pub coordinator: CoordinatorAt,
     /// Partitions are created with these options.
     pub options: PartitionOptions,
+    /// Where a test has the process die.
+    pub failpoint: Failpoint,
 }
 
 /// A running host.
@@ -73,6 +76,8 @@ pub struct Host {
     pub coordinator: Arc<dyn Coordinator>,
     /// Options of new partitions.
     pub options: PartitionOptions,
+    /// Where a test has the process die.
+    pub failpoint: Failpoint,
     embedded: Option<Embedded>,
     resp: SocketAddr,
     pub(crate) claims: Claims,
@@ -108,7 +113,7 @@ impl Host {
         let bulk = plane("bulk", config.bulk, SchedulingClass::Idle)?;
         let (embedded, coordinator): (_, Arc<dyn Coordinator>) = match config.coordinator {
             CoordinatorAt::Here => {
-                let embedded = Embedded::open(&engine).await?;
+                let embedded = Embedded::open(&engine, config.failpoint.clone()).await?;
                 (Some(embedded.clone()), Arc::new(embedded))
             }
             CoordinatorAt::Remote(address, host) => (None, Arc::new(Remote::new(control.handle(), address, host))),
@@ -121,6 +126,7 @@ impl Host {
             routing: RoutingTable::default(),
             coordinator,
             options: config.options,
+            failpoint: config.failpoint.clone(),
             embedded,
             resp: config.resp,
             claims: Claims::default(),

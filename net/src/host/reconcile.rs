@@ -77,6 +77,7 @@ impl Reconciler {
             return Ok(true);
         }
         let Some(_claim) = host.claims.try_claim(id) else {
+            close_if_over(host, id, stats.serving, state);
             return Ok(true);
         };
         // Only now, with the claim: nobody else changes what is held, and the record is as new as it has to be.
@@ -102,6 +103,24 @@ impl Reconciler {
             return Ok(verdict == Verdict::Drop);
         }
         act(host, &partition, verdict).await
+    }
+}
+
+/// Ends an attempt here whose source died and was aborted since, before the link's time-out does.
+fn close_if_over(host: &Host, id: PartitionId, serving: Serving, state: &ClusterState) {
+    let Serving::Shadow { attempt } = serving else {
+        return;
+    };
+    let is_open = state.records.get(&id.0).is_some_and(|record| match &record.state {
+        RecordState::Moving(moving) | RecordState::Committed(moving) => moving.attempt == attempt.0,
+        RecordState::Stable => false,
+    });
+    // The records may be older than the attempt.
+    if !is_open
+        && state.attempts >= attempt.0
+        && let Some(inbox) = host.inbox(attempt)
+    {
+        inbox.close();
     }
 }
 

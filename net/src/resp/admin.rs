@@ -13,7 +13,8 @@ use crate::host::Host;
 use crate::shadow::{MoveOptions, Policy};
 
 const USAGE: &str = "PARTITIONS | CREATE id first-slot last-slot owner | MOVE id host [ORDER gru|ewma|key|random] \
-                     [THROTTLE mb-per-second] [MANUAL] | SWITCH id | PROGRESS id | REPORT id | COMPACT id | SEGMENTS id";
+                     [THROTTLE mb-per-second] [MANUAL] | SWITCH id | PROGRESS id | REPORT id | COMPACT id | SEGMENTS id | \
+                     RECORD id";
 
 /// Runs one admin command.
 pub(crate) async fn run(host: &Arc<Host>, args: &[Bytes]) -> Result<Value> {
@@ -32,6 +33,10 @@ pub(crate) async fn run(host: &Arc<Host>, args: &[Bytes]) -> Result<Value> {
         Some("COMPACT") => {
             host.engine.partition(partition_id(words.get(1))?)?.compact().await?;
             Ok(json!("OK"))
+        }
+        Some("RECORD") => {
+            let id = partition_id(words.get(1))?;
+            Ok(json!(coordinator::read(host.coordinator.as_ref(), id.0).await?))
         }
         Some("SEGMENTS") => segments(host, partition_id(words.get(1))?).await,
         _ => Err(usage()),

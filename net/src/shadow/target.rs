@@ -29,11 +29,11 @@ const OUTSTANDING_MAX: usize = 8;
 const OUTSTANDING_BYTES_MAX: u64 = 64 << 20;
 
 /// The machine.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Target {
     state: State,
-    /// The newest plan, best first.
-    plan: Vec<PlanEntry>,
+    /// Segments of the newest plan with their bytes, best first.
+    plan: Vec<(ValidationToken, u64)>,
     outstanding: Vec<(SegmentId, u64)>,
     held: BTreeSet<SegmentId>,
 }
@@ -53,7 +53,7 @@ impl Target {
 
     /// A new plan replaces the old one. Returns what to ask for now.
     pub fn handle_plan(&mut self, plan: Vec<PlanEntry>) -> Vec<ValidationToken> {
-        self.plan = plan;
+        self.plan = plan.iter().map(|entry| (entry.token, entry.bytes)).collect();
         self.next_requests()
     }
 
@@ -90,16 +90,16 @@ impl Target {
         if self.state != State::Filling {
             return requests;
         }
-        for entry in &self.plan {
+        for &(token, size) in &self.plan {
             let bytes: u64 = self.outstanding.iter().map(|(_, bytes)| bytes).sum();
-            if self.outstanding.len() == OUTSTANDING_MAX || (bytes > 0 && bytes + entry.bytes > OUTSTANDING_BYTES_MAX) {
+            if self.outstanding.len() == OUTSTANDING_MAX || (bytes > 0 && bytes + size > OUTSTANDING_BYTES_MAX) {
                 break;
             }
-            let segment = entry.token.segment;
+            let segment = token.segment;
             let known = self.held.contains(&segment) || self.outstanding.iter().any(|(other, _)| *other == segment);
             if !known {
-                self.outstanding.push((segment, entry.bytes));
-                requests.push(entry.token);
+                self.outstanding.push((segment, size));
+                requests.push(token);
             }
         }
         requests

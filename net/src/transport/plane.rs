@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use antumbra_engine::types::HostId;
 use quinn::{Connection, Endpoint, EndpointConfig, RecvStream, SendStream, TransportConfig, VarInt};
+use quinn_proto::RandomConnectionIdGenerator;
 use rustls::pki_types::CertificateDer;
 
 use crate::error::{Error, Result};
@@ -19,8 +20,12 @@ use super::class;
 
 /// First bytes of every stream: magic, version, kind.
 const PREAMBLE: [u8; 6] = *b"ANTQ\x01\0";
-const IDLE_TIMEOUT: Duration = Duration::from_secs(8);
+/// A peer that is silent for this long is lost.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// The same between threads of the idle class, which a busy machine may keep waiting.
+const IDLE_TIMEOUT_BULK: Duration = Duration::from_secs(8);
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
+const CONNECTION_ID_LEN: usize = 8;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What a stream is for. The numbers are part of the protocol.
@@ -192,7 +197,11 @@ async fn beat(beats: Arc<AtomicU64>) {
 
 fn open_endpoint(config: &PlaneConfig) -> Result<(Endpoint, SocketAddr)> {
     let mut transport = TransportConfig::default();
-    let idle = quinn::IdleTimeout::try_from(IDLE_TIMEOUT).map_err(|cause| Error::link(config.name, cause))?;
+    let idle = match config.class {
+        SchedulingClass::Normal => IDLE_TIMEOUT,
+        SchedulingClass::Idle => IDLE_TIMEOUT_BULK,
+    };
+    let idle = quinn::IdleTimeout::try_from(idle).map_err(|cause| Error::link(config.name, cause))?;
     transport
         .stream_receive_window(VarInt::from_u32(config.window_bytes))
         .receive_window(VarInt::from_u32(config.window_bytes.saturating_mul(4)))
@@ -208,7 +217,10 @@ fn open_endpoint(config: &PlaneConfig) -> Result<(Endpoint, SocketAddr)> {
     client.transport_config(transport);
     let socket = UdpSocket::bind(config.listen).map_err(|cause| Error::link(config.listen, cause))?;
     let local = socket.local_addr().map_err(|cause| Error::link(config.listen, cause))?;
-    let endpoint = Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(quinn::TokioRuntime));
+    let mut endpoint_config = EndpointConfig::new(Arc::new(config.identity.reset_key()));
+    // The default's ids carry a signature of this process; packets for an earlier one would be dropped without a reset.
+    endpoint_config.cid_generator(|| Box::new(RandomConnectionIdGenerator::new(CONNECTION_ID_LEN)));
+    let endpoint = Endpoint::new(endpoint_config, Some(server), socket, Arc::new(quinn::TokioRuntime));
     let mut endpoint = endpoint.map_err(|cause| Error::link(config.listen, cause))?;
     endpoint.set_default_client_config(client);
     Ok((endpoint, local))

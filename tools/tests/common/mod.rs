@@ -9,14 +9,46 @@ use std::time::{Duration, Instant};
 /// A node process; killed when dropped.
 pub struct Node {
     child: Child,
+    args: Vec<String>,
     pub resp: SocketAddr,
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Node {
+    /// Ends the process as by kill -9.
+    pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+
+    /// Whether the process has ended by itself.
+    pub fn has_died(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Ends the process and starts it again at the same place.
+    pub fn restart(&mut self, failpoint: Option<&str>) {
+        self.kill();
+        self.child = launch(&self.args, failpoint);
+    }
+}
+
+fn launch(args: &[String], failpoint: Option<&str>) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_antumbra"));
+    command.args(args).stdout(Stdio::piped());
+    if let Some(failpoint) = failpoint {
+        command.args(["--failpoint", failpoint]);
+    }
+    let mut child = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("READY"), "{args:?}: {line}");
+    child
 }
 
 pub fn free_tcp() -> SocketAddr {
@@ -29,28 +61,33 @@ pub fn free_udp() -> SocketAddr {
 
 /// Starts two nodes under `dir`, the first with the coordinator.
 pub fn start(dir: &std::path::Path) -> Vec<Node> {
+    start_many(dir, 2)
+}
+
+/// Starts some nodes under `dir`, the first with the coordinator.
+pub fn start_many(dir: &std::path::Path, nodes: u32) -> Vec<Node> {
     let control = free_udp();
-    vec![start_node(dir, 1, control, None), start_node(dir, 2, free_udp(), Some(format!("1@{control}")))]
+    let coordinator = format!("1@{control}");
+    let mut started = vec![start_node(dir, 1, control, None)];
+    started.extend((2..=nodes).map(|host| start_node(dir, host, free_udp(), Some(coordinator.clone()))));
+    started
 }
 
 fn start_node(dir: &std::path::Path, host: u32, control: SocketAddr, coordinator: Option<String>) -> Node {
     let resp = free_tcp();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_antumbra"));
-    command
-        .args(["node", "--host", &host.to_string(), "--segment-kib", "64", "--window-ms", "250", "--dir"])
-        .arg(dir.join(format!("node-{host}")))
-        .arg("--ca")
-        .arg(dir.join("ca"))
-        .args(["--resp", &resp.to_string(), "--control", &control.to_string(), "--bulk", &free_udp().to_string()])
-        .stdout(Stdio::piped());
+    let text = |path: std::path::PathBuf| path.display().to_string();
+    let mut args: Vec<String> = ["node", "--segment-kib", "64", "--window-ms", "250"].map(String::from).to_vec();
+    let mut option = |name: &str, value: String| args.extend([name.to_string(), value]);
+    option("--host", host.to_string());
+    option("--dir", text(dir.join(format!("node-{host}"))));
+    option("--ca", text(dir.join("ca")));
+    option("--resp", resp.to_string());
+    option("--control", control.to_string());
+    option("--bulk", free_udp().to_string());
     if let Some(coordinator) = coordinator {
-        command.args(["--coordinator", &coordinator]);
+        option("--coordinator", coordinator);
     }
-    let mut child = command.spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.starts_with("READY"), "{line}");
-    Node { child, resp }
+    Node { child: launch(&args, None), args, resp }
 }
 
 /// Sends one inline command and returns what comes back within a moment.

@@ -1,5 +1,6 @@
 //! `cargo xtask`: set-up, checks and tests behind one door.
 
+mod model;
 mod setup;
 mod test;
 
@@ -9,6 +10,7 @@ use std::process::{Command, ExitCode};
 const HELP: &str = "\
 cargo xtask setup             install what the tests need: system packages, the CPU libtorch (in your cache)
 cargo xtask test [--no-torch] set-up, then all tests; --no-torch leaves training out and says so
+cargo xtask model [--writes N ...]  model checker of the move, with larger bounds
 cargo xtask check             formatting, clippy, documentation
 ";
 
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
     let result = match args.first().map(String::as_str) {
         Some("setup") => setup::run(),
         Some("test") => test::run(!flag("--no-torch")),
+        Some("model") => model::run(&args[1..]),
         Some("check") => check(),
         Some("help" | "--help") | None => {
             print!("{HELP}");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use antumbra_engine::types::{AttemptId, Epoch, HostId, PartitionId, SegmentId, ValidationToken};
 use antumbra_engine::{PartitionHandle, PartitionOptions, PartitionSpec};
 use quinn::RecvStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::coordinator::{self, RecordState};
 use crate::error::{Error, Result};
@@ -30,12 +30,19 @@ pub(crate) struct TargetInbox {
     partition: PartitionHandle,
     machine: Arc<Mutex<Target>>,
     outgoing: mpsc::UnboundedSender<Message>,
+    /// The coordinator has closed the attempt.
+    closed: Arc<Notify>,
 }
 
 impl TargetInbox {
     fn send(&self, message: Message) {
         // The control stream may be gone; its end decides what becomes of the shadow.
         let _ = self.outgoing.send(message);
+    }
+
+    /// Ends the attempt here: the coordinator has closed it, and its source may never say so.
+    pub fn close(&self) {
+        self.closed.notify_one();
     }
 
     fn request(&self, tokens: impl IntoIterator<Item = ValidationToken>) {
@@ -66,8 +73,9 @@ pub(crate) async fn serve_control(host: Arc<Host>, incoming: Incoming) {
             return;
         }
     };
+    host.failpoint.pass("target:opened");
     let (outgoing, mut messages) = mpsc::unbounded_channel();
-    let inbox = TargetInbox { source: peer, partition, machine: Arc::default(), outgoing };
+    let inbox = TargetInbox { source: peer, partition, machine: Arc::default(), outgoing, closed: Arc::default() };
     host.open_inbox(context.attempt, inbox.clone());
     inbox.send(Message::Opened);
     let writer = tokio::spawn(async move {
@@ -78,7 +86,11 @@ pub(crate) async fn serve_control(host: Arc<Host>, incoming: Incoming) {
         }
     });
     let mut sealing = None;
-    if let Err(cause) = serve_messages(&host, context, &inbox, &mut recv, &mut sealing).await {
+    let ended = tokio::select! {
+        ended = serve_messages(&host, context, &inbox, &mut recv, &mut sealing) => ended,
+        () = inbox.closed.notified() => Err(Error::Aborted { what: "the coordinator has closed it".into() }),
+    };
+    if let Err(cause) = ended {
         tracing::info!(%cause, attempt = %context.attempt, "control stream ended");
     }
     // What becomes of a shadow whose source is gone the coordinator's record says, and the reconciler does.
@@ -148,6 +160,7 @@ async fn serve_messages(
                 match ready.await {
                     Ok(()) => {
                         lock(&inbox.machine).handle_ready();
+                        host.failpoint.pass("target:ready");
                         *sealing = Some(seal);
                         inbox.send(Message::SealOk);
                     }
@@ -155,7 +168,9 @@ async fn serve_messages(
                 }
             }
             Message::Promote(epoch) => {
+                host.failpoint.pass("target:promote");
                 promote(host, context, inbox, sealing.as_ref(), epoch).await?;
+                host.failpoint.pass("target:promoted");
                 inbox.send(Message::Promoted);
             }
             Message::Digest(starts) => {
@@ -258,6 +273,7 @@ pub(crate) async fn serve_bulk(host: Arc<Host>, incoming: Incoming) {
     let segment = received.segment;
     match install(&inbox, attempt, segment, received).await {
         Ok(()) => {
+            host.failpoint.pass("target:installed");
             inbox.send(Message::Held(segment));
             inbox.request(lock(&inbox.machine).handle_installed(segment));
         }

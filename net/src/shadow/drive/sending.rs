@@ -35,8 +35,10 @@ const PLAN_INTERVAL: Duration = Duration::from_millis(200);
 const FREEZE_MAX: Duration = Duration::from_secs(2);
 /// A copy in which no segment arrives for this long has failed.
 const STALL_MAX: Duration = Duration::from_secs(15);
-/// Looks at the record after a begin whose answer was lost.
-const BEGIN_READS: u32 = 100;
+/// Attempts of a move whose target is not reached.
+const OPEN_TRIES: u32 = 3;
+/// Requests to begin whose answers were lost, after which a move is given up.
+const BEGIN_TRIES: u32 = 50;
 /// Wait between two tries of what has to succeed.
 pub(super) const RETRY: Duration = Duration::from_millis(20);
 
@@ -65,65 +67,113 @@ pub(super) async fn run(
 ) -> Result<MoveReport> {
     // From here on the reconciler leaves the partition to this move.
     let _claim = host.claims.claim(partition).await;
+    let mut tried = 1;
+    loop {
+        match attempt(host, partition, destination, options, handle).await {
+            // The connection was one to an earlier life of the peer: that shows with its first use.
+            Err(Failure { cause, lost_at_opening: true }) if tried < OPEN_TRIES => {
+                tracing::info!(%cause, %partition, "the target was not reached; another attempt");
+                tried += 1;
+            }
+            Err(failure) => return Err(failure.cause),
+            Ok(report) => return Ok(report),
+        }
+    }
+}
+
+/// Why an attempt ended.
+struct Failure {
+    cause: Error,
+    /// The link was lost before the target answered.
+    lost_at_opening: bool,
+}
+
+impl From<Error> for Failure {
+    fn from(cause: Error) -> Failure {
+        Failure { cause, lost_at_opening: false }
+    }
+}
+
+async fn attempt(
+    host: &Arc<Host>,
+    partition: PartitionId,
+    destination: HostId,
+    options: MoveOptions,
+    handle: &MoveHandle,
+) -> std::result::Result<MoveReport, Failure> {
     let record = begin_until_known(host, partition, destination).await?;
     let RecordState::Moving(moving) = &record.state else {
-        return Err(Error::protocol("the coordinator began no move"));
+        return Err(Error::protocol("the coordinator began no move").into());
     };
     let context = FrameContext { attempt: AttemptId(moving.attempt), partition, epoch: Epoch(record.epoch) };
-    let abort = |what: Error| async move {
-        abort_until_known(host, context, &what.to_string()).await;
-        Err(what)
-    };
+    host.failpoint.pass("source:begun");
     let mut driver = match Driver::open(host, context, &record, destination, options, handle).await {
         Ok(driver) => driver,
-        Err(cause) => return abort(cause).await,
+        Err(cause) => {
+            abort_until_known(host, context, &cause.to_string()).await;
+            let lost_at_opening = matches!(cause, Error::Link { .. });
+            return Err(Failure { cause, lost_at_opening });
+        }
     };
-    driver.run().await
+    let ended = driver.run().await;
+    ended.map_err(|cause| Failure { cause, lost_at_opening: driver.lost && !driver.opened })
 }
 
 /// Locks the partition. When the answer is lost the record tells: an attempt of this host's partition that has this
-/// destination and that nobody drives can only be the one asked for.
+/// destination and that nobody drives can only be the one asked for. Should a request that was given up arrive after
+/// all, the reconciler aborts what it begins.
 async fn begin_until_known(host: &Host, partition: PartitionId, destination: HostId) -> Result<PartitionRecord> {
     let command = Command::Begin { partition: partition.0, source: host.id.0, destination: destination.0 };
-    let mut unknown = match coordinator::change(host.coordinator.as_ref(), command).await {
-        Err(cause @ Error::Unknown { .. }) => cause,
-        known => return known,
+    let begun = |record: &PartitionRecord| {
+        let ours = matches!(&record.state, RecordState::Moving(moving) if moving.destination == destination.0);
+        ours && record.owner == host.id.0
     };
-    for _ in 0..BEGIN_READS {
-        tokio::time::sleep(RETRY).await;
+    let mut asked = 0;
+    loop {
+        let unknown = match coordinator::change(host.coordinator.as_ref(), command.clone()).await {
+            Err(cause @ (Error::Unknown { .. } | Error::Link { .. })) => cause,
+            known => return known,
+        };
         match coordinator::read(host.coordinator.as_ref(), partition.0).await {
-            Ok(record) => {
-                let begun = matches!(&record.state, RecordState::Moving(moving) if moving.destination == destination.0);
-                return if begun && record.owner == host.id.0 { Ok(record) } else { Err(unknown) };
-            }
-            Err(cause) => unknown = cause,
+            Ok(record) if begun(&record) => return Ok(record),
+            _ if asked == BEGIN_TRIES => return Err(unknown),
+            _ => {}
         }
+        asked += 1;
+        tokio::time::sleep(RETRY).await;
     }
-    // Should it have begun after all, the reconciler aborts it.
-    Err(unknown)
 }
 
-/// Closes the attempt at the coordinator, however long that takes, then serves again. False if it was committed.
-async fn abort_until_known(host: &Host, context: FrameContext, reason: &str) -> bool {
+/// Closes the attempt at the coordinator, however long that takes, then serves again.
+async fn abort_until_known(host: &Host, context: FrameContext, reason: &str) {
     let command =
         Command::Abort { partition: context.partition.0, attempt: context.attempt.0, reason: reason.to_string() };
     loop {
         match coordinator::change(host.coordinator.as_ref(), command.clone()).await {
             Ok(record) => {
                 host.routing.update_record(&record);
-                let (attempt, epoch) = (context.attempt, Epoch(record.epoch));
-                if let Ok(partition) = host.engine.partition(context.partition) {
-                    let thawed = partition.with(move |partition| async move { partition.thaw(attempt, epoch).await });
-                    if let Err(cause) = thawed.await {
-                        tracing::error!(%cause, "the aborted epoch is not durable");
-                    }
-                }
-                return true;
+                return serve_again(host, context, &record).await;
             }
-            Err(Error::Conflict { .. }) => return false,
+            // Committed, which nothing here asked for: the reconciler goes by the record.
+            Err(Error::Conflict { what }) => return tracing::error!(what, "the attempt is not this host's to abort"),
             Err(cause) => tracing::warn!(%cause, "the abort is not known yet; writes may be waiting"),
         }
         tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Serves what the record of the closed attempt gives this host.
+async fn serve_again(host: &Host, context: FrameContext, record: &PartitionRecord) {
+    let (attempt, owner, epoch) = (context.attempt, HostId(record.owner), Epoch(record.epoch));
+    let Ok(partition) = host.engine.partition(context.partition) else {
+        return;
+    };
+    let here = owner == host.id;
+    let served = partition.with(move |partition| async move {
+        if here { partition.thaw(attempt, epoch).await } else { partition.hand_over(owner, epoch).await }
+    });
+    if let Err(cause) = served.await {
+        tracing::error!(%cause, "the epoch of the closed attempt is not durable");
     }
 }
 
@@ -151,6 +201,7 @@ pub(super) struct Driver<'a> {
     pub(super) step: Instant,
     /// When the target last held one more segment.
     progressed: Instant,
+    opened: bool,
     pub(super) lost: bool,
     failure: Option<String>,
 }
@@ -217,6 +268,7 @@ impl<'a> Driver<'a> {
             frozen: None,
             step: now,
             progressed: now,
+            opened: false,
             lost: false,
             failure: None,
         })
@@ -266,7 +318,10 @@ impl<'a> Driver<'a> {
     async fn handle_signal(&mut self, signal: Option<Signal>) -> Vec<Action> {
         let event = match signal {
             Some(Signal::Message(message)) => match message {
-                Message::Opened => Event::Opened,
+                Message::Opened => {
+                    self.opened = true;
+                    Event::Opened
+                }
                 Message::Request(wanted) => {
                     let present = self.partition.with(move |partition| async move {
                         let found = partition.segment_summaries().into_iter().find(|found| found.id == wanted.segment);
@@ -383,6 +438,9 @@ impl<'a> Driver<'a> {
     /// Carries out one action; what it brought about is the next event.
     async fn carry_out(&mut self, action: Action) -> Result<Option<Event>> {
         let attempt = self.context.attempt;
+        if let Some(place) = failpoint_of(&action) {
+            self.host.failpoint.pass(place);
+        }
         match action {
             Action::SendSegment(segment) => {
                 self.report.sent.push(segment.0);
@@ -442,11 +500,8 @@ impl<'a> Driver<'a> {
             }
             Action::Abort(reason) => {
                 let _ = message::send(&mut self.control, self.context, &Message::Failed(reason.clone())).await;
-                if abort_until_known(self.host, self.context, &reason).await {
-                    Ok(Some(Event::Aborted))
-                } else {
-                    Err(Error::Conflict { what: "the attempt is closed otherwise".into() })
-                }
+                abort_until_known(self.host, self.context, &reason).await;
+                Ok(Some(Event::Aborted))
             }
         }
     }
@@ -491,6 +546,22 @@ impl<'a> Driver<'a> {
         let us = self.step.elapsed().as_micros() as u64;
         self.report.switchover.steps.push(StepTime { name: name.to_string(), us });
         self.step = Instant::now();
+    }
+}
+
+/// Where a test may have the source die before it carries the action out.
+fn failpoint_of(action: &Action) -> Option<&'static str> {
+    match action {
+        Action::SendSegment(_) => Some("source:send-segment"),
+        Action::SetSynchronous => Some("source:set-synchronous"),
+        Action::Freeze => Some("source:freeze"),
+        Action::SendSeal => Some("source:send-seal"),
+        Action::Commit => Some("source:commit"),
+        Action::HandOver => Some("source:committed"),
+        Action::Promote => Some("source:handed-over"),
+        Action::Digest => Some("source:digest"),
+        Action::Complete => Some("source:complete"),
+        Action::SendStale(_) | Action::AwaitTarget | Action::Abort(_) => None,
     }
 }
 

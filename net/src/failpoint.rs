@@ -1,0 +1,51 @@
+//! Named places at which a test has this process die, as by kill -9.
+
+/// The place to die at, if any.
+#[derive(Clone, Debug, Default)]
+pub struct Failpoint {
+    name: Option<String>,
+}
+
+impl Failpoint {
+    /// Dies at the place with this name; see [`Failpoint::NAMES`].
+    ///
+    /// # Errors
+    /// The known names, when it is none of them.
+    pub fn new(name: Option<String>) -> Result<Failpoint, String> {
+        match name {
+            Some(name) if !Self::NAMES.contains(&name.as_str()) => {
+                Err(format!("no failpoint '{name}'; there are {}", Self::NAMES.join(", ")))
+            }
+            name => Ok(Failpoint { name }),
+        }
+    }
+
+    /// All places: each step of a move, at the host that takes it.
+    pub const NAMES: [&'static str; 17] = [
+        "source:begun",
+        "source:send-segment",
+        "source:set-synchronous",
+        "source:freeze",
+        "source:send-seal",
+        "source:commit",
+        "source:committed",
+        "source:handed-over",
+        "source:digest",
+        "source:complete",
+        "target:opened",
+        "target:installed",
+        "target:ready",
+        "target:promote",
+        "target:promoted",
+        "coordinator:apply",
+        "coordinator:applied",
+    ];
+
+    /// Dies if this is the place: no destructor runs, nothing is flushed.
+    pub fn pass(&self, place: &str) {
+        debug_assert!(Self::NAMES.contains(&place), "a failpoint without a name in the list");
+        if self.name.as_deref() == Some(place) {
+            std::process::abort();
+        }
+    }
+}

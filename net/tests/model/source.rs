@@ -1,0 +1,223 @@
+//! A move at its source: carries out what the machine says.
+
+use antumbra_engine::Serving;
+use antumbra_engine::types::{Lsn, SegmentId};
+use antumbra_net::coordinator::{Command, PartitionRecord, RecordState};
+use antumbra_net::shadow::recovery::Held;
+use antumbra_net::shadow::source::{Action, Event, Limits, Source, State};
+
+use crate::world::{Body, HOSTS, PARTITION, Packet, World, segment_of, segments};
+
+/// The coordinator has answered the begin, or its record has been read.
+pub fn begun(world: &mut World, index: usize, record: &PartitionRecord) {
+    let destination = HOSTS[1 - index].0;
+    let moving = match &record.state {
+        RecordState::Moving(moving) if moving.destination == destination && record.owner == HOSTS[index].0 => moving,
+        _ => {
+            world.hosts[index].source = None;
+            return;
+        }
+    };
+    let (attempt, epoch) = (moving.attempt, record.epoch);
+    let host = &mut world.hosts[index];
+    let from = host.last();
+    if let Some(side) = host.source.as_mut() {
+        side.attempt = Some(attempt);
+        side.epoch = epoch;
+        side.machine = Source::new(segments(), Lsn(u64::from(from)), Limits { retries_max: 1, lag_max: 1 });
+    }
+    handle(world, index, Event::Allowed);
+    world.send(1 - index, attempt, Body::Open { epoch, from });
+}
+
+/// Hands an event to the machine and carries out what follows from it.
+pub fn handle(world: &mut World, index: usize, event: Event) {
+    let mut events = vec![event];
+    while let Some(event) = events.pop() {
+        let Some(side) = world.hosts[index].source.as_mut().filter(|side| side.attempt.is_some()) else {
+            return;
+        };
+        for action in side.machine.handle(event) {
+            events.extend(carry_out(world, index, action));
+        }
+    }
+    let state = world.hosts[index].source.as_ref().map(|side| side.machine.state());
+    if state == Some(State::Complete) && !has_asked_to_complete(world, index) {
+        // The target completed the attempt by itself.
+        world.hosts[index].source = None;
+    }
+}
+
+fn has_asked_to_complete(world: &World, index: usize) -> bool {
+    world.asks.iter().any(|ask| ask.host == index && matches!(ask.command, Command::Complete { .. }))
+}
+
+fn carry_out(world: &mut World, index: usize, action: Action) -> Option<Event> {
+    let peer = 1 - index;
+    let host = &mut world.hosts[index];
+    let last = host.last();
+    let epoch_known = host.source.as_ref().map_or(0, |side| side.epoch);
+    let attempt = host.source.as_ref().and_then(|side| side.attempt)?;
+    match action {
+        Action::SendSegment(segment) => {
+            let mut records = host.records.iter().filter(|(_, (key, _))| segment_of(usize::from(*key)) == segment);
+            let newest = records.next_back().map(|(lsn, value)| (*lsn, *value));
+            if let Some(side) = host.source.as_mut() {
+                side.covered[key_of(segment)] = true;
+            }
+            world.send(peer, attempt, Body::Segment { segment, records: newest.into_iter().collect() });
+            None
+        }
+        Action::SendStale(token) => {
+            world.send(peer, attempt, Body::Stale(token));
+            None
+        }
+        Action::SetSynchronous => {
+            if let Some(side) = host.source.as_mut() {
+                side.mirrored = Some(side.machine.acked().0 as u8);
+            }
+            None
+        }
+        Action::Freeze => {
+            host.serving = Some(Serving::Frozen);
+            host.lease_over = false;
+            host.durable = last;
+            Some(Event::Frozen(Lsn(u64::from(last))))
+        }
+        Action::SendSeal => {
+            let chain = host.source.as_ref().map(|side| side.chain.clone()).unwrap_or_default();
+            world.send(peer, attempt, Body::Seal { last, chain });
+            None
+        }
+        Action::Commit => {
+            world.ask(index, Command::Commit { partition: PARTITION, attempt, epoch: epoch_known });
+            None
+        }
+        Action::HandOver => {
+            let owner = HOSTS[peer];
+            (host.held, host.epoch) = (Some(Held::Released), epoch_known);
+            host.serving = Some(Serving::Released { owner });
+            if let Some(side) = host.source.as_mut() {
+                side.mirrored = None;
+            }
+            Some(Event::HandedOver)
+        }
+        Action::Promote => {
+            let lost = host.source.as_ref().is_some_and(|side| side.lost);
+            world.send(peer, attempt, Body::Promote { epoch: epoch_known });
+            lost.then_some(Event::TargetLost)
+        }
+        Action::AwaitTarget => None,
+        // The comparison of digests decides nothing.
+        Action::Digest => Some(Event::Digested),
+        Action::Complete => {
+            world.send(peer, attempt, Body::Complete);
+            world.ask(index, Command::Complete { partition: PARTITION, attempt });
+            None
+        }
+        Action::Abort(_) => {
+            world.send(peer, attempt, Body::Failed);
+            world.ask(index, Command::Abort { partition: PARTITION, attempt, reason: String::new() });
+            None
+        }
+    }
+}
+
+/// The abort has been answered: serve what the record gives.
+pub fn aborted(world: &mut World, index: usize, record: Option<&PartitionRecord>) {
+    let host = &mut world.hosts[index];
+    let aborting = host.source.as_ref().is_some_and(|side| side.machine.state() == State::Aborting);
+    if !aborting {
+        return;
+    }
+    if let Some(record) = record {
+        if record.owner == HOSTS[index].0 {
+            host.resume(antumbra_engine::types::Epoch(record.epoch));
+        } else {
+            host.serving = Some(Serving::Released { owner: HOSTS[1 - index] });
+            host.held = Some(Held::Released);
+        }
+    }
+    host.source = None;
+}
+
+/// The link is gone.
+pub fn lose(world: &mut World, index: usize) {
+    if let Some(side) = world.hosts[index].source.as_mut() {
+        side.lost = true;
+    }
+    handle(world, index, Event::Failed(String::new()));
+    handle(world, index, Event::TargetLost);
+}
+
+pub fn deliver(world: &mut World, packet: &Packet) {
+    let index = packet.to;
+    let ours = |world: &World| {
+        world.hosts[index].source.as_ref().is_some_and(|side| side.attempt == Some(packet.attempt) && !side.lost)
+    };
+    if packet.body == Body::Failed
+        && world.hosts[index].target.as_ref().is_some_and(|side| side.attempt == packet.attempt)
+    {
+        // The source gave up: the record says what becomes of the shadow.
+        world.hosts[index].target = None;
+        return;
+    }
+    if !ours(world) {
+        return;
+    }
+    let host = &world.hosts[index];
+    let event = match &packet.body {
+        Body::Opened => {
+            let plan = segments().map(|segment| host.token(segment)).collect();
+            world.send(1 - index, packet.attempt, Body::Plan(plan));
+            Event::Opened
+        }
+        Body::Request(wanted) => Event::Requested { wanted: *wanted, present: host.token(wanted.segment) },
+        Body::Held(segment) => Event::Held(*segment),
+        Body::Ack(lsn) => {
+            let lsn = *lsn;
+            let side = world.hosts[index].source.as_mut();
+            if let Some(mirrored) = side.and_then(|side| side.mirrored.as_mut()) {
+                *mirrored = (*mirrored).max(lsn);
+            }
+            Event::Acked(Lsn(u64::from(lsn)))
+        }
+        Body::SealOk => Event::SealOk,
+        Body::Promoted => Event::Promoted,
+        Body::Failed => Event::Failed(String::new()),
+        _ => return,
+    };
+    handle(world, index, event);
+}
+
+/// Whether the mirror stream can carry a record now: both ends are there.
+pub fn can_mirror(world: &World, index: usize) -> bool {
+    let target = &world.hosts[1 - index];
+    world.hosts[index].source.as_ref().is_some_and(|side| {
+        !side.mirror.is_empty()
+            && !side.lost
+            && target.up
+            && target.target.as_ref().is_some_and(|target| Some(target.attempt) == side.attempt)
+    })
+}
+
+/// The target takes in the next record of the stream, durably, and acknowledges it.
+pub fn mirror(world: &mut World, index: usize) {
+    let Some(side) = world.hosts[index].source.as_mut() else {
+        return;
+    };
+    let (lsn, value) = side.mirror.remove(0);
+    let attempt = side.attempt.unwrap_or(0);
+    let target = &mut world.hosts[1 - index];
+    if let Some(side) = target.target.as_mut() {
+        side.chain.push((lsn, value));
+    }
+    if let Some(value) = value {
+        target.records.insert(lsn, value);
+    }
+    world.send(index, attempt, Body::Ack(lsn));
+}
+
+fn key_of(segment: SegmentId) -> usize {
+    (segment.0 - 1) as usize
+}

@@ -1,0 +1,307 @@
+//! The state of two hosts, a coordinator and the messages between them.
+//!
+//! The decisions are those of the product: `shadow::source::Source`, `shadow::target::Target`,
+//! `shadow::recovery::verdict` and `coordinator::Machine` are used as they are. Modelled by hand is what carries them out:
+//! the partitions (a map from LSN to key and version), the mirror stream (in order, cut when the link is lost), control
+//! and bulk messages (a set: lost, repeated and overtaken at will, also those of attempts that are over), requests to the
+//! coordinator (their answers may be lost, they may be repeated later), and crashes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use antumbra_engine::Serving;
+use antumbra_engine::types::{HostId, Lsn, SegmentId, ValidationToken};
+use antumbra_net::coordinator::machine::Machine;
+use antumbra_net::coordinator::{Command, HostInfo};
+use antumbra_net::shadow::recovery::{Held, Verdict};
+use antumbra_net::shadow::source::Source;
+use antumbra_net::shadow::target::Target;
+
+/// Keys, each in a segment of its own.
+pub const KEYS: usize = 2;
+pub const PARTITION: u64 = 1;
+pub const HOSTS: [HostId; 2] = [HostId(1), HostId(2)];
+
+/// What may still go wrong or be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Budget {
+    pub writes: u8,
+    pub moves: u8,
+    /// Crashes of each host.
+    pub crashes: [u8; 2],
+    /// Links cut.
+    pub cuts: u8,
+    /// Answers of the coordinator that are lost.
+    pub lost_answers: u8,
+    /// Messages and requests that come a second time.
+    pub repeats: u8,
+    /// Attempts that their source gives up by itself.
+    pub timeouts: u8,
+}
+
+/// Bugs that are planted to see that the checker finds them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mutant {
+    None,
+    /// The target serves as soon as it has read the commit, without waiting for the source's read lease.
+    WriteBeforeHandOver,
+    /// A frozen source serves again when it has waited long enough.
+    FreezeLeftByTimer,
+    /// The target takes frames of any attempt.
+    StaleAttempt,
+}
+
+/// A record: key and version.
+pub type Value = (u8, u8);
+
+/// A message of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Packet {
+    pub to: usize,
+    pub attempt: u64,
+    pub body: Body,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Body {
+    Open { epoch: u64, from: u8 },
+    Opened,
+    Plan(Vec<ValidationToken>),
+    Request(ValidationToken),
+    Stale(ValidationToken),
+    Segment { segment: SegmentId, records: BTreeMap<u8, Value> },
+    Held(SegmentId),
+    Ack(u8),
+    Seal { last: u8, chain: Vec<(u8, Option<Value>)> },
+    SealOk,
+    Failed,
+    Promote { epoch: u64 },
+    Promoted,
+    Complete,
+}
+
+/// A request on its way to the coordinator.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ask {
+    pub host: usize,
+    /// Life of the host in which it was sent; an answer to an earlier life is not heard.
+    pub life: u8,
+    pub command: Command,
+}
+
+/// A move at its source.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SourceSide {
+    /// `None` until the coordinator has begun the attempt.
+    pub attempt: Option<u64>,
+    pub epoch: u64,
+    pub machine: Source,
+    pub covered: [bool; KEYS],
+    /// Mirrored records that the target has not taken in yet, in order.
+    pub mirror: Vec<(u8, Option<Value>)>,
+    pub chain: Vec<(u8, Option<Value>)>,
+    /// Last LSN that the target has, once acknowledgements wait for it.
+    pub mirrored: Option<u8>,
+    pub lost: bool,
+}
+
+/// An attempt at its target.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TargetSide {
+    pub attempt: u64,
+    pub epoch: u64,
+    pub machine: Target,
+    pub held: BTreeSet<SegmentId>,
+    pub chain: Vec<(u8, Option<Value>)>,
+    pub from: u8,
+}
+
+/// One host.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Host {
+    pub up: bool,
+    pub life: u8,
+    /// Durable: what it holds, in which epoch, and whether the shadow was ready.
+    pub held: Option<Held>,
+    pub epoch: u64,
+    pub sealed: Option<u8>,
+    /// Records by LSN; those above `durable` are lost in a crash.
+    pub records: BTreeMap<u8, Value>,
+    pub durable: u8,
+    /// What readers have seen stays visible, also when the mirror becomes synchronous behind it.
+    pub shown: u8,
+    pub serving: Option<Serving>,
+    /// A frozen source whose read lease has run out.
+    pub lease_over: bool,
+    pub source: Option<SourceSide>,
+    pub target: Option<TargetSide>,
+    /// What the reconciler has decided and not done yet.
+    pub verdict: Option<Verdict>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct World {
+    pub coordinator: Machine,
+    pub asks: BTreeSet<Ask>,
+    pub wire: BTreeSet<Packet>,
+    pub hosts: [Host; 2],
+    pub budget: Budget,
+    pub last_version: u8,
+    /// Largest version of each key that was acknowledged, and that any reader can have seen.
+    pub acked: [u8; KEYS],
+    pub seen: [u8; KEYS],
+    /// The first rule that was broken.
+    pub broken: Option<&'static str>,
+}
+
+impl Host {
+    fn new(owner: bool) -> Host {
+        Host {
+            up: true,
+            life: 0,
+            held: owner.then_some(Held::Owner),
+            epoch: 1,
+            sealed: None,
+            records: BTreeMap::new(),
+            durable: 0,
+            shown: 0,
+            serving: owner.then_some(Serving::Owner),
+            lease_over: false,
+            source: None,
+            target: None,
+            verdict: None,
+        }
+    }
+
+    /// Nobody drives the partition here: the reconciler may look.
+    pub fn is_unclaimed(&self) -> bool {
+        self.source.is_none() && self.target.is_none()
+    }
+
+    pub fn last(&self) -> u8 {
+        self.records.keys().next_back().copied().unwrap_or(0).max(self.sealed.unwrap_or(0)).max(self.durable)
+    }
+
+    /// The last LSN that readers see and writers were told of.
+    pub fn visible(&self) -> u8 {
+        let mirrored = self.source.as_ref().and_then(|source| source.mirrored);
+        mirrored.map_or(self.durable, |mirrored| mirrored.min(self.durable)).max(self.shown)
+    }
+
+    pub fn serves_reads(&self) -> bool {
+        self.up
+            && match self.serving {
+                Some(Serving::Owner) => true,
+                Some(Serving::Frozen) => !self.lease_over,
+                _ => false,
+            }
+    }
+
+    pub fn serves_writes(&self) -> bool {
+        self.up && self.serving == Some(Serving::Owner)
+    }
+
+    /// The newest version of a key that a crash of this host does not take away.
+    pub fn durable_version(&self, key: usize) -> u8 {
+        let is_shadow = matches!(self.held, Some(Held::Shadow(_)));
+        self.version(key, if is_shadow { u8::MAX } else { self.durable })
+    }
+
+    /// The newest version of a key at or below `lsn`.
+    pub fn version(&self, key: usize, lsn: u8) -> u8 {
+        let of_key = self.records.range(..=lsn).filter(|(_, (found, _))| usize::from(*found) == key);
+        of_key.map(|(_, (_, version))| *version).next_back().unwrap_or(0)
+    }
+
+    pub fn token(&self, segment: SegmentId) -> ValidationToken {
+        let of_segment = self.records.iter().filter(|(_, (key, _))| segment_of(usize::from(*key)) == segment);
+        let version = Lsn(of_segment.map(|(lsn, _)| u64::from(*lsn)).next_back().unwrap_or(0));
+        ValidationToken { segment, version, checksum: version.0 as u32 }
+    }
+}
+
+pub fn segment_of(key: usize) -> SegmentId {
+    SegmentId(key as u64 + 1)
+}
+
+pub fn segments() -> impl Iterator<Item = SegmentId> {
+    (0..KEYS).map(segment_of)
+}
+
+impl World {
+    pub fn new(budget: Budget) -> World {
+        let mut coordinator = Machine::default();
+        let apply = |machine: &mut Machine, command| {
+            machine.apply(command).unwrap_or_else(|what| panic!("the first commands are sound: {what}"))
+        };
+        for host in HOSTS {
+            let info = HostInfo { host: host.0, control: String::new(), bulk: String::new(), resp: String::new() };
+            apply(&mut coordinator, Command::Register(info));
+        }
+        let keyspace = String::from("k");
+        apply(&mut coordinator, Command::Create { partition: PARTITION, keyspace, slots: (0, 1), owner: HOSTS[0].0 });
+        World {
+            coordinator,
+            asks: BTreeSet::new(),
+            wire: BTreeSet::new(),
+            hosts: [Host::new(true), Host::new(false)],
+            budget,
+            last_version: 0,
+            acked: [0; KEYS],
+            seen: [0; KEYS],
+            broken: None,
+        }
+    }
+
+    pub fn record(&self) -> &antumbra_net::coordinator::PartitionRecord {
+        &self.coordinator.state.records[&PARTITION]
+    }
+
+    pub fn owner(&self) -> usize {
+        (self.record().owner - 1) as usize
+    }
+
+    pub fn send(&mut self, to: usize, attempt: u64, body: Body) {
+        self.wire.insert(Packet { to, attempt, body });
+    }
+
+    pub fn ask(&mut self, host: usize, command: Command) {
+        let life = self.hosts[host].life;
+        self.asks.insert(Ask { host, life, command });
+    }
+
+    /// Notes what is acknowledged and visible now, and checks the rules.
+    pub fn settle(&mut self) {
+        for host in &mut self.hosts {
+            host.shown = if host.serves_reads() { host.visible() } else { 0 };
+        }
+        for host in &self.hosts {
+            if !host.up || !matches!(host.serving, Some(Serving::Owner | Serving::Frozen | Serving::Suspended)) {
+                continue;
+            }
+            // Writes of this life are acknowledged when they are visible; after a restart nobody waits for them, but
+            // readers see them.
+            for key in 0..KEYS {
+                let version = host.version(key, host.visible());
+                if matches!(host.serving, Some(Serving::Owner | Serving::Frozen)) {
+                    self.acked[key] = self.acked[key].max(version);
+                }
+            }
+        }
+        for host in self.hosts.iter().filter(|host| host.serves_reads()) {
+            for key in 0..KEYS {
+                let version = host.version(key, host.visible());
+                if version < self.seen[key] || version < self.acked[key] {
+                    self.broken.get_or_insert("R1: a read goes back in time");
+                }
+                self.seen[key] = self.seen[key].max(version);
+            }
+        }
+        if self.hosts.iter().all(Host::serves_writes) {
+            self.broken.get_or_insert("W1: two hosts accept writes");
+        }
+        let owner = &self.hosts[self.owner()];
+        if (0..KEYS).any(|key| owner.durable_version(key) < self.acked[key]) {
+            self.broken.get_or_insert("W2: an acknowledged write is not durable at the owner");
+        }
+    }
+}

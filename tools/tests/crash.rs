@@ -1,0 +1,199 @@
+//! Each step of a move, and a process that dies at it: no acknowledged write is lost, no read goes back in time, the
+//! attempt ends by itself, and the next move works.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use antumbra_net::failpoint::Failpoint;
+use redis::Commands;
+
+use common::{Node, ask, start_many, wait_for};
+
+const KEYS: u64 = 64;
+const WRITERS: u64 = 4;
+/// Time in which everything has to be settled after the dead process is back.
+const SETTLE_MAX: Duration = Duration::from_secs(40);
+
+/// Versions of the keys: what was acknowledged, and what a reader has seen.
+struct Registers {
+    issued: Vec<AtomicU64>,
+    acked: Vec<AtomicU64>,
+    seen: Vec<AtomicU64>,
+    wrong: Mutex<Vec<String>>,
+    stop: AtomicBool,
+}
+
+impl Registers {
+    fn new() -> Registers {
+        let zeros = || (0..KEYS).map(|_| AtomicU64::new(0)).collect();
+        let (wrong, stop) = (Mutex::default(), AtomicBool::new(false));
+        Registers { issued: zeros(), acked: zeros(), seen: zeros(), wrong, stop }
+    }
+
+    /// A read that began when at least `floor` was acknowledged or seen has returned `found`.
+    fn check(&self, key: u64, floor: u64, found: u64) {
+        if found < floor {
+            self.wrong.lock().unwrap().push(format!("key {key}: version {found} after version {floor}"));
+        }
+        self.seen[key as usize].fetch_max(found, Ordering::SeqCst);
+    }
+
+    fn floor(&self, key: u64) -> u64 {
+        let key = key as usize;
+        self.acked[key].load(Ordering::SeqCst).max(self.seen[key].load(Ordering::SeqCst))
+    }
+}
+
+/// Connects to one node after the other until one answers.
+struct Client {
+    nodes: Vec<SocketAddr>,
+    next: usize,
+    connection: Option<redis::Connection>,
+}
+
+impl Client {
+    fn call<T>(&mut self, work: impl Fn(&mut redis::Connection) -> redis::RedisResult<T>) -> Option<T> {
+        if self.connection.is_none() {
+            self.next += 1;
+            let node = self.nodes[self.next % self.nodes.len()];
+            let client = redis::Client::open(format!("redis://{node}")).unwrap();
+            self.connection = client.get_connection_with_timeout(Duration::from_millis(500)).ok();
+        }
+        let connection = self.connection.as_mut()?;
+        let _ = connection.set_read_timeout(Some(Duration::from_secs(3)));
+        match work(connection) {
+            Ok(result) => Some(result),
+            Err(_) => {
+                self.connection = None;
+                std::thread::sleep(Duration::from_millis(5));
+                None
+            }
+        }
+    }
+}
+
+fn key(number: u64) -> String {
+    format!("key-{number}")
+}
+
+/// Each writer has keys of its own, and reads any.
+fn load(registers: &Registers, nodes: Vec<SocketAddr>, writer: u64) {
+    let mut random = fastrand::Rng::with_seed(writer);
+    let mut client = Client { nodes, next: writer as usize, connection: None };
+    while !registers.stop.load(Ordering::Relaxed) {
+        let mine = random.u64(0..KEYS / WRITERS) * WRITERS + writer;
+        let version = registers.issued[mine as usize].fetch_add(1, Ordering::SeqCst) + 1;
+        if client.call(|connection| connection.set::<_, _, ()>(key(mine), version)).is_some() {
+            registers.acked[mine as usize].fetch_max(version, Ordering::SeqCst);
+        }
+        let any = random.u64(0..KEYS);
+        let floor = registers.floor(any);
+        if let Some(found) = client.call(|connection| connection.get::<_, Option<u64>>(key(any))) {
+            registers.check(any, floor, found.unwrap_or(0));
+        }
+    }
+}
+
+/// The node that serves the partition once nothing is under way any more.
+fn settled_owner(nodes: &[Node]) -> usize {
+    let deadline = Instant::now() + SETTLE_MAX;
+    loop {
+        let states: Vec<String> = nodes.iter().map(|node| ask(node.resp, "ANTUMBRA PARTITIONS")).collect();
+        let record = ask(nodes[0].resp, "ANTUMBRA RECORD 1");
+        let ours = |state: &str| state.contains("\"partition\":1,") || state.contains("\"partition\":1}");
+        let holders: Vec<usize> = (0..nodes.len()).filter(|index| ours(&states[*index])).collect();
+        if record.contains("\"state\":\"Stable\"") && holders.len() == 1 {
+            let serving = ask(nodes[holders[0]].resp, "INFO");
+            if serving.contains("partition1:") && serving.contains("serving=Owner") {
+                return holders[0];
+            }
+        }
+        assert!(Instant::now() < deadline, "not settled: {record}\n{}", states.join("\n"));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn move_and_wait(nodes: &[Node], from: usize, to: usize) {
+    assert!(ask(nodes[from].resp, &format!("ANTUMBRA MOVE 1 {}", to + 1)).contains("OK"));
+    let deadline = Instant::now() + SETTLE_MAX;
+    loop {
+        let report = ask(nodes[from].resp, "ANTUMBRA REPORT 1");
+        if report.contains("\"equal\"") {
+            assert!(report.contains("\"equal\":true"), "{report}");
+            return;
+        }
+        let progress = ask(nodes[from].resp, "ANTUMBRA PROGRESS 1");
+        assert!(Instant::now() < deadline && progress.contains("\"failed\":null"), "the next move: {progress}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// One round: the move dies at `place`, its process comes back, everything is as it should be.
+fn die_at(place: &str, nodes: &mut [Node], registers: &Registers) {
+    let source = settled_owner(nodes);
+    let target = if source == 1 { 2 } else { 1 };
+    let victim = match place.split(':').next().unwrap() {
+        "source" => source,
+        "target" => target,
+        _ => 0,
+    };
+    nodes[victim].restart(Some(place));
+    assert_eq!(settled_owner(nodes), source, "a restart moves nothing");
+    assert!(ask(nodes[source].resp, &format!("ANTUMBRA MOVE 1 {}", target + 1)).contains("OK"));
+    let deadline = Instant::now() + SETTLE_MAX;
+    while !nodes[victim].has_died() {
+        assert!(Instant::now() < deadline, "{place}: nobody came past");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Long enough for the survivors to notice, and to be wrong about it.
+    std::thread::sleep(Duration::from_millis(400));
+    nodes[victim].restart(None);
+    let owner = settled_owner(nodes);
+    let wrong = registers.wrong.lock().unwrap().clone();
+    assert!(wrong.is_empty(), "{place}: {wrong:?}");
+    move_and_wait(nodes, owner, if owner == 1 { 2 } else { 1 });
+}
+
+#[test]
+fn kill_at_every_step_of_a_move_loses_nothing() {
+    let rounds: u64 = std::env::var("ANTUMBRA_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let only = std::env::var("ANTUMBRA_CRASH_PLACE").ok();
+    let dir = tempfile::tempdir().unwrap();
+    let mut nodes = start_many(dir.path(), 3);
+    assert!(ask(nodes[0].resp, "ANTUMBRA CREATE 1 0 16383 2").contains("\"owner\":2"));
+    wait_for(nodes[1].resp, "ANTUMBRA PARTITIONS", "\"partition\":1,");
+    let registers = Arc::new(Registers::new());
+    let addresses: Vec<SocketAddr> = nodes.iter().map(|node| node.resp).collect();
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|writer| {
+            let (registers, addresses) = (Arc::clone(&registers), addresses.clone());
+            std::thread::spawn(move || load(&registers, addresses, writer))
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(500));
+    for round in 0..rounds {
+        for place in Failpoint::NAMES.into_iter().filter(|place| only.as_ref().is_none_or(|only| only == place)) {
+            let began = Instant::now();
+            die_at(place, &mut nodes, &registers);
+            println!("round {round}: {place} settled in {:.1} s", began.elapsed().as_secs_f64());
+        }
+    }
+    registers.stop.store(true, Ordering::Relaxed);
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    let owner = settled_owner(&nodes);
+    let mut client = Client { nodes: vec![nodes[owner].resp], next: 0, connection: None };
+    for number in 0..KEYS {
+        let floor = registers.floor(number);
+        let found = client.call(|connection| connection.get::<_, Option<u64>>(key(number))).expect("the owner answers");
+        registers.check(number, floor, found.unwrap_or(0));
+    }
+    let wrong = registers.wrong.lock().unwrap().clone();
+    assert!(wrong.is_empty(), "{wrong:?}");
+    let acked: u64 = registers.acked.iter().map(|version| version.load(Ordering::SeqCst)).sum();
+    assert!(acked > 100, "the load was real: {acked} writes");
+}
