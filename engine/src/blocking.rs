@@ -9,8 +9,9 @@ use std::path::Path;
 use bytes::Bytes;
 use futures_lite::future::block_on;
 
+use crate::checkpoint::BackupReport;
 use crate::config::{Durability, EngineConfig};
-use crate::engine::EngineBuilder;
+use crate::engine::{EngineBuilder, EngineStats};
 use crate::error::Result;
 use crate::keyspace::{self, KeyspaceOptions, KeyspaceStats};
 use crate::partition::{Batch, Commit, Condition, KeyValue, Versioned, Write, Written};
@@ -83,6 +84,30 @@ impl Engine {
     /// As [`crate::Engine::drop_keyspace`].
     pub fn drop_keyspace(&self, name: &str) -> Result<()> {
         block_on(self.inner.drop_keyspace(name))
+    }
+
+    /// See [`crate::Engine::stats`].
+    ///
+    /// # Errors
+    /// As [`crate::Engine::stats`].
+    pub fn stats(&self) -> Result<EngineStats> {
+        block_on(self.inner.stats())
+    }
+
+    /// See [`crate::Engine::checkpoint`].
+    ///
+    /// # Errors
+    /// As [`crate::Engine::checkpoint`].
+    pub fn checkpoint(&self, dir: impl AsRef<Path>) -> Result<()> {
+        block_on(self.inner.checkpoint(dir))
+    }
+
+    /// See [`crate::Engine::backup`].
+    ///
+    /// # Errors
+    /// As [`crate::Engine::backup`].
+    pub fn backup(&self, repository: impl AsRef<Path>) -> Result<BackupReport> {
+        block_on(self.inner.backup(repository))
     }
 
     /// See [`crate::Engine::close`].
@@ -276,6 +301,14 @@ impl Snapshot {
     /// As [`crate::Snapshot::get`].
     pub fn get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>> {
         block_on(self.inner.get(key))
+    }
+
+    /// See [`crate::Snapshot::multi_get`].
+    ///
+    /// # Errors
+    /// As [`crate::Snapshot::multi_get`].
+    pub fn multi_get<K: Into<Bytes>>(&self, keys: impl IntoIterator<Item = K>) -> Result<Vec<Option<Bytes>>> {
+        block_on(self.inner.multi_get(keys))
     }
 
     /// See [`crate::Snapshot::iter`].

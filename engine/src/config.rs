@@ -25,6 +25,17 @@ pub enum Durability {
     Memory,
 }
 
+/// How data blocks are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// As they are.
+    #[default]
+    None,
+    /// By zstd, with a dictionary trained for each table: less space and fewer bytes read, for a few microseconds a block
+    /// that is not in the cache.
+    Zstd,
+}
+
 /// Options of one partition; part of its manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionOptions {
@@ -32,11 +43,13 @@ pub struct PartitionOptions {
     pub segment_target_bytes: u64,
     /// Uncompressed size that a data block is closed at, in bytes.
     pub block_bytes: u32,
+    /// How blocks are stored.
+    pub compression: Compression,
 }
 
 impl Default for PartitionOptions {
     fn default() -> PartitionOptions {
-        PartitionOptions { segment_target_bytes: 4 << 20, block_bytes: 8 << 10 }
+        PartitionOptions { segment_target_bytes: 4 << 20, block_bytes: 8 << 10, compression: Compression::None }
     }
 }
 

@@ -1,7 +1,9 @@
 //! One host of Antumbra: a thread-per-core io_uring storage engine that can be embedded without the rest.
 //!
-//! [`Engine::open`] starts the shards; [`PartitionHandle`] is the way in from any thread and runtime, and
-//! [`Engine::on_shard`] ships code to the data. The life of a put, a get and a move is drawn in `ARCHITECTURE.md`.
+//! [`Engine::builder`] opens a data folder, [`Engine::open_keyspace`] a named set of keys in it; [`Keyspace`] has the
+//! operations, and [`blocking`] the same without async. What lies below is public too: [`PartitionHandle`] is a partition
+//! from any thread and runtime, [`Engine::on_shard`] ships code to the data. `engine/docs/api.md` says what is promised; the
+//! life of a put, a get and a move is drawn in `ARCHITECTURE.md`.
 
 pub mod blocking;
 pub mod chain;
@@ -29,8 +31,8 @@ pub mod table;
 pub mod types;
 mod wal;
 
-pub use config::{Durability, EngineConfig, PartitionOptions};
-pub use engine::{Engine, EngineBuilder, PartitionEntries, PartitionHandle, PartitionSnapshot};
+pub use config::{Compression, Durability, EngineConfig, PartitionOptions};
+pub use engine::{Engine, EngineBuilder, EngineStats, PartitionEntries, PartitionHandle, PartitionSnapshot};
 pub use error::{Error, Result};
 pub use io::runtime;
 pub use keyspace::{Entries, Keyspace, KeyspaceOptions, KeyspaceStats, Partitioning, Snapshot};

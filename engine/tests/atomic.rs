@@ -25,7 +25,7 @@ fn key(group: u64, number: u64) -> Bytes {
 fn batch(group: u64, version: u64) -> Batch {
     let mut batch = Batch::new();
     batch.delete_range(KeyRange { start: key(group, 0).to_vec(), end: Some(key(group, 999).to_vec()) });
-    for number in (0..KEYS).filter(|number| version % 2 == 0 || number % 2 == 1) {
+    for number in (0..KEYS).filter(|number| version.is_multiple_of(2) || number % 2 == 1) {
         batch.put(key(group, number), format!("{version}:{}", "x".repeat((number * 53 % 700) as usize)));
     }
     batch
@@ -45,7 +45,7 @@ fn child() {
             let handle = handle.clone();
             scope.spawn(move || {
                 for version in first.. {
-                    let durability = if version % 3 == 0 { Durability::Buffered } else { Durability::Durable };
+                    let durability = if version.is_multiple_of(3) { Durability::Buffered } else { Durability::Durable };
                     block_on(handle.commit(batch(group, version), durability)).unwrap();
                     if durability == Durability::Durable {
                         let line = format!("ack {group} {version}\n");
@@ -96,7 +96,7 @@ fn kill_nine_leaves_every_batch_whole_or_absent() {
             assert!(version >= acked[group as usize], "round {round}, group {group}: {version} after {acked:?}");
             let mut expected = 0;
             if version > 0 {
-                expected = if version % 2 == 0 { KEYS } else { KEYS / 2 };
+                expected = if version.is_multiple_of(2) { KEYS } else { KEYS / 2 };
             }
             assert_eq!(page.items.len() as u64, expected, "round {round}, group {group}, version {version}");
             let prefix = format!("{version}:");

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use antumbra_engine::{
-    Commit, Condition, Durability, Engine, Entries, Error, Keyspace, KeyspaceOptions, PartitionOptions, Snapshot,
+    Commit, Compression, Condition, Durability, Engine, Entries, Error, Keyspace, KeyspaceOptions, PartitionOptions,
+    Snapshot,
 };
 use bytes::Bytes;
 use common::block_on;
@@ -27,12 +28,14 @@ fn open(dir: &std::path::Path, threads: usize) -> Engine {
 }
 
 fn options(kind: u64) -> KeyspaceOptions {
-    let options = KeyspaceOptions::new()
-        .merge_operator("append")
-        .partition(PartitionOptions { segment_target_bytes: 64 << 10, block_bytes: 4 << 10 });
+    let options = KeyspaceOptions::new().merge_operator("append").partition(PartitionOptions {
+        segment_target_bytes: 64 << 10,
+        block_bytes: 4 << 10,
+        ..PartitionOptions::default()
+    });
     match kind {
         0 => options,
-        1 => options.hash(5),
+        1 => options.hash(5).compression(Compression::Zstd),
         _ => options.split_at([key(100), key(300), key(301), key(550)]),
     }
 }
@@ -308,4 +311,57 @@ fn merge_operator_unknown_at_reopening_is_named() {
     let engine = open(dir.path(), 1);
     assert!(matches!(engine.keyspace("ks"), Err(Error::UnknownMergeOperator { name }) if name == "longest"));
     engine.keyspace("plain").unwrap();
+}
+
+#[test]
+fn compressed_keyspace_takes_less_space_and_reads_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), 1);
+    let plain = block_on(engine.create_keyspace("plain", KeyspaceOptions::new())).unwrap();
+    let small =
+        block_on(engine.create_keyspace("small", KeyspaceOptions::new().compression(Compression::Zstd))).unwrap();
+    let value =
+        |number: u64| format!("{{\"id\":{number},\"name\":\"user {}\",\"role\":\"reader\"}}", number * 7919 % 1_000);
+    for keyspace in [&plain, &small] {
+        let keyspace = keyspace.with_durability(Durability::Buffered);
+        for number in 0..20_000 {
+            block_on(keyspace.put(key(number), value(number))).unwrap();
+        }
+        block_on(keyspace.compact_range::<Bytes>(..)).unwrap();
+    }
+    let bytes = |keyspace: &Keyspace| block_on(keyspace.stats()).unwrap().table_bytes;
+    assert!(bytes(&small) * 2 < bytes(&plain), "{} against {}", bytes(&small), bytes(&plain));
+    drop((plain, small));
+    block_on(engine.close()).unwrap();
+    let engine = open(dir.path(), 1);
+    let small = engine.keyspace("small").unwrap();
+    for number in (0..20_000).step_by(371) {
+        assert_eq!(block_on(small.get(key(number))).unwrap().unwrap(), value(number));
+    }
+    assert_eq!(all(small.iter()).len(), 20_000);
+    drop(small);
+    block_on(engine.close()).unwrap();
+    antumbra_engine::offline::verify(dir.path(), |_| {}).unwrap();
+}
+
+#[test]
+fn expired_values_give_their_space_back_without_being_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), 1);
+    let keyspace = block_on(engine.create_keyspace("ks", KeyspaceOptions::new())).unwrap();
+    let keyspace = keyspace.with_durability(Durability::Buffered);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64;
+    for number in 0..2_000_u64 {
+        let deadline = if number.is_multiple_of(10) { 0 } else { now + 3_000 };
+        block_on(keyspace.put_until(key(number), vec![5; 500], deadline)).unwrap();
+    }
+    block_on(keyspace.compact_range::<Bytes>(..)).unwrap();
+    let bytes = || block_on(keyspace.stats()).unwrap().table_bytes;
+    assert!(bytes() > 900_000, "nothing has expired yet, or the machine is very slow: {}", bytes());
+    let given_up = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while bytes() > 200_000 {
+        assert!(std::time::Instant::now() < given_up, "{} bytes are left", bytes());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert_eq!(all(keyspace.iter()).len(), 200);
 }

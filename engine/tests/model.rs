@@ -139,7 +139,7 @@ fn log_is_recycled_under_sustained_writes() {
     let handle = create(&engine);
     let value = Bytes::from(vec![9; 64 << 10]);
     for round in 0..4_000_u64 {
-        let durability = if round % 100 == 0 { Durability::Durable } else { Durability::Buffered };
+        let durability = if round.is_multiple_of(100) { Durability::Durable } else { Durability::Buffered };
         block_on(handle.write(Write::put(key(round % 50), value.clone()), durability)).unwrap();
     }
     let files = std::fs::read_dir(dir.path().join("shard-000/wal")).unwrap().count();

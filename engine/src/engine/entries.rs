@@ -21,8 +21,9 @@ type Fetch = Pin<Box<dyn Future<Output = Result<(Option<PartitionSnapshot>, Page
 /// The keys and values of a range, all of one moment, in either direction: a [`Stream`] that owns what it needs (`Send`,
 /// `'static`) and works on any runtime.
 ///
-/// The moment is that of the first poll, or the snapshot's. While the caller works on one page the next is being read, so
-/// at most two pages of 512 KiB are in memory (a page holds one item at least).
+/// The moment is that of the first poll, or the snapshot's. From the second page on the next one is read while the caller
+/// works on this one (many streams end within the first), so at most two pages of 512 KiB are in memory, a page holding
+/// one item at least.
 /// Errors: as [`crate::Partition::page`]; the stream ends behind the first.
 /// Cancel: dropping it lets go of its moment. Cost: one hop a page.
 pub struct PartitionEntries {
@@ -35,6 +36,7 @@ pub struct PartitionEntries {
     /// What no page has been asked for yet.
     rest: Option<KeyRange>,
     fetch: Option<Fetch>,
+    pages: u64,
 }
 
 impl std::fmt::Debug for PartitionEntries {
@@ -57,6 +59,7 @@ impl PartitionEntries {
             items: Vec::new().into_iter(),
             rest: Some(range),
             fetch: None,
+            pages: 0,
         }
     }
 
@@ -128,6 +131,10 @@ impl Stream for PartitionEntries {
                     (self.rest, self.snapshot) = (None, None);
                     return Poll::Ready(Some(Err(cause)));
                 }
+            }
+            self.pages += 1;
+            if self.pages == 1 {
+                continue;
             }
             self.begin_fetch();
             // Its job is on the way to the shard before the caller works on this page. A result that is there at once

@@ -23,6 +23,7 @@ use crate::io::runtime::{self, RuntimeHandle};
 use crate::io::{fs, probe};
 use crate::keyspace::Keyspaces;
 use crate::merge_operator::MergeOperators;
+use crate::partition::PartitionStats;
 use crate::shard::{PartitionSpec, Shard};
 use crate::types::{PartitionId, ShardId};
 
@@ -41,6 +42,21 @@ type Job = Box<dyn FnOnce(Rc<Shard>) + Send>;
 thread_local! {
     /// Whether this thread runs shards: it must not wait for them to end.
     static ON_SHARD: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Counts and sizes of an engine.
+#[derive(Clone, Debug, Default)]
+pub struct EngineStats {
+    /// Shards.
+    pub shards: usize,
+    /// Each partition, by shard and id.
+    pub partitions: Vec<PartitionStats>,
+    /// Segments of all.
+    pub segments: usize,
+    /// Bytes in tables.
+    pub table_bytes: u64,
+    /// Bytes in memtables.
+    pub memtable_bytes: usize,
 }
 
 struct Inner {
@@ -188,6 +204,24 @@ impl Engine {
     #[must_use]
     pub fn partitions(&self) -> Vec<(PartitionId, ShardId)> {
         self.inner.directory.list()
+    }
+
+    /// Counts and sizes of everything on this host.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub async fn stats(&self) -> Result<EngineStats> {
+        let mut stats = EngineStats { shards: self.shards(), ..EngineStats::default() };
+        for index in 0..self.shards() {
+            let of_shard = self.on_shard(ShardId(index as u16), |shard| async move {
+                shard.partitions().iter().map(|partition| partition.stats()).collect::<Vec<PartitionStats>>()
+            });
+            stats.partitions.extend(of_shard.await?);
+        }
+        stats.segments = stats.partitions.iter().map(|partition| partition.segments).sum();
+        stats.table_bytes = stats.partitions.iter().map(|partition| partition.table_bytes).sum();
+        stats.memtable_bytes = stats.partitions.iter().map(|partition| partition.memtable_bytes).sum();
+        Ok(stats)
     }
 
     /// Ends the shards: everything acknowledged is on the device, the folder is free for the next process.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::config::PartitionOptions;
+use crate::config::{Compression, PartitionOptions};
 use crate::error::{Error, Result};
 use crate::types::KeyRange;
 
@@ -123,6 +123,13 @@ impl KeyspaceOptions {
     #[must_use]
     pub fn merge_operator(mut self, name: impl Into<String>) -> KeyspaceOptions {
         self.merge_operator = Some(name.into());
+        self
+    }
+
+    /// Chooses how blocks are stored.
+    #[must_use]
+    pub fn compression(mut self, compression: Compression) -> KeyspaceOptions {
+        self.partition.compression = compression;
         self
     }
 

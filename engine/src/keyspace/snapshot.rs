@@ -4,6 +4,7 @@ use std::ops::RangeBounds;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 
 use crate::engine::PartitionSnapshot;
 use crate::error::Result;
@@ -43,6 +44,26 @@ impl Snapshot {
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>> {
         let key = key.into();
         self.partitions[self.keyspace.partitioning().route(&key)].get(key).await
+    }
+
+    /// The values that many keys had, in their order.
+    ///
+    /// # Errors
+    /// As [`Keyspace::get`]; the first ends the call. Cost: one hop a partition.
+    pub async fn multi_get<K: Into<Bytes>>(&self, keys: impl IntoIterator<Item = K>) -> Result<Vec<Option<Bytes>>> {
+        let keys: Vec<Bytes> = keys.into_iter().map(Into::into).collect();
+        let partitioning = self.keyspace.partitioning();
+        let mut found = vec![None; keys.len()];
+        let reads = self.partitions.iter().enumerate().filter_map(|(index, partition)| {
+            let of_partition = |(_, key): &(usize, &Bytes)| partitioning.route(key) == index;
+            let wanted = keys.iter().enumerate().filter(of_partition).map(|(place, key)| (place, key.clone()));
+            let (places, wanted): (Vec<usize>, Vec<Bytes>) = wanted.unzip();
+            (!wanted.is_empty()).then_some(async move { Ok((places, partition.multi_get(wanted).await?)) })
+        });
+        for (places, values) in try_join_all(reads).await? {
+            places.into_iter().zip(values).for_each(|(place, value)| found[place] = value);
+        }
+        Ok(found)
     }
 
     /// All entries, ascending by key.

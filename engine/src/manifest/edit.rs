@@ -4,6 +4,7 @@ use rkyv::rancor;
 use rkyv::util::AlignedVec;
 use rkyv::{Archive, Serialize};
 
+use crate::config::Compression;
 use crate::erasure::Erasure;
 use crate::error::{Error, Result};
 use crate::types::{AttemptId, Epoch, FileId, Hlc, HostId, KeyRange, Lsn, PartitionId, SegmentId, WalSeq};
@@ -120,6 +121,13 @@ pub enum ManifestEdit {
         /// What takes their place, covering the same keys.
         add: Vec<SegmentDesc>,
     },
+    /// Options that a partition was created with, where they are not the defaults of the first version.
+    SetOptions {
+        /// The partition.
+        partition: PartitionId,
+        /// How its blocks are stored.
+        compression: Compression,
+    },
     /// Every record up to an LSN is in tables: replay leaves it out. It comes with the [`ManifestEdit::AddRun`] of a flush.
     /// The batch that replay begins at may hold such records, and a table may have lost them again together with a newer
     /// version or deletion that was in no log.
@@ -176,6 +184,7 @@ const KIND_RUN: u8 = 4;
 const KIND_REPLACE: u8 = 5;
 const KIND_ERASE: u8 = 6;
 const KIND_FLUSHED: u8 = 7;
+const KIND_OPTIONS: u8 = 8;
 
 /// Encodes a group of edits.
 pub(super) fn encode(edits: &[ManifestEdit]) -> Result<AlignedVec> {
@@ -308,6 +317,14 @@ impl Writer<'_> {
                 }
                 KIND_REPLACE
             }
+            ManifestEdit::SetOptions { partition, compression } => {
+                self.number(partition.0);
+                self.number(match compression {
+                    Compression::None => 0,
+                    Compression::Zstd => 1,
+                });
+                KIND_OPTIONS
+            }
             ManifestEdit::Flushed { partition, lsn } => {
                 self.number(partition.0);
                 self.number(lsn.0);
@@ -396,6 +413,14 @@ impl Reader<'_> {
                     .collect::<std::result::Result<_, String>>()?;
                 let add = (0..self.count()?).map(|_| self.segment()).collect::<std::result::Result<_, String>>()?;
                 Ok(ManifestEdit::ReplaceSegments { partition, remove, add })
+            }
+            KIND_OPTIONS => {
+                let compression = match self.number()? {
+                    0 => Compression::None,
+                    1 => Compression::Zstd,
+                    other => return Err(format!("unknown compression {other}")),
+                };
+                Ok(ManifestEdit::SetOptions { partition, compression })
             }
             KIND_FLUSHED => Ok(ManifestEdit::Flushed { partition, lsn: Lsn(self.number()?) }),
             KIND_ERASE => {

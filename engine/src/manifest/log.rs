@@ -231,6 +231,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::Compression;
     use crate::erasure::Erasure;
     use crate::manifest::{NewPartition, Role, SegmentDesc, TableRef};
     use crate::types::{AttemptId, Epoch, FileId, Hlc, HostId, KeyRange, Lsn, PartitionId, SegmentId, WalSeq};
@@ -261,7 +262,8 @@ mod tests {
         for (step, kind) in steps.iter().enumerate() {
             let (step, partition) = (step as u64 + 1, PartitionId(1));
             let first = SegmentId(if splits == 0 { 1 } else { next_segment - 2 });
-            groups.push(match kind % 5 {
+            groups.push(match kind % 6 {
+                5 => vec![ManifestEdit::SetOptions { partition, compression: Compression::Zstd }],
                 3 => vec![ManifestEdit::Flushed { partition, lsn: Lsn(step) }],
                 4 => vec![ManifestEdit::AddErasures {
                     partition,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::config::Compression;
 use crate::types::{Epoch, FileId, KeyRange, Lsn, PartitionId, SegmentId, WalSeq};
 
 use super::edit::{ManifestEdit, NewPartition, Role, SegmentDesc, TableRef};
@@ -27,6 +28,8 @@ pub struct PartitionState {
     pub replay_from: WalSeq,
     /// Where its history stands at least.
     pub last_lsn: Lsn,
+    /// See `PartitionOptions`.
+    pub compression: Compression,
     /// Every record up to here is in tables.
     pub flushed: Lsn,
 }
@@ -73,6 +76,10 @@ impl ManifestState {
                 Ok(())
             }
             ManifestEdit::ReplaceSegments { partition, remove, add } => self.replace(*partition, remove, add),
+            ManifestEdit::SetOptions { partition, compression } => {
+                self.partition(*partition)?.compression = *compression;
+                Ok(())
+            }
             ManifestEdit::Flushed { partition, lsn } => {
                 let state = self.partition(*partition)?;
                 state.flushed = state.flushed.max(*lsn);
@@ -122,6 +129,9 @@ impl ManifestState {
                 add: state.segments.clone(),
             });
             edits.extend(ManifestEdit::erasures_of(*id, &state.segments));
+            if state.compression != Compression::None {
+                edits.push(ManifestEdit::SetOptions { partition: *id, compression: state.compression });
+            }
             if state.flushed > Lsn(0) {
                 edits.push(ManifestEdit::Flushed { partition: *id, lsn: state.flushed });
             }
@@ -156,6 +166,7 @@ impl ManifestState {
             segments: segments.collect(),
             replay_from: new.replay_from,
             last_lsn: new.last_lsn,
+            compression: Compression::None,
             flushed: Lsn(0),
         };
         self.partitions.insert(new.partition, state);

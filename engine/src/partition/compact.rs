@@ -70,8 +70,12 @@ impl Partition {
         let oldest = self.oldest_reader();
         let erased =
             |segment: &Segment| segment.erasures.iter().filter(|erasure| erasure.lsn <= oldest).count() >= ERASURES_MAX;
+        let horizon_ms = self.snapshots.expiry_horizon_ms(clock::wall_ms());
+        let stale = |segment: &Segment| {
+            segment.tables().any(|table| table.is_stale(horizon_ms) && table.location.max_lsn <= oldest)
+        };
         let needs = |segment: &&Rc<Segment>| {
-            segment.slices.len() >= SLICES_MAX || self.is_oversized(segment) || erased(segment)
+            segment.slices.len() >= SLICES_MAX || self.is_oversized(segment) || erased(segment) || stale(segment)
         };
         let candidate =
             layout.segments.iter().filter(needs).max_by_key(|segment| (segment.slices.len(), segment.bytes()));

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::config::PartitionOptions;
+use crate::config::{Compression, PartitionOptions};
 use crate::error::Result;
 use crate::io::direct::{AlignedBuf, DirectFile};
 use crate::io::{Bug, planted, runtime};
@@ -21,8 +21,14 @@ const YIELD_RECORDS: u32 = 32;
 const WRITE_CHUNK_BYTES: usize = 256 << 10;
 
 /// The options of a partition's tables.
-pub(super) fn table_options(options: PartitionOptions) -> TableOptions {
-    TableOptions { block_bytes: options.block_bytes as usize }
+fn table_options(options: PartitionOptions) -> TableOptions {
+    TableOptions { block_bytes: options.block_bytes as usize, compression: options.compression }
+}
+
+/// The options of tables that travel or are built in one go: the wire has a compression of its own, and no dictionary is
+/// trained on the core.
+pub(super) fn plain_options(options: PartitionOptions) -> TableOptions {
+    TableOptions { compression: Compression::None, ..table_options(options) }
 }
 
 /// A table file being written. Dropped before [`TableFileWriter::finish`], it leaves an orphan that the next start
@@ -51,6 +57,7 @@ impl TableFileWriter {
     /// Adds a record to the open table.
     pub async fn add(&mut self, record: RecordView<'_>) -> Result<()> {
         self.builder.add(record)?;
+        self.pack_backlog(false).await?;
         let mut chunk = None;
         self.builder.take_ready(WRITE_CHUNK_BYTES, TABLE_ALIGN_BYTES, |ready| chunk = Some(copy_out(ready)));
         if let Some(chunk) = chunk {
@@ -74,6 +81,7 @@ impl TableFileWriter {
         if self.builder.is_empty() {
             return Ok(None);
         }
+        self.pack_backlog(true).await?;
         let builder = std::mem::replace(&mut self.builder, TableBuilder::new(table_options(self.options)));
         let built = builder.finish()?;
         self.write_rest(&built.bytes).await?;
@@ -81,6 +89,15 @@ impl TableFileWriter {
             TableRef { file: self.id, offset: self.table_start, len: built.meta.len, max_lsn: built.meta.max_lsn };
         self.table_start = self.offset;
         Ok(Some(location))
+    }
+
+    /// Has a dictionary trained and the blocks that waited for it compressed, off the core.
+    async fn pack_backlog(&mut self, at_end: bool) -> Result<()> {
+        if let Some(backlog) = self.builder.take_backlog(at_end)? {
+            let packed = runtime::unblock(move || backlog.pack()).await?;
+            self.builder.resume(packed);
+        }
+        Ok(())
     }
 
     /// Writes a complete table (of this builder or of another host).

@@ -93,8 +93,8 @@ pub(super) struct ReadView {
 impl Partition {
     /// The value of `key`, or `None`.
     ///
-    /// Errors: [`Error::KeyLength`], [`Error::WrongPartition`], [`Error::Moved`], [`Error::NotOwner`],
-    /// [`Error::Corruption`], [`Error::Io`].
+    /// Errors: [`crate::Error::KeyLength`], [`crate::Error::WrongPartition`], [`crate::Error::Moved`],
+    /// [`crate::Error::NotOwner`], [`crate::Error::Corruption`], [`crate::Error::Io`].
     /// Cost: no I/O when the memtable or the block cache holds the key; else one block read a table that may hold it.
     /// One copy of the value; see [`Partition::get_with`] for none.
     pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
@@ -161,7 +161,8 @@ impl Partition {
         self.snapshots.pin(self.progress.borrow().visible(), clock::wall_ms())
     }
 
-    /// Hands the newest version of `key` at `snapshot`, or of now, to `read` and counts the read with the bytes that it says.
+    /// Hands the newest version of `key` at `snapshot`, or of now, to `read` and counts the read with the bytes that it
+    /// says.
     async fn read_with<T>(
         &self,
         key: &[u8],
@@ -183,7 +184,7 @@ impl Partition {
 
     /// The newest state of `key` at or below `base`, expired values left out. Not counted: a write asks.
     ///
-    /// Errors: [`Error::Corruption`], [`Error::Io`].
+    /// Errors: [`crate::Error::Corruption`], [`crate::Error::Io`].
     pub(super) async fn state_at(&self, key: &[u8], base: Lsn, now_ms: u64) -> Result<Option<Versioned>> {
         let (_, found) = self.find(key.into(), base).await?;
         Ok(found.and_then(|found| found.live_versioned(Some(now_ms))))

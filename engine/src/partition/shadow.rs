@@ -18,7 +18,7 @@ use crate::types::{AttemptId, Epoch, Hlc, Lsn, SegmentId, WalSeq};
 use super::compact::LayoutPin;
 use super::layout::Segment;
 use super::mirror::MirrorItem;
-use super::output::{TableFileWriter, table_options};
+use super::output::{TableFileWriter, plain_options};
 use super::{Partition, Serving};
 
 /// What a shadow knows beside its data.
@@ -155,7 +155,7 @@ impl Partition {
             tables.push((image, meta.max_lsn));
         }
         if !delta.is_empty() {
-            let mut builder = TableBuilder::new(table_options(self.options));
+            let mut builder = TableBuilder::new(plain_options(self.options));
             for record in &delta {
                 builder.add(record.view())?;
             }

@@ -21,7 +21,7 @@ use crate::types::{AttemptId, Epoch, Hlc, HostId, Lsn, SegmentId, ValidationToke
 use super::compact::LayoutPin;
 use super::layout::Segment;
 use super::mirror::{MirrorReceiver, MirrorTap};
-use super::output::table_options;
+use super::output::plain_options;
 use super::read::ReadView;
 use super::snapshots::SnapshotPin;
 use super::{Partition, Serving};
@@ -155,7 +155,7 @@ impl Partition {
         let (token, snapshot) = (self.token(&segment), view.pin.lsn());
         // Nothing that has expired since is left out: the target decides by its own clock when it serves.
         let mut records = self.iterate_segment(&view, &segment, Retain::visible_at(snapshot, 0));
-        let mut builder = TableBuilder::new(table_options(self.options));
+        let mut builder = TableBuilder::new(plain_options(self.options));
         while records.advance().await? {
             builder.add(records.current())?;
             crate::io::runtime::yield_now().await;

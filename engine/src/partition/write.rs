@@ -1,5 +1,5 @@
-//! The life of a put: check, wait for the gate, assign an LSN, WAL and memtable, wait until visible. A batch is the same
-//! with many records in one step, after the reads that it asks for.
+//! The life of a put: check, wait for the gate, assign an LSN, WAL and memtable, wait until visible. A batch is the
+//! same with many records in one step, after the reads that it asks for.
 
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -88,8 +88,9 @@ impl From<Write> for Change {
 impl Partition {
     /// Applies one write. Parks while the partition is frozen.
     ///
-    /// Errors: limits, [`Error::WrongPartition`], [`Error::Moved`], [`Error::NotOwner`], [`Error::ReadOnly`]; in each
-    /// case nothing was written, except that after `ReadOnly` the write may or may not survive a restart.
+    /// Errors: limits, [`crate::Error::WrongPartition`], [`crate::Error::Moved`], [`crate::Error::NotOwner`],
+    /// [`crate::Error::ReadOnly`]; in each case nothing was written, except that after `ReadOnly` the write may or may
+    /// not survive a restart.
     /// Cancel: before the first await nothing happened; later the write takes place unacknowledged.
     /// Cost: one WAL record, one memtable insert; no I/O of its own (group commit).
     pub async fn write(&self, write: Write, durability: Durability) -> Result<Written> {
@@ -105,11 +106,11 @@ impl Partition {
     }
 
     /// Applies a batch: all of it or nothing, in the log, for readers and after a crash. Conditions and merges see the
-    /// key as the newest write before this one left it, and nothing is written to the partition in between. A failed
+    /// key as the newest write before this one left it, and nothing is written to those keys in between. A failed
     /// condition is a [`Commit::Conflict`] and not an error.
     ///
-    /// Errors: as [`Partition::write`], [`Error::BatchLength`] (also for a batch that the WAL's files cannot hold in one
-    /// piece), [`Error::Merge`]; nothing was written.
+    /// Errors: as [`Partition::write`], [`crate::Error::BatchLength`] (also for a batch that the WAL's files cannot
+    /// hold in one piece), [`crate::Error::Merge`]; nothing was written.
     /// Cancel: as [`Partition::write`].
     /// Cost: a record a change (a range deletion: one a segment), one read a merge and condition.
     pub async fn commit(&self, batch: Batch, durability: Durability) -> Result<Commit> {

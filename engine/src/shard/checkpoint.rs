@@ -72,6 +72,7 @@ impl Partition {
             role: Role::Owner,
             segment_target_bytes: self.options.segment_target_bytes,
             block_bytes: self.options.block_bytes,
+            compression: self.options.compression,
             segments: layout.segments.iter().map(|segment| segment.desc()).collect(),
             replay_from: WalSeq(0),
             // Numbers given to records that are not in the checkpoint are not used again.

@@ -102,6 +102,11 @@ impl Table {
         self.reader.lookup(key, max_lsn, &*self.cache, filter_first)
     }
 
+    /// Whether a quarter of its bytes has expired by `now_ms`.
+    pub fn is_stale(&self, now_ms: u64) -> bool {
+        self.reader.meta().stale_at_ms.is_some_and(|stale_at_ms| stale_at_ms <= now_ms)
+    }
+
     /// See [`TableReader::key_before`].
     pub fn key_before(&self, end: Option<&[u8]>, records: usize, bytes: usize) -> Option<Bytes> {
         self.reader.key_before(end, records, bytes).map(Bytes::copy_from_slice)

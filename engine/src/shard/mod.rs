@@ -18,7 +18,7 @@ use std::sync::Arc;
 use antumbra_predictor::model::Model;
 
 use crate::clock::HlcClock;
-use crate::config::{EngineConfig, PartitionOptions};
+use crate::config::{Compression, EngineConfig, PartitionOptions};
 use crate::engine::Directory;
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -127,7 +127,7 @@ impl Shard {
         }
         let next_segment = segments.iter().map(|(id, _)| id.0).max().unwrap_or(0) + 1;
         let replay_from = self.wal.collecting();
-        let edit = ManifestEdit::CreatePartition(NewPartition {
+        let mut edits = vec![ManifestEdit::CreatePartition(NewPartition {
             partition: spec.id,
             keyspace: spec.keyspace.clone(),
             range: spec.range.clone(),
@@ -138,8 +138,11 @@ impl Shard {
             segments: segments.clone(),
             replay_from,
             last_lsn,
-        });
-        self.manifest.append(vec![edit]).await?;
+        })];
+        if spec.options.compression != Compression::None {
+            edits.push(ManifestEdit::SetOptions { partition: spec.id, compression: spec.options.compression });
+        }
+        self.manifest.append(edits).await?;
         let ends = segments.iter().skip(1).map(|(_, start)| Some(start.clone())).chain([spec.range.end.clone()]);
         let layout = segments
             .iter()

@@ -150,6 +150,7 @@ impl Shard {
                 options: PartitionOptions {
                     segment_target_bytes: state.segment_target_bytes,
                     block_bytes: state.block_bytes,
+                    compression: state.compression,
                 },
                 epoch: state.epoch,
                 serving: Serving::from(state.role),

@@ -1,6 +1,6 @@
 //! Data blocks: an rkyv archive of struct-of-arrays primitive vectors.
 //!
-//! [`VerifiedBlock::new`] is the only way to a readable block. It compares the crc32c with the parent's and validates
+//! [`VerifiedBlock::new`] (and its twin for stored, compressed bytes) is the only way to a readable block. It compares the crc32c with the parent's and validates
 //! the archive and its meaning once; every access after that is unchecked.
 //!
 //! A point lookup goes by a *directory* that is made when the block is verified and kept beside it: one byte of each
@@ -21,6 +21,7 @@ use crate::limits::KEY_LEN_MAX;
 use crate::record::{RecordKind, RecordView};
 use crate::types::{Hlc, Lsn};
 
+use super::compress::Unpacker;
 use super::filter::key_hash;
 use super::frames::{Frame, FramePool};
 
@@ -274,6 +275,27 @@ impl VerifiedBlock {
         if crc != expected_crc && !planted(Bug::SkipChecksum) {
             return Err(format!("block checksum {crc:08x}, its index says {expected_crc:08x}"));
         }
+        VerifiedBlock::check(bytes)
+    }
+
+    /// Verifies the stored bytes of a compressed block against the parent's checksum, then what is in them.
+    ///
+    /// # Errors
+    /// As [`VerifiedBlock::new`].
+    pub(super) fn of_stored(
+        stored: &[u8],
+        expected_crc: u32,
+        unpacker: &Unpacker,
+    ) -> std::result::Result<VerifiedBlock, String> {
+        let crc = crc32c::crc32c(stored);
+        if crc != expected_crc && !planted(Bug::SkipChecksum) {
+            return Err(format!("block checksum {crc:08x}, its index says {expected_crc:08x}"));
+        }
+        VerifiedBlock::check(unpacker.unpack(stored)?)
+    }
+
+    /// Validates bytes whose checksum was right.
+    fn check(bytes: AlignedVec) -> std::result::Result<VerifiedBlock, String> {
         let columns = check_columns(&bytes)?;
         let ordered = (1..columns.lsns.len()).all(|index| {
             let (previous, next) = (columns.record(index - 1), columns.record(index));

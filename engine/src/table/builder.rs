@@ -1,28 +1,32 @@
 //! Builds a table in memory, record by record.
 
 use crate::chain::RecordDigest;
+use crate::config::Compression;
 use crate::error::{Error, Result};
 use crate::record::{RecordKind, RecordView};
 use crate::types::Lsn;
 
 use super::block::Columns;
+use super::compress::{Backlog, ClosedBlock, Packed, Packer};
 use super::filter;
-use super::footer::{FOOTER_LEN, Footer, Part};
+use super::footer::{FOOTER_LEN, Footer, PART_ALIGN, Part};
 use super::index::{BlockEntry, Index};
 
-/// Data blocks and parts start at multiples of this, for the archives' alignment.
-const PART_ALIGN: usize = 16;
+/// A table is stale when one in this many of its bytes has expired.
+const STALE_DIVISOR: u64 = 4;
 
 /// How a table is cut into blocks.
 #[derive(Clone, Copy, Debug)]
 pub struct TableOptions {
     /// Size at which a data block is closed, in bytes.
     pub block_bytes: usize,
+    /// Whether and how blocks are compressed.
+    pub compression: Compression,
 }
 
 impl Default for TableOptions {
     fn default() -> TableOptions {
-        TableOptions { block_bytes: 8 << 10 }
+        TableOptions { block_bytes: 8 << 10, compression: Compression::None }
     }
 }
 
@@ -43,6 +47,8 @@ pub struct TableMeta {
     pub digest: u128,
     /// Bytes of keys and values.
     pub raw_bytes: u64,
+    /// When a quarter of them has expired, in milliseconds since the Unix epoch; `None` for never.
+    pub stale_at_ms: Option<u64>,
 }
 
 /// A finished table.
@@ -71,6 +77,22 @@ pub struct TableBuilder {
     last_lsn: Lsn,
     digest: RecordDigest,
     footer: Footer,
+    packing: Packing,
+    /// Deadline and bytes of each record that has one.
+    deadlines: Vec<(u64, u64)>,
+}
+
+/// What becomes of closed blocks.
+#[derive(Debug)]
+enum Packing {
+    /// Stored as they are.
+    Plain,
+    /// Held back for a dictionary.
+    Sampling(Backlog),
+    /// Away to be compressed.
+    Training,
+    /// Compressed.
+    With(Packer),
 }
 
 impl TableBuilder {
@@ -88,6 +110,11 @@ impl TableBuilder {
             last_lsn: Lsn(0),
             digest: RecordDigest::default(),
             footer: Footer { min_lsn: Lsn(u64::MAX), ..Footer::default() },
+            packing: match options.compression {
+                Compression::None => Packing::Plain,
+                Compression::Zstd => Packing::Sampling(Backlog::default()),
+            },
+            deadlines: Vec::new(),
         }
     }
 
@@ -100,7 +127,36 @@ impl TableBuilder {
     /// Bytes the table would have about now.
     #[must_use]
     pub fn estimated_len(&self) -> usize {
-        self.taken + self.bytes.len() + self.open.estimated_len()
+        let held_back = match &self.packing {
+            Packing::Sampling(backlog) => backlog.bytes(),
+            Packing::Plain | Packing::Training | Packing::With(_) => 0,
+        };
+        self.taken + self.bytes.len() + self.open.estimated_len() + held_back
+    }
+
+    /// The blocks that wait for a dictionary, once they make a sample (or, `at_end`, however few they are). The caller has
+    /// them packed, off the core, and gives them back with [`TableBuilder::resume`] before it goes on.
+    pub(crate) fn take_backlog(&mut self, at_end: bool) -> Result<Option<Backlog>> {
+        if at_end {
+            self.close_block()?;
+        }
+        match &self.packing {
+            Packing::Sampling(backlog) if at_end || backlog.is_full() => {}
+            _ => return Ok(None),
+        }
+        match std::mem::replace(&mut self.packing, Packing::Training) {
+            Packing::Sampling(backlog) => Ok(Some(backlog)),
+            Packing::Plain | Packing::Training | Packing::With(_) => unreachable!("INV-PACK: it was sampling"),
+        }
+    }
+
+    /// Stores the backlog; later blocks are compressed as they come.
+    pub(crate) fn resume(&mut self, packed: Packed) {
+        assert!(matches!(self.packing, Packing::Training), "INV-PACK: a backlog is packed once");
+        for block in packed.blocks {
+            self.store_block(&block.last_key, &block.bytes);
+        }
+        self.packing = Packing::With(packed.packer);
     }
 
     /// Takes the first bytes that were not taken yet out, as many whole multiples of `multiple` as are complete, if those
@@ -143,7 +199,11 @@ impl TableBuilder {
         self.digest.update(record);
         self.footer.records += 1;
         self.footer.tombstones += u64::from(record.kind == RecordKind::Delete);
-        self.footer.raw_bytes += (record.key.len() + record.value.len()) as u64;
+        let bytes = (record.key.len() + record.value.len()) as u64;
+        self.footer.raw_bytes += bytes;
+        if record.expires_at_ms != 0 {
+            self.deadlines.push((record.expires_at_ms, bytes));
+        }
         self.footer.min_lsn = self.footer.min_lsn.min(record.lsn);
         self.footer.max_lsn = self.footer.max_lsn.max(record.lsn);
         Ok(())
@@ -157,7 +217,15 @@ impl TableBuilder {
         if self.is_empty() {
             return Err(Error::Invalid { what: "a table holds at least one record".into() });
         }
-        self.close_block()?;
+        if let Some(backlog) = self.take_backlog(true)? {
+            self.resume(backlog.pack()?);
+        }
+        if let Packing::With(packer) = &self.packing {
+            let dictionary = packer.dictionary().to_vec();
+            self.footer.dictionary = Some(self.append(&dictionary));
+            self.pad();
+        }
+        self.footer.stale_at_ms = self.stale_at_ms();
         let filter = filter::build(&self.hashes);
         self.footer.filter = self.append(&filter);
         let index = self.index.encode()?;
@@ -177,12 +245,39 @@ impl TableBuilder {
         }
         let archive = self.open.archive()?;
         let last_key = self.last_key_of_open();
-        let part = self.append(&archive);
-        self.index.push(&last_key, BlockEntry { offset: part.offset, len: part.len as usize, crc: part.crc });
+        self.open.clear();
+        match &mut self.packing {
+            Packing::Plain => self.store_block(&last_key, &archive),
+            Packing::Sampling(backlog) => backlog.push(ClosedBlock { last_key, bytes: archive.to_vec() }),
+            Packing::With(packer) => {
+                let stored = packer.pack(&archive)?;
+                self.store_block(&last_key, &stored);
+            }
+            Packing::Training => unreachable!("INV-PACK: nothing is added while the backlog is away"),
+        }
+        Ok(())
+    }
+
+    fn store_block(&mut self, last_key: &[u8], stored: &[u8]) {
+        let part = self.append(stored);
+        self.index.push(last_key, BlockEntry { offset: part.offset, len: part.len as usize, crc: part.crc });
+        self.pad();
+    }
+
+    fn pad(&mut self) {
         let len = (self.taken + self.bytes.len()).next_multiple_of(PART_ALIGN);
         self.bytes.resize(len - self.taken, 0);
-        self.open.clear();
-        Ok(())
+    }
+
+    /// The deadline at which a quarter of the bytes has expired; 0 if that never comes.
+    fn stale_at_ms(&mut self) -> u64 {
+        self.deadlines.sort_unstable();
+        let mut expired = 0;
+        let stale = self.deadlines.iter().find(|(_, bytes)| {
+            expired += bytes;
+            expired * STALE_DIVISOR >= self.footer.raw_bytes
+        });
+        stale.map_or(0, |(deadline, _)| *deadline)
     }
 
     fn last_key_of_open(&self) -> Vec<u8> {
@@ -207,6 +302,7 @@ pub(super) fn meta_of(footer: &Footer) -> TableMeta {
         max_lsn: footer.max_lsn,
         digest: footer.digest,
         raw_bytes: footer.raw_bytes,
+        stale_at_ms: (footer.stale_at_ms != 0).then_some(footer.stale_at_ms),
     }
 }
 
@@ -247,7 +343,11 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn build(records: &[Record], block_bytes: usize) -> BuiltTable {
-        let mut builder = TableBuilder::new(TableOptions { block_bytes });
+        build_with(records, TableOptions { block_bytes, compression: Compression::None })
+    }
+
+    pub(crate) fn build_with(records: &[Record], options: TableOptions) -> BuiltTable {
+        let mut builder = TableBuilder::new(options);
         records.iter().for_each(|record| builder.add(record.view()).unwrap());
         builder.finish().unwrap()
     }
@@ -258,7 +358,7 @@ pub(crate) mod tests {
             records in arbitrary_records(120), block_bytes in 64..600usize, at_least in 1..900usize, multiple in 1..64usize
         ) {
             let whole = build(&records, block_bytes);
-            let mut builder = TableBuilder::new(TableOptions { block_bytes });
+            let mut builder = TableBuilder::new(TableOptions { block_bytes, ..TableOptions::default() });
             let mut bytes = Vec::new();
             for record in &records {
                 builder.add(record.view()).unwrap();

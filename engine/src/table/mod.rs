@@ -7,6 +7,7 @@
 //! | data block 0  (rkyv archive)  |  each padded to 16 bytes; crc32c kept in the index, the parent
 //! | data block 1                  |
 //! | ...                           |
+//! | dictionary                    |  only where blocks are compressed (see `compress`), padded; crc32c in the footer
 //! +-------------------------------+  filter_offset
 //! | split-block Bloom filter      |  see `filter`; crc32c kept in the footer
 //! +-------------------------------+  index_offset
@@ -23,6 +24,7 @@ mod batch;
 mod block;
 mod builder;
 mod cache;
+mod compress;
 mod filter;
 mod footer;
 mod frames;

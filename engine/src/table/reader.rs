@@ -14,6 +14,7 @@ use crate::types::Lsn;
 use super::block::{BlockRecord, VerifiedBlock};
 use super::builder::{TableMeta, meta_of};
 use super::cache::{BlockCache, BlockSlots};
+use super::compress::Unpacker;
 use super::filter::{self, key_hash};
 use super::footer::{FOOTER_LEN, Footer, Part};
 use super::index::LoadedIndex;
@@ -78,6 +79,10 @@ pub struct TableReader<S> {
     slots: Rc<BlockSlots>,
     /// Where the data blocks end.
     data_len: u64,
+    /// Where the dictionary ends and the filter begins; equal without compression.
+    dictionary_gap: Range<u64>,
+    /// Of compressed blocks.
+    unpacker: Option<Unpacker>,
     meta: TableMeta,
 }
 
@@ -98,8 +103,16 @@ impl<S: BlockSource> TableReader<S> {
             return Err(corrupt(footer.filter.offset, format!("filter of {} bytes", filter.len())));
         }
         let bytes = read_part(&source, offset, footer.index, path).await?;
-        let index = LoadedIndex::decode(&bytes, footer.filter.offset);
+        let index = LoadedIndex::decode(&bytes, footer.data_len());
         let index = index.map_err(|what| corrupt(footer.index.offset, what))?;
+        let unpacker = match footer.dictionary {
+            Some(part) => {
+                let dictionary = read_part(&source, offset, part, path).await?;
+                Some(Unpacker::new(&dictionary).map_err(|what| corrupt(part.offset, what))?)
+            }
+            None => None,
+        };
+        let dictionary_end = footer.dictionary.map_or(footer.filter.offset, |part| part.offset + u64::from(part.len));
         Ok(TableReader {
             source,
             offset,
@@ -107,7 +120,9 @@ impl<S: BlockSource> TableReader<S> {
             slots: BlockSlots::new(index.len()),
             index,
             filter,
-            data_len: footer.filter.offset,
+            data_len: footer.data_len(),
+            dictionary_gap: dictionary_end..footer.filter.offset,
+            unpacker,
             meta: meta_of(&footer),
         })
     }
@@ -146,7 +161,8 @@ impl<S: BlockSource> TableReader<S> {
     /// Bytes of memory that the open table takes, its cached blocks excepted.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.index.bytes() + self.filter.len() + self.slots.bytes() + size_of::<TableReader<S>>()
+        let unpacker = self.unpacker.as_ref().map_or(0, Unpacker::bytes);
+        self.index.bytes() + self.filter.len() + self.slots.bytes() + unpacker + size_of::<TableReader<S>>()
     }
 
     /// The newest version of `key` at or below `max_lsn`, tombstones included, as far as memory tells.
@@ -233,7 +249,10 @@ impl<S: BlockSource> TableReader<S> {
     fn verify(&self, block: usize, bytes: Frame) -> Result<VerifiedBlock> {
         let entry = self.index.entry(block);
         let corrupt = |what: String| Error::corruption(&self.path, self.offset + entry.offset, what);
-        VerifiedBlock::new(bytes, entry.crc).map_err(corrupt)
+        match &self.unpacker {
+            None => VerifiedBlock::new(bytes, entry.crc).map_err(corrupt),
+            Some(unpacker) => VerifiedBlock::of_stored(&bytes, entry.crc, unpacker).map_err(corrupt),
+        }
     }
 }
 
@@ -273,6 +292,14 @@ pub async fn verify_image(bytes: &[u8]) -> Result<TableMeta> {
         }
         records += verified.len() as u64;
         last_key = verified.record(verified.len() - 1).key.to_vec();
+    }
+    let gap = reader.dictionary_gap.start as usize..reader.dictionary_gap.end as usize;
+    if bytes[gap].iter().any(|byte| *byte != 0) {
+        return Err(Error::corruption(
+            "<image>",
+            reader.dictionary_gap.start,
+            "bytes behind the dictionary are not zero",
+        ));
     }
     if records != reader.meta.records || digest.finish() != reader.meta.digest {
         return Err(Error::corruption("<image>", 0, "records do not match the footer's count and digest"));

@@ -30,7 +30,11 @@ pub fn spec() -> PartitionSpec {
         keyspace: "test".into(),
         range: KeyRange::all(),
         epoch: Epoch(1),
-        options: PartitionOptions { segment_target_bytes: 64 << 10, block_bytes: 4 << 10 },
+        options: PartitionOptions {
+            segment_target_bytes: 64 << 10,
+            block_bytes: 4 << 10,
+            ..PartitionOptions::default()
+        },
     }
 }
 

@@ -115,6 +115,8 @@ async fn create(host: &Host, peer: HostId, context: FrameContext, opening: Openi
         options: PartitionOptions {
             segment_target_bytes: opening.segment_target_bytes,
             block_bytes: opening.block_bytes,
+            // How blocks are stored is each host's own choice.
+            ..host.options
         },
     };
     let (attempt, segments, from) = (context.attempt, opening.segments, opening.from);
