@@ -81,8 +81,8 @@ pub enum Error {
         /// The segment asked.
         segment: SegmentId,
     },
-    /// The shard's WAL failed; it accepts no writes until the process is restarted.
-    #[error("shard is read-only since its WAL failed: {cause}; check the device, then restart")]
+    /// The shard's WAL or manifest failed; it accepts no writes until the process is restarted.
+    #[error("shard is read-only since its log or manifest failed: {cause}; check the device, then restart")]
     ReadOnly {
         /// The first failure.
         cause: Arc<str>,

@@ -14,6 +14,8 @@ mod engine;
 pub mod erasure;
 pub mod error;
 mod event;
+#[cfg(any(test, feature = "sim"))]
+pub mod fuzz;
 mod heads;
 mod io;
 pub mod keyspace;
@@ -27,6 +29,8 @@ pub mod offline;
 pub mod partition;
 pub mod record;
 pub mod shard;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod table;
 pub mod types;
 mod wal;

@@ -16,7 +16,7 @@
 
 /// What a backup holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct BackupCatalogue {
+pub(crate) struct BackupCatalogue {
     pub taken_ms: u64,
     /// Manifests and the list of keyspaces, whole.
     pub small: Vec<(String, Vec<u8>)>,
@@ -25,7 +25,7 @@ pub(super) struct BackupCatalogue {
 
 /// A table file in the repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct StoredTable {
+pub(crate) struct StoredTable {
     /// Where it goes in a data folder.
     pub path: String,
     /// Its name in the repository.
@@ -138,6 +138,25 @@ impl<'a> Reader<'a> {
             return Err("longer than its files".into());
         }
         Ok(BackupCatalogue { taken_ms, small, tables })
+    }
+}
+
+/// What the fuzzer does with bytes: as they are, and as the payload behind a right header.
+#[cfg(any(test, feature = "sim"))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let _ = BackupCatalogue::decode(data);
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend_from_slice(&[VERSION, 0, 0, 0]);
+    bytes.extend_from_slice(&(data.len() as u32).to_le_bytes());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes), data);
+    bytes.extend_from_slice(&crc.to_le_bytes());
+    bytes.extend_from_slice(data);
+    if let Ok(catalogue) = BackupCatalogue::decode(&bytes) {
+        assert_eq!(
+            BackupCatalogue::decode(&catalogue.encode()),
+            Ok(catalogue),
+            "what was decoded survives another round"
+        );
     }
 }
 

@@ -8,7 +8,7 @@
 //! not the same.
 
 mod backup;
-mod catalogue;
+pub(crate) mod catalogue;
 
 use std::path::{Path, PathBuf};
 

@@ -17,5 +17,6 @@ pub mod runtime;
 pub(crate) mod sim;
 mod watchdog;
 
-pub(crate) use bug::{Bug, planted};
+pub use bug::Bug;
+pub(crate) use bug::planted;
 pub use probe::probe;

@@ -224,6 +224,21 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// What the fuzzer does with bytes: as they are, and as the payload behind a right header.
+#[cfg(any(test, feature = "sim"))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let _ = Catalogue::decode(data);
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend_from_slice(&[VERSION, 0, 0, 0]);
+    bytes.extend_from_slice(&(data.len() as u32).to_le_bytes());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes), data);
+    bytes.extend_from_slice(&crc.to_le_bytes());
+    bytes.extend_from_slice(data);
+    if let Ok(catalogue) = Catalogue::decode(&bytes) {
+        assert_eq!(Catalogue::decode(&catalogue.encode()), Ok(catalogue), "what was decoded survives another round");
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

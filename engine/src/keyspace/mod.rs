@@ -1,6 +1,6 @@
 //! Keyspaces: named sets of keys, spread over the shards, for embedders that do not want to know of partitions.
 
-mod catalogue;
+pub(crate) mod catalogue;
 mod entries;
 mod manage;
 mod options;

@@ -18,5 +18,9 @@ mod log;
 mod state;
 
 pub use edit::{ManifestEdit, NewPartition, Role, SegmentDesc, TableRef};
+#[cfg(any(test, feature = "sim"))]
+pub(crate) use log::fuzz;
+#[cfg(test)]
+pub(crate) use log::tests::fuzz_seed;
 pub use log::{ManifestLog, read_current};
 pub use state::{ManifestState, PartitionState};

@@ -64,7 +64,9 @@ impl Partition {
 
     /// Compacts the segment that needs it most; false if none does.
     pub(crate) async fn compact_next(&self) -> Result<bool> {
-        let _guard = self.maintenance.lock().await;
+        let Some(_guard) = self.lock_maintenance().await else {
+            return Ok(false);
+        };
         let layout = self.layout();
         // Those that somebody still needs would come out of the compaction again.
         let oldest = self.oldest_reader();
@@ -98,7 +100,9 @@ impl Partition {
         self.freeze_memtable();
         while self.flush_oldest().await? {}
         loop {
-            let guard = self.maintenance.lock().await;
+            let Some(guard) = self.lock_maintenance().await else {
+                return Ok(());
+            };
             let layout = self.layout();
             let oldest = self.oldest_reader();
             let dirty = |segment: &&Rc<Segment>| {
@@ -137,7 +141,9 @@ impl Partition {
             self.layout().segments.iter().filter(|segment| touched(segment)).map(|segment| segment.id).collect();
         for segment in wanted {
             // One that was split or merged meanwhile has been rewritten by that.
-            let _guard = self.maintenance.lock().await;
+            let Some(_guard) = self.lock_maintenance().await else {
+                return Ok(());
+            };
             let layout = self.layout();
             self.compact_run(&layout, segment, 1).await?;
         }
@@ -145,7 +151,9 @@ impl Partition {
     }
 
     fn is_oversized(&self, segment: &Segment) -> bool {
-        self.layout_pins.get() == 0 && segment.bytes() > self.options.segment_target_bytes * SPLIT_FACTOR
+        self.layout_pins.get() == 0
+            && !segment.cut
+            && segment.bytes() > self.options.segment_target_bytes * SPLIT_FACTOR
     }
 
     fn small_neighbours(&self, layout: &Layout) -> Option<usize> {
@@ -162,10 +170,12 @@ impl Partition {
             return Ok(());
         };
         let run = &layout.segments[index..index + count];
-        let may_cut = self.layout_pins.get() == 0;
+        // What is merged is small, and never cut: the size at which a piece is cut counts its open block before
+        // compression, so that small neighbours could be merged and cut again for ever.
+        let may_cut = count == 1 && self.layout_pins.get() == 0;
         let pieces = self.write_pieces(run, may_cut).await?;
         let version = run.iter().map(|segment| segment.version.get()).max().unwrap_or_default();
-        let replacement: Vec<Rc<Segment>> = self.segments_of(run, &pieces, version);
+        let replacement: Vec<Rc<Segment>> = self.segments_of(run, &pieces, version, may_cut);
         let add: Vec<SegmentDesc> = replacement.iter().map(|segment| segment.desc()).collect();
         let mut edits: Vec<ManifestEdit> = ManifestEdit::erasures_of(self.id, &add).collect();
         let remove = run.iter().map(|segment| segment.id).collect();
@@ -234,7 +244,7 @@ impl Partition {
     }
 
     /// One segment per piece. A run that stays one segment keeps its id, so that tokens and scores stay meaningful.
-    fn segments_of(&self, run: &[Rc<Segment>], pieces: &[Piece], version: Lsn) -> Vec<Rc<Segment>> {
+    fn segments_of(&self, run: &[Rc<Segment>], pieces: &[Piece], version: Lsn, cut: bool) -> Vec<Rc<Segment>> {
         let keeps_bounds = run.len() == 1 && pieces.len() == 1;
         pieces
             .iter()
@@ -252,6 +262,7 @@ impl Partition {
                     slices: Vec::new(),
                     erasures: piece.erasures.as_slice().into(),
                     version: Cell::new(version),
+                    cut,
                 })
             })
             .collect()

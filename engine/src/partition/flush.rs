@@ -18,7 +18,9 @@ impl Partition {
     ///
     /// Errors: the memtable stays, nothing is lost; the next call tries again unless the manifest latched.
     pub(crate) async fn flush_oldest(&self) -> Result<bool> {
-        let _guard = self.maintenance.lock().await;
+        let Some(_guard) = self.lock_maintenance().await else {
+            return Ok(false);
+        };
         let Some(memtable) = self.frozen.borrow().last().cloned() else {
             return Ok(false);
         };
@@ -58,6 +60,7 @@ impl Partition {
         *self.layout.borrow_mut() = Layout::new(segments);
         self.frozen.borrow_mut().pop();
         self.flushes.set(self.flushes.get() + 1);
+        self.shard.handle_memtable_freed();
         Ok(true)
     }
 
@@ -82,7 +85,9 @@ impl Partition {
     ///
     /// Errors: [`crate::Error::Io`].
     pub(crate) async fn advance_replay(&self) -> Result<()> {
-        let _guard = self.maintenance.lock().await;
+        let Some(_guard) = self.lock_maintenance().await else {
+            return Ok(());
+        };
         let idle = self.frozen.borrow().is_empty() && self.active.borrow().is_empty();
         let replay_from = self.shard.wal().collecting();
         if !idle || replay_from <= self.replay_from.get() {

@@ -30,6 +30,8 @@ pub(crate) struct Segment {
     pub erasures: Rc<[Erasure]>,
     /// LSN of the last write to the segment.
     pub version: Cell<Lsn>,
+    /// Compaction had the choice and cut it no finer: a large record stays larger than the target.
+    pub cut: bool,
 }
 
 impl Segment {
@@ -78,6 +80,7 @@ impl Segment {
             slices,
             erasures,
             version: self.version.clone(),
+            cut: false,
         }
     }
 

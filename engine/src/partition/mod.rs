@@ -30,7 +30,7 @@ use bytes::Bytes;
 
 use crate::config::PartitionOptions;
 use crate::error::{Error, Result};
-use crate::event::{Event, TaskLock};
+use crate::event::{Event, TaskGuard, TaskLock};
 use crate::memtable::Memtable;
 use crate::shard::Shard;
 use crate::types::{AttemptId, Epoch, HostId, KeyRange, Lsn, PartitionId, SegmentId, WalSeq};
@@ -82,7 +82,9 @@ pub struct Partition {
     pub(crate) shard: Rc<Shard>,
     epoch: Cell<Epoch>,
     serving: Cell<Serving>,
-    /// Notified when `serving` changes.
+    /// Being dropped: nothing is written any more, whoever still holds it.
+    retired: Cell<bool>,
+    /// Notified when `serving` or `retired` changes.
     serving_changed: Event,
     /// Until when a frozen partition serves reads, as [`crate::clock::monotonic`] tells.
     reads_until: Cell<Duration>,
@@ -167,6 +169,7 @@ impl Partition {
             options: init.options,
             epoch: Cell::new(init.epoch),
             serving: Cell::new(init.serving),
+            retired: Cell::new(false),
             serving_changed: Event::default(),
             reads_until: Cell::new(Duration::ZERO),
             progress: RefCell::new(Progress::new(init.last_lsn)),
@@ -217,6 +220,12 @@ impl Partition {
     #[must_use]
     pub fn assigned(&self) -> Lsn {
         self.progress.borrow().assigned()
+    }
+
+    /// The last LSN that readers see.
+    #[must_use]
+    pub fn visible(&self) -> Lsn {
+        self.progress.borrow().visible()
     }
 
     /// Counts and sizes.
@@ -300,8 +309,17 @@ impl Partition {
         }
     }
 
-    /// Waits until no maintenance runs; the partition is about to be dropped.
+    /// Excludes other maintenance (`INV-MAINT`). `None` once the partition is being dropped: its edits would hit whatever
+    /// has taken its id since.
+    async fn lock_maintenance(&self) -> Option<TaskGuard<'_>> {
+        let guard = self.maintenance.lock().await;
+        (!self.retired.get()).then_some(guard)
+    }
+
+    /// Refuses writes from now on and waits until no maintenance runs; the partition is about to be dropped.
     pub(crate) async fn retire(&self) {
+        self.retired.set(true);
+        self.serving_changed.notify_all();
         let _guard = self.maintenance.lock().await;
         self.mirror.take();
         self.outgoing.take();

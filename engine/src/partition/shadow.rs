@@ -176,7 +176,9 @@ impl Partition {
     /// Writes tables, oldest first, into one file and puts them below what the segment has.
     async fn install_below(&self, id: SegmentId, tables: Vec<(Vec<u8>, Lsn)>, erasures: Vec<Erasure>) -> Result<()> {
         let opened = self.write_tables(&tables).await?;
-        let _guard = self.maintenance.lock().await;
+        let Some(_guard) = self.lock_maintenance().await else {
+            return Err(self.stale("the shadow is being discarded"));
+        };
         let layout = self.layout();
         let index = layout.index_of(id).ok_or(Error::UnknownSegment { partition: self.id, segment: id })?;
         let old = &layout.segments[index];
@@ -196,6 +198,7 @@ impl Partition {
             slices,
             erasures: [&*old.erasures, &erasures].concat().into(),
             version: version.into(),
+            cut: false,
         });
         let add: Vec<SegmentDesc> = vec![segment.desc()];
         let mut edits: Vec<ManifestEdit> = ManifestEdit::erasures_of(self.id, &add).collect();

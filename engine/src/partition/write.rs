@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::clock;
 use crate::config::Durability;
 use crate::erasure::Erasure;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::limits;
 use crate::memtable::Memtable;
 use crate::record::{Record, RecordKind};
@@ -252,6 +252,9 @@ impl Partition {
     fn gate(&self) -> Option<Result<()>> {
         if let Some(cause) = self.shard.wal().failure() {
             return Some(Err(cause));
+        }
+        if self.retired.get() {
+            return Some(Err(Error::UnknownPartition { partition: self.id }));
         }
         match self.serving.get() {
             Serving::Owner => Some(Ok(())),

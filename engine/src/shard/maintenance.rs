@@ -72,10 +72,7 @@ impl Shard {
             // One memtable and one segment at a time: under sustained writes there is always a next memtable, and
             // neither compaction nor the log may starve behind it.
             for partition in self.partitions() {
-                if partition.flush_oldest().await? {
-                    worked = true;
-                    self.memtable_room.notify_all();
-                }
+                worked |= partition.flush_oldest().await?;
             }
             self.recycle_wal().await?;
             for partition in self.partitions() {

@@ -80,7 +80,13 @@ pub struct Shard {
 
 impl std::fmt::Debug for Shard {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shard").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Shard")
+            .field("id", &self.id)
+            .field("wal", &self.wal)
+            .field("memtables_full", &self.memtables_full())
+            .field("maintenance_pending", &self.maintenance_pending)
+            .field("closing", &self.closing)
+            .finish_non_exhaustive()
     }
 }
 
@@ -142,7 +148,7 @@ impl Shard {
         if spec.options.compression != Compression::None {
             edits.push(ManifestEdit::SetOptions { partition: spec.id, compression: spec.options.compression });
         }
-        self.manifest.append(edits).await?;
+        self.log_edits(edits).await?;
         let ends = segments.iter().skip(1).map(|(_, start)| Some(start.clone())).chain([spec.range.end.clone()]);
         let layout = segments
             .iter()
@@ -156,6 +162,7 @@ impl Shard {
                     slices: Vec::new(),
                     erasures: Rc::default(),
                     version: Cell::new(Lsn(0)),
+                    cut: false,
                 })
             })
             .collect();
@@ -187,9 +194,12 @@ impl Shard {
     pub async fn drop_partition(&self, id: PartitionId) -> Result<()> {
         let partition = self.partition(id)?;
         partition.retire().await;
-        self.manifest.append(vec![ManifestEdit::DropPartition { partition: id }]).await?;
+        // A later partition of this id must not find this one's records in a batch that is still being collected.
+        self.wal.wait_durable(self.wal.collecting()).await?;
+        self.log_edits(vec![ManifestEdit::DropPartition { partition: id }]).await?;
         self.partitions.borrow_mut().remove(&id);
         self.directory.remove(id);
+        self.handle_memtable_freed();
         for segment in &partition.layout().segments {
             segment.tables().for_each(|table| table.file.mark_obsolete());
         }
@@ -256,8 +266,14 @@ impl Shard {
         &self.model
     }
 
+    /// Makes edits of the manifest durable together. A failure latches the whole shard: what the manifest says is not
+    /// known any more, so nothing may be flushed, and writers must not wait for room that never comes.
     pub(crate) async fn log_edits(&self, edits: Vec<ManifestEdit>) -> Result<()> {
-        self.manifest.append(edits).await
+        let logged = self.manifest.append(edits).await;
+        if let Err(cause @ Error::Io { .. }) = &logged {
+            self.wal.latch(cause);
+        }
+        logged
     }
 
     pub(crate) fn allocate_file(&self) -> FileId {
@@ -320,10 +336,22 @@ impl Shard {
         self.request_maintenance();
     }
 
+    /// A memtable is gone, by whomever it was flushed: writers that wait for room look again.
+    pub(crate) fn handle_memtable_freed(&self) {
+        self.memtable_room.notify_all();
+    }
+
     /// Asks the maintenance task to look for work.
     pub(crate) fn request_maintenance(&self) {
         self.maintenance_pending.set(true);
         self.maintenance_wanted.notify_all();
+    }
+
+    /// Takes apart what a killed shard has left in memory: it and its partitions hold each other.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn abandon(&self) {
+        let partitions = std::mem::take(&mut *self.partitions.borrow_mut());
+        drop(partitions);
     }
 
     /// The WAL made every batch up to `seq` durable.

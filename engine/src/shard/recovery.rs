@@ -190,6 +190,7 @@ impl Shard {
                 slices: tables,
                 erasures: desc.erasures.as_slice().into(),
                 version: Cell::new(version),
+                cut: false,
             }));
         }
         Ok(Layout::new(segments))

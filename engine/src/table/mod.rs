@@ -28,6 +28,8 @@ mod compress;
 mod filter;
 mod footer;
 mod frames;
+#[cfg(any(test, feature = "sim"))]
+pub(crate) mod fuzz;
 mod index;
 mod iter;
 mod reader;

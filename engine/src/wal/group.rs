@@ -11,8 +11,15 @@ use super::format::{BatchBuilder, Entry, HEADER_LEN};
 
 /// Batches in flight; recovery relies on it (`INV-FLIGHT`).
 pub(super) const FLIGHT_MAX: usize = 2;
-/// Payload at which writers have to wait until a batch has been sent.
+/// Payload at which writers have to wait until a batch has been sent; less where files are smaller than an embedder may
+/// choose (see [`open_bytes_max`]).
 const OPEN_BYTES_MAX: usize = 4 << 20;
+
+/// The limit for files of this size: a batch has to fit one.
+const fn open_bytes_max(file_bytes: u64) -> usize {
+    let share = (file_bytes / 8) as usize;
+    if share < OPEN_BYTES_MAX { share } else { OPEN_BYTES_MAX }
+}
 
 /// A batch ready to be written.
 #[derive(Debug)]
@@ -87,12 +94,12 @@ impl GroupCommit {
 
     /// Whether writers may add entries without waiting.
     pub fn has_room(&self) -> bool {
-        self.open.payload_len() < OPEN_BYTES_MAX
+        self.open.payload_len() < open_bytes_max(self.file_bytes)
     }
 
     /// Bytes of entries that fit a batch for sure when [`GroupCommit::has_room`]: a batch lies in one file.
     pub fn batch_bytes_left(&self) -> usize {
-        (self.file_bytes as usize).saturating_sub(HEADER_LEN + OPEN_BYTES_MAX + BLOCK_BYTES)
+        (self.file_bytes as usize).saturating_sub(HEADER_LEN + open_bytes_max(self.file_bytes) + BLOCK_BYTES)
     }
 
     /// Whether everything that was added is on the device.

@@ -25,5 +25,11 @@ mod recover;
 mod writer;
 
 pub(crate) use format::Entry;
+#[cfg(any(test, feature = "sim"))]
+pub(crate) use format::fuzz as fuzz_batch;
+#[cfg(test)]
+pub(crate) use format::fuzz_seeds;
+#[cfg(any(test, feature = "sim"))]
+pub(crate) use recover::fuzz as fuzz_recovery;
 pub(crate) use recover::recover;
 pub(crate) use writer::{Wal, WalEvent};

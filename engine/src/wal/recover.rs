@@ -161,6 +161,72 @@ impl Scan {
     }
 }
 
+/// What the fuzzer does with bytes: they are changes to a log of three files, which then replays a beginning of what was
+/// written, or reports corruption.
+#[cfg(any(test, feature = "sim"))]
+pub(crate) fn fuzz(data: &[u8]) {
+    const FILE_BYTES: u64 = 64 << 10;
+    const BATCHES: u64 = 12;
+    let machine = crate::io::sim::Machine::new(1, None);
+    let _entered = machine.enter();
+    let dir = Path::new("/log");
+    let written = (|| -> Result<()> {
+        fs::create_dir(dir)?;
+        for generation in 1..=3 {
+            let mut bytes = vec![0; FILE_BYTES as usize];
+            for (place, seq) in ((generation - 1) * BATCHES / 3 + 1..=generation * BATCHES / 3).enumerate() {
+                let batch = fuzz_batch(generation, seq);
+                let at = place * 2 * BLOCK_BYTES;
+                bytes[at..at + batch.len()].copy_from_slice(batch.as_slice());
+            }
+            // Six bytes are one change: where, how often, what.
+            for change in data.chunks_exact(6).filter(|change| u64::from(change[0] % 3) + 1 == generation) {
+                let at = u16::from_le_bytes([change[1], change[2]]) as usize;
+                let len = change[3] as usize + 1;
+                let end = (at + len).min(bytes.len());
+                bytes[at..end]
+                    .iter_mut()
+                    .for_each(|byte| *byte = if change[5] & 1 == 0 { *byte ^ change[4] } else { change[4] });
+            }
+            let mut file = fs::File::create(&files::wal_path(dir, generation))?;
+            file.write_all(&bytes)?;
+            file.sync()?;
+        }
+        fs::sync_dir(dir)
+    })();
+    assert!(written.is_ok(), "a good disk");
+    let mut next = 1;
+    let recovered = recover(dir, FILE_BYTES, WalSeq(0), WalSeq(0), Duration::ZERO, |seq, entry| {
+        assert_eq!((seq.0, entry.record.lsn.0), (next, next), "batches are replayed in order, without a gap");
+        next += 1;
+        Ok(())
+    });
+    match recovered {
+        Ok(recovered) => assert!(recovered.durable.0 >= next, "the mark lies behind what was replayed"),
+        Err(Error::Corruption { .. }) => {}
+        Err(cause) => panic!("a damaged log gives {cause}"),
+    }
+}
+
+/// A batch of two blocks with one entry.
+#[cfg(any(test, feature = "sim"))]
+fn fuzz_batch(generation: u64, seq: u64) -> crate::io::direct::AlignedBuf {
+    use crate::record::{RecordKind, RecordView};
+    use crate::types::{AttemptId, Hlc, Lsn, PartitionId};
+    let value = [seq as u8; 5_000];
+    let record = RecordView {
+        key: b"key",
+        lsn: Lsn(seq),
+        hlc: Hlc(seq),
+        kind: RecordKind::Put,
+        expires_at_ms: 0,
+        value: &value,
+    };
+    let mut builder = BatchBuilder::new();
+    builder.push(Entry { partition: PartitionId(1), attempt: AttemptId(0), record });
+    builder.seal(generation, WalSeq(seq), false)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

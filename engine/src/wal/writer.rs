@@ -4,7 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::io::direct::DirectFile;
@@ -15,6 +17,10 @@ use super::files;
 use super::format::Entry;
 use super::group::{FLIGHT_MAX, GroupCommit, SealedBatch, Step};
 use super::recover::Recovered;
+
+/// How long a recycled file may stay locked by the descriptor it was written through before.
+const UNLOCK_TIMEOUT: Duration = Duration::from_secs(10);
+const UNLOCK_RETRY: Duration = Duration::from_millis(1);
 
 /// What the log tells its shard, once per batch and not once per record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +71,15 @@ pub(crate) struct Wal {
 
 impl std::fmt::Debug for Wal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Wal").field("durable", &self.durable()).finish_non_exhaustive()
+        let inner = &self.inner;
+        f.debug_struct("Wal")
+            .field("durable", &self.durable())
+            .field("group", &inner.group)
+            .field("live", &inner.live)
+            .field("retired", &inner.retired)
+            .field("next_is_ready", &inner.next.borrow().is_some())
+            .field("preparing", &inner.preparing)
+            .finish_non_exhaustive()
     }
 }
 
@@ -151,6 +165,11 @@ impl Wal {
             return Some(Error::Closed);
         }
         self.inner.group.borrow().failure().cloned()
+    }
+
+    /// Accepts and acknowledges nothing more: something else that the shard's writes depend on has failed.
+    pub fn latch(&self, cause: &Error) {
+        self.inner.fail(cause);
     }
 
     /// Waits until every entry added so far to batch `seq` or earlier is on the device. A batch that has no entry yet
@@ -290,7 +309,7 @@ impl Inner {
     }
 
     fn fail(&self, cause: &Error) {
-        tracing::error!(%cause, dir = %self.dir.display(), "WAL write failed; the shard is read-only from now on");
+        tracing::error!(%cause, dir = %self.dir.display(), "log or manifest failed; the shard is read-only from now on");
         self.group.borrow_mut().handle_failed(cause);
         self.tell(WalEvent::Failed);
         self.changed.notify_all();
@@ -340,7 +359,14 @@ impl Inner {
         let (dir, file_bytes) = (self.dir.clone(), self.file_bytes);
         runtime::unblock(move || files::prepare(&dir, generation, file_bytes, retired)).await?;
         self.last_generation.set(generation);
-        let file = DirectFile::open_write_locked(&files::wal_path(&self.dir, generation)).await?;
-        Ok((generation, Rc::new(file)))
+        let path = files::wal_path(&self.dir, generation);
+        let deadline = clock::monotonic() + UNLOCK_TIMEOUT;
+        loop {
+            match DirectFile::open_write_locked(&path).await {
+                // A recycled file's old descriptor is closed a little after it was dropped.
+                Err(Error::Locked { .. }) if clock::monotonic() < deadline => runtime::sleep(UNLOCK_RETRY).await,
+                opened => return Ok((generation, Rc::new(opened?))),
+            }
+        }
     }
 }

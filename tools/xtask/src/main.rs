@@ -1,7 +1,9 @@
 //! `cargo xtask`: set-up, checks and tests behind one door.
 
+mod fuzz;
 mod model;
 mod setup;
+mod sim;
 mod test;
 
 use std::path::PathBuf;
@@ -12,6 +14,9 @@ cargo xtask setup             install what the tests need: system packages, the 
 cargo xtask test [--no-torch] set-up, then all tests; --no-torch leaves training out and says so
 cargo xtask model [--writes N ...]  model checker of the move, with larger bounds
 cargo xtask check             formatting, clippy, documentation
+cargo xtask sim [--seeds N]   the storage simulator: N seeds (2000) of crashes and faults against a model; --help for more
+cargo xtask crash [--rounds N]  kill -9 under load on the real device, N times (100)
+cargo xtask fuzz [--seconds N] [--target NAME]  every decoder under libFuzzer, N seconds each (60)
 ";
 
 /// A message for people.
@@ -25,6 +30,9 @@ fn main() -> ExitCode {
         Some("test") => test::run(!flag("--no-torch")),
         Some("model") => model::run(&args[1..]),
         Some("check") => check(),
+        Some("sim") => sim::run(&args[1..]),
+        Some("crash") => sim::crash(&args[1..]),
+        Some("fuzz") => fuzz::run(&args[1..]),
         Some("help" | "--help") | None => {
             print!("{HELP}");
             Ok(())
@@ -48,6 +56,20 @@ fn check() -> Result<()> {
             .args(["doc", "--release", "--workspace", "--no-deps"])
             .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links"),
     )
+}
+
+/// The word behind a flag.
+fn value(args: &[String], flag: &str) -> Result<Option<String>> {
+    let Some(at) = args.iter().position(|arg| arg == flag) else {
+        return Ok(None);
+    };
+    args.get(at + 1).cloned().map(Some).ok_or_else(|| format!("{flag} wants a value"))
+}
+
+/// The number behind a flag.
+fn number(args: &[String], flag: &str) -> Result<Option<u64>> {
+    let parse = |word: String| word.parse().map_err(|_| format!("{flag} wants a number, not '{word}'"));
+    value(args, flag)?.map(parse).transpose()
 }
 
 /// The workspace's root.

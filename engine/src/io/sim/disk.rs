@@ -21,7 +21,7 @@ pub(super) type FlightId = u64;
 /// Smallest unit that a device writes whole.
 const SECTOR_BYTES: usize = 512;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Inode {
     current: Content,
     durable: Content,
@@ -30,13 +30,13 @@ struct Inode {
     lock: Option<HandleId>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Change {
     Write { offset: u64, bytes: Vec<u8> },
     Truncate,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Folder {
     current: BTreeMap<String, InodeId>,
     durable: BTreeMap<String, InodeId>,
@@ -105,6 +105,20 @@ fn split(path: &Path) -> io::Result<(&Path, String)> {
 }
 
 impl Disk {
+    /// A copy without handles. Writes on their way are not part of it.
+    pub fn copy_at_rest(&self) -> Disk {
+        let mut inodes = self.inodes.clone();
+        for inode in inodes.values_mut() {
+            inode.lock = None;
+        }
+        Disk { inodes, folders: self.folders.clone(), next_id: self.next_id, ..Disk::default() }
+    }
+
+    /// Becomes a copy. Numbers of files and writes go on: who still holds an old one means nothing new by it.
+    pub fn replace_by(&mut self, copy: &Disk) {
+        *self = Disk { next_id: self.next_id.max(copy.next_id), ..copy.copy_at_rest() };
+    }
+
     fn fresh_id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id

@@ -40,7 +40,9 @@ impl SimFile {
     }
 
     pub fn try_lock(&self) -> io::Result<bool> {
-        self.machine()?.disk.borrow_mut().try_lock(self.handle)
+        let machine = self.machine()?;
+        machine.step(Op::Lock, 0, 0)?;
+        machine.disk.borrow_mut().try_lock(self.handle)
     }
 
     /// Up to `len` bytes at `offset`.

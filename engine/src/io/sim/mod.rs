@@ -50,6 +50,7 @@ const WALL_START_MS: u64 = 1_700_000_000_000;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Op {
     Open = 1,
+    Lock,
     Read,
     Write,
     Land,
@@ -65,10 +66,15 @@ pub(super) enum Op {
 #[derive(Debug)]
 pub(crate) enum Ended<T> {
     Done(T),
-    PowerCut,
+    /// The interruption that was planned came: [`Machine::kill`] or [`Machine::power_up`] decides which it was.
+    Interrupted,
     /// Nothing can run, or virtual time ran out.
     Stuck,
 }
+
+/// A disk at rest, to come back to.
+#[derive(Debug)]
+pub(crate) struct DiskCopy(Disk);
 
 /// What was injected so far.
 #[derive(Debug, Default)]
@@ -144,7 +150,7 @@ impl Machine {
         let main = self.spawn(main);
         loop {
             if self.dark.get() {
-                return Ended::PowerCut;
+                return Ended::Interrupted;
             }
             if let Some(result) = main.take() {
                 return Ended::Done(result);
@@ -165,14 +171,16 @@ impl Machine {
         }
     }
 
-    /// The process dies: tasks end, files are closed; writes that were sent off still land.
+    /// The process dies: tasks end, files are closed; what was written stays, and writes that were sent off still land.
     pub fn kill(&self) {
+        self.dark.set(true);
         self.tasks.clear();
         self.disk.borrow_mut().close_all();
+        self.cut_at.set(None);
+        self.dark.set(false);
     }
 
-    /// After a power cut (or instead of a kill, which it makes one): the machine starts again with what is durable and
-    /// what chance has kept.
+    /// The machine starts again after a power cut, with what is durable and what chance has kept.
     pub fn power_up(&self) {
         self.dark.set(true);
         self.tasks.clear();
@@ -182,17 +190,18 @@ impl Machine {
         self.dark.set(false);
     }
 
-    /// The power goes at the `operations`-th operation from now.
-    pub fn cut_power_after(&self, operations: u64) {
+    /// The `operations`-th operation from now fails and so does everything after it; [`Machine::run`] ends.
+    pub fn interrupt_after(&self, operations: u64) {
         self.cut_at.set(Some(self.operations.get() + operations));
     }
 
-    /// No power cut is due any more.
-    pub fn keep_power(&self) {
+    /// No interruption is due any more.
+    #[cfg(test)]
+    pub fn cancel_interruption(&self) {
         self.cut_at.set(None);
     }
 
-    /// Whether the power is gone: what operations return now means nothing.
+    /// Whether the machine was interrupted: what operations return now means nothing.
     pub fn is_dark(&self) -> bool {
         self.dark.get()
     }
@@ -216,11 +225,26 @@ impl Machine {
         draw(&mut self.random.borrow_mut())
     }
 
+    /// What the disk holds now. Cheap: pages are shared.
+    pub fn copy_disk(&self) -> DiskCopy {
+        DiskCopy(self.disk.borrow().copy_at_rest())
+    }
+
+    /// Puts a copy in place of the disk. Nothing may be open or on its way.
+    pub fn put_disk(&self, copy: &DiskCopy) {
+        self.disk.borrow_mut().replace_by(&copy.0);
+    }
+
     /// Flips a bit at rest in a file that `wanted` chooses by name. [`Machine::heal`] puts it right.
     pub fn flip_bit(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
         let (name, silent) = self.draw(|random| self.disk.borrow_mut().flip_bit(random, wanted))?;
         self.injected.silent.borrow_mut().push(silent);
         Some(name)
+    }
+
+    /// Forgets silent damage without putting it right.
+    pub fn forget_damage(&self) {
+        self.injected.silent.borrow_mut().clear();
     }
 
     /// Undoes all silent damage.
@@ -291,6 +315,8 @@ impl Machine {
                 Alarm::Close(handle) => self.disk.borrow_mut().close(handle),
                 Alarm::Land(flight) => {
                     if self.step(Op::Land, flight, 0).is_err() {
+                        // Still on its way: it lands after a kill, and by chance after a power cut.
+                        self.tasks.set(due_ns, Alarm::Land(flight));
                         return;
                     }
                     let damaged = self.draw(|random| self.disk.borrow_mut().land(flight, random));
@@ -301,7 +327,7 @@ impl Machine {
         self.now_ns.set(self.now_ns.get().max(until_ns));
     }
 
-    /// Counts an operation; an error when the power is gone, or goes with it.
+    /// Counts an operation; an error when the machine is interrupted, by this operation or before.
     fn step(&self, op: Op, place: u64, len: u64) -> io::Result<()> {
         let number = self.operations.get() + 1;
         self.operations.set(number);
@@ -311,7 +337,7 @@ impl Machine {
         if self.cut_at.get().is_some_and(|at| number >= at) {
             self.dark.set(true);
         }
-        if self.dark.get() { Err(io::Error::other("the power is gone")) } else { Ok(()) }
+        if self.dark.get() { Err(io::Error::other("the machine was interrupted")) } else { Ok(()) }
     }
 
     /// An error to answer an operation with.

@@ -81,15 +81,15 @@ fn power_cut_in_a_direct_write_tears_it() {
             file.write_all(0, block(1)).await.unwrap();
             fs::sync_dir(dir()).unwrap();
         });
-        // Open, read, open, write, and then the write lands.
-        machine.cut_power_after(5);
+        // Open, read, open, lock, write, and then the write lands.
+        machine.interrupt_after(6);
         let ended = machine.run(PATIENCE, async {
             let mut file = File::open_write(&dir().join("f")).unwrap();
             assert_eq!(file.read_to_end().unwrap(), [1; BLOCK_BYTES]);
             let file = DirectFile::open_write_locked(&dir().join("f")).await.unwrap();
             file.write_all(0, block(2)).await.unwrap();
         });
-        assert!(matches!(ended, Ended::PowerCut));
+        assert!(matches!(ended, Ended::Interrupted));
         machine.power_up();
         let bytes = fs::read_if_present(&dir().join("f")).unwrap().unwrap();
         assert!(bytes.iter().all(|byte| [1, 2].contains(byte)), "nothing but old and new sectors");
@@ -203,10 +203,10 @@ fn nothing_works_in_the_dark_and_a_kept_power_is_not_cut() {
     let machine = Machine::new(5, None);
     let _entered = machine.enter();
     fs::create_dir(dir()).unwrap();
-    machine.cut_power_after(1);
-    machine.keep_power();
+    machine.interrupt_after(1);
+    machine.cancel_interruption();
     fs::write_file_atomic(&dir().join("a"), b"a").unwrap();
-    machine.cut_power_after(1);
+    machine.interrupt_after(1);
     assert!(fs::write_file_atomic(&dir().join("b"), b"b").is_err());
     assert!(machine.is_dark() && fs::read_if_present(&dir().join("a")).is_err());
     machine.power_up();

@@ -1,0 +1,21 @@
+//! libFuzzer's entry: the target is named by `ANTUMBRA_FUZZ_TARGET`.
+#![no_main]
+
+use std::sync::OnceLock;
+
+use antumbra_engine::fuzz::{TARGETS, Target};
+
+fn target() -> &'static Target {
+    static CHOSEN: OnceLock<&'static Target> = OnceLock::new();
+    CHOSEN.get_or_init(|| {
+        let name = std::env::var("ANTUMBRA_FUZZ_TARGET").unwrap_or_default();
+        let found = TARGETS.iter().find(|target| target.name == name);
+        found.unwrap_or_else(|| {
+            let names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
+            eprintln!("ANTUMBRA_FUZZ_TARGET='{name}' is none of {names:?}");
+            std::process::exit(2)
+        })
+    })
+}
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| (target().run)(data));

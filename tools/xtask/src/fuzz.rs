@@ -1,0 +1,104 @@
+//! Coverage-guided fuzzing of every decoder with the stable compiler.
+//!
+//! The instrumentation is LLVM's own pass, which `-Cpasses` reaches without a nightly compiler; libFuzzer comes as the
+//! crate `libfuzzer-sys`. What is missing against nightly is AddressSanitizer: the decoders are safe code but for one
+//! unchecked access behind a verification, which the targets read completely.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::{Result, cargo, number, root, run_command, value};
+
+/// Instruments every crate: edges counted inline, comparisons traced.
+const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 --cfg fuzzing";
+/// Given explicitly, so that build scripts and procedural macros are built without the instrumentation.
+const PLATFORM: &str = "x86_64-unknown-linux-gnu";
+const TARGETS: &[&str] = &[
+    "wal-batch",
+    "wal-recovery",
+    "manifest",
+    "table-block",
+    "table-index",
+    "table-footer",
+    "table-filter",
+    "table-image",
+    "records",
+    "keyspaces",
+    "backup",
+];
+
+/// Builds the fuzzer and runs each target (or one) for a while; then keeps of the corpus what adds coverage.
+pub fn run(args: &[String]) -> Result<()> {
+    let seconds = number(args, "--seconds")?.unwrap_or(60);
+    let only = value(args, "--target")?;
+    if let Some(name) = &only
+        && !TARGETS.contains(&name.as_str())
+    {
+        return Err(format!("no fuzz target is called '{name}': {}", TARGETS.join(", ")));
+    }
+    if cfg!(not(all(target_os = "linux", target_arch = "x86_64"))) {
+        println!("SKIPPED: fuzzing is set up for {PLATFORM} alone");
+        return Ok(());
+    }
+    let program = build()?;
+    let mut failed = Vec::new();
+    for target in TARGETS.iter().filter(|target| only.as_deref().is_none_or(|name| name == **target)) {
+        if fuzz(&program, target, seconds).is_err() {
+            failed.push(*target);
+        }
+    }
+    println!("{} targets, {seconds} s each, failed: {failed:?}", TARGETS.len());
+    if failed.is_empty() { Ok(()) } else { Err(format!("findings in {failed:?}: see engine/fuzz/artifacts")) }
+}
+
+fn dir() -> PathBuf {
+    root().join("engine/fuzz")
+}
+
+fn build() -> Result<PathBuf> {
+    let cache = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    // A folder of its own: other flags would throw away what is built in the other one.
+    let target_dir = cache.join("fuzz");
+    run_command(
+        cargo()
+            .current_dir(dir())
+            .args(["build", "--release", "--target", PLATFORM])
+            .env("CARGO_TARGET_DIR", &target_dir)
+            .env("RUSTFLAGS", FLAGS),
+    )?;
+    Ok(target_dir.join(PLATFORM).join("release/decoders"))
+}
+
+fn fuzz(program: &PathBuf, target: &str, seconds: u64) -> Result<()> {
+    let (corpus, artifacts) = (dir().join("corpus").join(target), dir().join("artifacts"));
+    let found = std::env::temp_dir().join(format!("antumbra-fuzz-{}-{target}", std::process::id()));
+    for dir in [&corpus, &artifacts, &found] {
+        std::fs::create_dir_all(dir).map_err(|cause| format!("{}: {cause}", dir.display()))?;
+    }
+    let command = |arguments: &[String]| {
+        let mut command = Command::new(program);
+        command.env("ANTUMBRA_FUZZ_TARGET", target).args(arguments);
+        command
+    };
+    // New inputs go to the first folder; the kept corpus is read only.
+    let result = run_command(
+        command(&[
+            format!("-max_total_time={seconds}"),
+            format!("-artifact_prefix={}/{target}-", artifacts.display()),
+            "-max_len=8192".into(),
+            "-timeout=10".into(),
+            "-rss_limit_mb=2048".into(),
+            "-print_final_stats=1".into(),
+        ])
+        .arg(&found)
+        .arg(&corpus),
+    );
+    if result.is_ok() {
+        // Inputs that reach something new join the corpus.
+        run_command(command(&["-merge=1".into()]).arg(&corpus).arg(&found))?;
+    }
+    std::fs::remove_dir_all(&found).map_err(|cause| format!("{}: {cause}", found.display()))?;
+    result
+}
