@@ -8,6 +8,7 @@ use antumbra_predictor::model::Model;
 
 use crate::error::{Error, Result};
 use crate::merge_operator::MergeOperators;
+use crate::governor::Governor;
 use crate::types::HostId;
 
 /// How a write is acknowledged.
@@ -70,7 +71,10 @@ pub struct EngineConfig {
     pub preempt: Duration,
     /// Size of one WAL file, in bytes.
     pub wal_file_bytes: u64,
-    /// Bytes of all memtables and caches together, divided evenly over the shards.
+    /// Bytes of memory for everything that grows with the data: memtables, cached and resident blocks, indexes and
+    /// filters of open tables, buffers of the log. Divided evenly over the shards. Enforced: writers wait when memtables
+    /// reach their share, and cached blocks give way to everything else. The process itself (code, stacks, rings, model)
+    /// takes some 10 MiB beside it.
     pub memory_budget_bytes: usize,
     /// Length of an access window.
     pub window: Duration,
@@ -80,6 +84,8 @@ pub struct EngineConfig {
     pub lock_timeout: Duration,
     /// The merge operators that keyspaces may name.
     pub merge_operators: Arc<MergeOperators>,
+    /// Limits of background I/O; [`crate::Engine::open`] sets its rate to what the device was measured to do.
+    pub governor: Arc<Governor>,
 }
 
 /// Smallest WAL file: a record of the largest value must fit.
@@ -103,6 +109,7 @@ impl EngineConfig {
             model: None,
             lock_timeout: Duration::from_secs(10),
             merge_operators: Arc::default(),
+            governor: Arc::default(),
         }
     }
 
@@ -135,8 +142,11 @@ impl EngineConfig {
         self.memory_budget_bytes / self.shards / 4
     }
 
-    /// Bytes that the block cache of one shard may hold.
+    /// Bytes that blocks, indexes and filters of one shard may take together: what memtables and buffers leave.
     pub(crate) fn cache_budget_bytes(&self) -> usize {
-        self.memory_budget_bytes / self.shards / 2
+        let share = self.memory_budget_bytes / self.shards;
+        // Log batches being filled and in flight, table files being written, frames between two uses.
+        let buffers = share / 16;
+        share - self.memtable_budget_bytes() - buffers
     }
 }

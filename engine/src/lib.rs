@@ -16,6 +16,7 @@ pub mod error;
 mod event;
 #[cfg(any(test, feature = "sim"))]
 pub mod fuzz;
+pub mod governor;
 mod heads;
 mod io;
 pub mod keyspace;

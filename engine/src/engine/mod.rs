@@ -18,6 +18,7 @@ use futures_channel::oneshot;
 
 use crate::config::EngineConfig;
 use crate::error::{Error, Result};
+use crate::governor::device_rate;
 use crate::io::lock::DataLock;
 use crate::io::runtime::{self, RuntimeHandle};
 use crate::io::{fs, probe};
@@ -95,6 +96,7 @@ impl Engine {
         probe()?;
         fs::create_dir(&config.dir)?;
         let lock = DataLock::acquire(&config.dir, config.lock_timeout)?;
+        config.governor.set_rate(device_rate(&config.dir)?);
         let model = match &config.model {
             Some(model) => Arc::clone(model),
             None => Arc::new(Model::shipped().map_err(|cause| Error::Invalid { what: cause.to_string() })?),
@@ -155,6 +157,21 @@ impl Engine {
             let _ = answer.send(work(shard).await);
         })
         .await?;
+        answered.await.map_err(|_| Error::Closed)
+    }
+
+    /// As [`Engine::on_shard`] for requests that mostly end at once: `work` runs beside the data without a task of its own
+    /// and answers, or starts a task that does.
+    pub(super) async fn call<T: Send + 'static>(
+        &self,
+        shard: ShardId,
+        work: impl FnOnce(Rc<Shard>, oneshot::Sender<T>) + Send + 'static,
+    ) -> Result<T> {
+        let (answer, answered) = oneshot::channel();
+        let jobs = self.inner.shards.get(usize::from(shard.0));
+        let jobs = jobs.ok_or_else(|| Error::Invalid { what: format!("shard {shard} does not exist") })?;
+        let job: Job = Box::new(move |shard| work(shard, answer));
+        jobs.jobs.send(job).await.map_err(|_| Error::Closed)?;
         answered.await.map_err(|_| Error::Closed)
     }
 

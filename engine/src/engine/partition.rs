@@ -4,13 +4,16 @@ use std::future::Future;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use futures_channel::oneshot;
 
 use crate::config::Durability;
 use crate::error::Result;
+use crate::io::runtime;
 use crate::partition::{
     Batch, Commit, Condition, Direction, Page, PageLimits, Partition, PartitionStats, ScanPage, Versioned, Write,
     Written,
 };
+use crate::shard::Shard;
 use crate::types::{KeyRange, PartitionId, ShardId};
 
 use super::{Engine, PartitionEntries, PartitionSnapshot};
@@ -41,8 +44,23 @@ impl PartitionHandle {
     /// # Errors
     /// As [`Partition::get`], [`crate::Error::UnknownPartition`], [`crate::Error::Closed`].
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>> {
-        let key = key.into();
-        self.with(move |partition| async move { partition.get(&key).await }).await
+        let (id, key) = (self.id, key.into());
+        let get = move |shard: Rc<Shard>, answer: oneshot::Sender<Result<Option<Bytes>>>| {
+            let found = match shard.partition(id) {
+                Ok(partition) => match partition.get_now(&key) {
+                    Some(found) => found,
+                    None => {
+                        return runtime::spawn_detached(async move {
+                            // The caller may have gone.
+                            let _ = answer.send(partition.get(&key).await);
+                        });
+                    }
+                },
+                Err(cause) => Err(cause),
+            };
+            let _ = answer.send(found);
+        };
+        self.engine.call(self.shard, get).await?
     }
 
     /// See [`Partition::write`].

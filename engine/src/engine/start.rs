@@ -148,6 +148,8 @@ async fn serve(shard: Rc<Shard>, queue: ShardQueue) -> Result<()> {
     });
     while let Ok(job) = queue.jobs.recv().await {
         job(Rc::clone(&shard));
+        // Jobs that end at once must not keep the tasks of earlier ones waiting.
+        runtime::yield_now().await;
     }
     shard.close().await
 }

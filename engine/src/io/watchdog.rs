@@ -8,11 +8,12 @@
 //! those that are late. SIGURG is ignored by default and nobody else's business here; a handler that does nothing makes
 //! it interrupt the wait.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-/// How often the thread looks.
+/// How often the thread looks while an executor is busy. While all are idle it looks when the first is due: an idle
+/// process is woken a few times a second and not two hundred.
 const PERIOD: Duration = Duration::from_millis(5);
 /// How late an executor may be: it may be busy, or wait for its core.
 const GRACE: Duration = Duration::from_millis(2);
@@ -46,6 +47,13 @@ impl Beat {
     /// The executor will be awake again after `nap` at the latest.
     pub fn expect_within(&self, nap: Duration) {
         self.due_us.store((epoch().elapsed() + nap).as_micros() as u64, Ordering::Relaxed);
+        if nap < PERIOD
+            && RESTS.load(Ordering::Relaxed)
+            && RESTS.swap(false, Ordering::Relaxed)
+            && let Some(thread) = THREAD.lock().unwrap_or_else(PoisonError::into_inner).as_ref()
+        {
+            thread.unpark();
+        }
     }
 }
 
@@ -79,19 +87,40 @@ fn epoch() -> Instant {
     *EPOCH.get_or_init(Instant::now)
 }
 
+/// Whether the watching thread sleeps for longer than [`PERIOD`], and that thread.
+static RESTS: AtomicBool = AtomicBool::new(false);
+static THREAD: Mutex<Option<std::thread::Thread>> = Mutex::new(None);
+
+/// How long to sleep, given when the first executor is due.
+fn rest(first_due_us: u64) {
+    let until_due = Duration::from_micros(first_due_us).saturating_sub(epoch().elapsed()) + GRACE;
+    if until_due <= PERIOD {
+        return std::thread::sleep(PERIOD);
+    }
+    RESTS.store(true, Ordering::Relaxed);
+    // An executor that became busy meanwhile ends this early, or at the latest its old due time does.
+    std::thread::park_timeout(until_due);
+    RESTS.store(false, Ordering::Relaxed);
+}
+
 /// Looks until nobody is left to be watched.
 fn watch() {
+    *THREAD.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
     // SAFETY: the call has no preconditions.
     let process = unsafe { libc::getpid() };
+    let mut first_due_us = 0;
     loop {
-        std::thread::sleep(PERIOD);
+        rest(first_due_us);
+        first_due_us = u64::MAX;
         let late_us = epoch().elapsed().saturating_sub(GRACE).as_micros() as u64;
         let mut watched = watched().lock().unwrap_or_else(PoisonError::into_inner);
         watched.beats.retain(|beat| {
             let Some(beat) = beat.upgrade() else {
                 return false;
             };
-            if beat.due_us.load(Ordering::Relaxed) < late_us {
+            let due_us = beat.due_us.load(Ordering::Relaxed);
+            first_due_us = first_due_us.min(due_us);
+            if due_us < late_us {
                 // SAFETY: a signal to a thread of this process; the beat lives, so its thread does.
                 unsafe { libc::syscall(libc::SYS_tgkill, process, beat.thread, libc::SIGURG) };
             }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use crate::clock;
 use crate::erasure::{self, Erasure};
 use crate::error::Result;
+use crate::governor::IoClass;
 use crate::manifest::{ManifestEdit, SegmentDesc};
 use crate::merge::{MergeIter, Retain};
 use crate::shard::files::Table;
@@ -215,7 +216,7 @@ impl Partition {
                 pieces.push(Piece { start, table: None, erasures: Vec::new() });
             }
             if writer.is_none() {
-                writer = Some(TableFileWriter::create(&self.shard, self.options).await?);
+                writer = Some(TableFileWriter::create(&self.shard, self.options, IoClass::Compaction).await?);
             }
             if let Some(open) = writer.as_mut() {
                 if record.key != last_key.as_ref() {

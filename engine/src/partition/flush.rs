@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use crate::erasure::Erasure;
 use crate::error::Result;
+use crate::governor::IoClass;
 use crate::manifest::{ManifestEdit, TableRef};
 use crate::memtable::{Memtable, MemtableCursor};
 use crate::merge::{MergeIter, Retain, Source};
@@ -136,7 +137,7 @@ impl Partition {
         memtable: &Rc<Memtable>,
         layout: &Rc<Layout>,
     ) -> Result<(TableFileWriter, Vec<(usize, TableRef)>)> {
-        let mut writer = TableFileWriter::create(&self.shard, self.options).await?;
+        let mut writer = TableFileWriter::create(&self.shard, self.options, IoClass::Flush).await?;
         let mut slices = Vec::new();
         for (index, segment) in layout.segments.iter().enumerate() {
             let cursor = MemtableCursor::new(

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use crate::config::{Compression, PartitionOptions};
 use crate::error::Result;
+use crate::governor::IoClass;
 use crate::io::direct::{AlignedBuf, DirectFile};
 use crate::io::{Bug, planted, runtime};
 use crate::manifest::TableRef;
@@ -35,6 +36,7 @@ pub(super) fn plain_options(options: PartitionOptions) -> TableOptions {
 /// removes.
 pub(super) struct TableFileWriter {
     shard: Rc<Shard>,
+    class: IoClass,
     id: FileId,
     file: DirectFile,
     options: PartitionOptions,
@@ -46,12 +48,12 @@ pub(super) struct TableFileWriter {
 }
 
 impl TableFileWriter {
-    pub async fn create(shard: &Rc<Shard>, options: PartitionOptions) -> Result<TableFileWriter> {
+    pub async fn create(shard: &Rc<Shard>, options: PartitionOptions, class: IoClass) -> Result<TableFileWriter> {
         let id = shard.allocate_file();
         let file = DirectFile::create_durable(&shard.table_path(id)).await?;
         let builder = TableBuilder::new(table_options(options));
         let shard = Rc::clone(shard);
-        Ok(TableFileWriter { shard, id, file, options, builder, table_start: 0, offset: 0, since_yield: 0 })
+        Ok(TableFileWriter { shard, class, id, file, options, builder, table_start: 0, offset: 0, since_yield: 0 })
     }
 
     /// Adds a record to the open table.
@@ -118,6 +120,9 @@ impl TableFileWriter {
 
     async fn write_chunk(&mut self, chunk: AlignedBuf) -> Result<()> {
         let len = chunk.len() as u64;
+        // What a compaction writes it has read before.
+        let cost = if self.class == IoClass::Compaction { chunk.len() * 2 } else { chunk.len() };
+        self.shard.governor().take(self.class, cost).await;
         self.file.write_all(self.offset, chunk).await?;
         self.offset += len;
         Ok(())

@@ -101,6 +101,20 @@ impl Partition {
         self.get_with(key, |value| value.map(Bytes::copy_from_slice)).await
     }
 
+    /// As [`Partition::get`] without an await; `None` when a block has to be read, or readers have to wait.
+    pub(crate) fn get_now(&self, key: &[u8]) -> Option<Result<Option<Bytes>>> {
+        if let Err(cause) = self.check_key(key) {
+            return Some(Err(cause));
+        }
+        if let Err(cause) = self.read_gate()? {
+            return Some(Err(cause));
+        }
+        let (index, found) = self.find_in_memory(HashedKey::from(key), self.progress.borrow().visible())?;
+        let value = found.as_ref().and_then(|found| found.live_value(None));
+        self.count_read(index, key, key.len() + value.map_or(0, <[u8]>::len));
+        Some(Ok(value.map(Bytes::copy_from_slice)))
+    }
+
     /// Hands the value of `key` to `read` where it lies, in the memtable or in a cached block, and returns what that
     /// returns. `read` gets `None` when there is no value.
     ///
@@ -309,15 +323,18 @@ impl Partition {
 
     /// Waits while it is not known who owns the partition.
     pub(crate) async fn wait_readable(&self) -> Result<()> {
-        self.serving_changed
-            .wait_for(|| match self.serving.get() {
-                Serving::Owner => Some(Ok(())),
-                Serving::Frozen => (clock::monotonic() < self.reads_until.get()).then_some(Ok(())),
-                Serving::Suspended => None,
-                Serving::Shadow { attempt } => Some(Err(self.not_owner(attempt))),
-                Serving::Released { owner } => Some(Err(self.moved(owner))),
-            })
-            .await
+        self.serving_changed.wait_for(|| self.read_gate()).await
+    }
+
+    /// Whether readers may pass; `None` makes them wait.
+    fn read_gate(&self) -> Option<Result<()>> {
+        match self.serving.get() {
+            Serving::Owner => Some(Ok(())),
+            Serving::Frozen => (clock::monotonic() < self.reads_until.get()).then_some(Ok(())),
+            Serving::Suspended => None,
+            Serving::Shadow { attempt } => Some(Err(self.not_owner(attempt))),
+            Serving::Released { owner } => Some(Err(self.moved(owner))),
+        }
     }
 
     /// Counts a read; the layout may have changed since `index` was found.

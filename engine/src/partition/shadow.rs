@@ -9,6 +9,7 @@ use std::rc::Rc;
 use crate::chain::{ChainState, Seal};
 use crate::erasure::Erasure;
 use crate::error::{Error, Result};
+use crate::governor::IoClass;
 use crate::manifest::{ManifestEdit, Role, SegmentDesc, TableRef};
 use crate::record::{Record, RecordKind};
 use crate::shard::files::Table;
@@ -214,7 +215,7 @@ impl Partition {
         if tables.is_empty() {
             return Ok(Vec::new());
         }
-        let mut writer = TableFileWriter::create(&self.shard, self.options).await?;
+        let mut writer = TableFileWriter::create(&self.shard, self.options, IoClass::Idle).await?;
         let mut locations: Vec<TableRef> = Vec::new();
         for (bytes, max_lsn) in tables {
             locations.push(writer.write_table(bytes, *max_lsn).await?);

@@ -11,7 +11,7 @@ use crate::io::direct::DirectFile;
 use crate::manifest::TableRef;
 use crate::record::RecordView;
 use crate::table::{
-    BlockRecord, BlockSource, Frame, HashedKey, Lookup, Purpose, ShardBlockCache, TableIter, TableReader,
+    BlockRecord, BlockSource, Charge, Frame, HashedKey, Lookup, Purpose, ShardBlockCache, TableIter, TableReader,
 };
 use crate::types::{FileId, Lsn};
 use bytes::Bytes;
@@ -76,6 +76,8 @@ pub(crate) struct Table {
     pub file: Rc<TableFile>,
     reader: Rc<TableReader<Rc<TableFile>>>,
     cache: Rc<ShardBlockCache>,
+    /// Index and filter count against the memory budget.
+    _memory: Charge,
 }
 
 impl std::fmt::Debug for Table {
@@ -89,7 +91,8 @@ impl Table {
     pub async fn open(file: Rc<TableFile>, location: TableRef, cache: Rc<ShardBlockCache>) -> Result<Rc<Table>> {
         let path = file.path().to_path_buf();
         let reader = TableReader::open(Rc::clone(&file), location.offset, location.len, &path).await?;
-        Ok(Rc::new(Table { location, file, reader: Rc::new(reader), cache }))
+        let memory = cache.charge(reader.bytes());
+        Ok(Rc::new(Table { location, file, reader: Rc::new(reader), cache, _memory: memory }))
     }
 
     /// The newest version of `key` at or below `max_lsn`.

@@ -22,6 +22,7 @@ use crate::config::{Compression, EngineConfig, PartitionOptions};
 use crate::engine::Directory;
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::governor::Governor;
 use crate::io::direct::DirectFile;
 use crate::io::runtime::Background;
 use crate::manifest::{ManifestEdit, NewPartition, Role, TableRef};
@@ -252,6 +253,10 @@ impl Shard {
 
     pub(crate) fn background(&self) -> &Background {
         &self.background
+    }
+
+    pub(crate) fn governor(&self) -> &Governor {
+        &self.config.governor
     }
 
     pub(crate) fn wal(&self) -> &Wal {

@@ -6,7 +6,10 @@
 //! small queue; one that comes back soon enters the main queue at once (the algorithm's ghost queue, without a table of
 //! its own).
 //!
-//! - `INV-CACHE`: `used` is the sum of the weights of the blocks in the slots of living tables.
+//! Memory that open tables take for themselves is charged to the cache as well ([`ShardBlockCache::charge`]), so that one
+//! budget holds for both: blocks give way to indexes and filters.
+//!
+//! - `INV-CACHE`: `small` and `main` are the sums of the weights of the blocks in the slots of living tables.
 //!
 //! Source: Yang et al., "FIFO Queues are All You Need for Cache Eviction", SOSP 2023.
 
@@ -105,11 +108,12 @@ impl Drop for BlockSlots {
     }
 }
 
-/// Bytes in each queue.
+/// Bytes in each queue, and bytes that were charged.
 #[derive(Debug, Default)]
 struct Usage {
     small: Cell<usize>,
     main: Cell<usize>,
+    charged: Cell<usize>,
 }
 
 impl Usage {
@@ -120,8 +124,12 @@ impl Usage {
         }
     }
 
-    fn total(&self) -> usize {
+    fn blocks(&self) -> usize {
         self.small.get() + self.main.get()
+    }
+
+    fn total(&self) -> usize {
+        self.blocks() + self.charged.get()
     }
 }
 
@@ -181,9 +189,17 @@ impl ShardBlockCache {
         self.shrink();
     }
 
+    /// Counts memory that is not the cache's own against its budget until the charge is dropped.
+    #[must_use]
+    pub fn charge(&self, bytes: usize) -> Charge {
+        self.usage.charged.update(|charged| charged + bytes);
+        self.shrink();
+        Charge { usage: Rc::clone(&self.usage), bytes }
+    }
+
     fn shrink(&self) {
         let mut queues = self.queues.borrow_mut();
-        while self.usage.total() > self.capacity.get() {
+        while self.usage.total() > self.capacity.get() && self.usage.blocks() > 0 {
             let small_is_due = self.usage.small.get() * SMALL_SHARE > self.capacity.get();
             let took = if small_is_due || queues.main.is_empty() {
                 queues.step_small(&self.usage)
@@ -192,6 +208,19 @@ impl ShardBlockCache {
             };
             assert!(took, "INV-CACHE: bytes in use belong to queued blocks");
         }
+    }
+}
+
+/// Memory charged to a cache.
+#[derive(Debug)]
+pub struct Charge {
+    usage: Rc<Usage>,
+    bytes: usize,
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.usage.charged.update(|charged| charged - self.bytes);
     }
 }
 
@@ -365,6 +394,23 @@ mod tests {
             read(&cache, &next, index);
         }
         assert!(cache.used() <= block_weight() * 100);
+    }
+
+    #[test]
+    fn charge_pushes_blocks_out_and_gives_room_back() {
+        let cache = ShardBlockCache::new(block_weight() * 20);
+        let slots = BlockSlots::new(40);
+        for index in 0..20 {
+            read(&cache, &slots, index);
+        }
+        let charge = cache.charge(block_weight() * 15);
+        assert_eq!(cache.used(), block_weight() * 20);
+        let too_much = cache.charge(block_weight() * 30);
+        assert!((0..40).all(|index| cache.lookup(&slots, index).is_none()), "no block is left");
+        drop((charge, too_much));
+        assert_eq!(cache.used(), 0);
+        read(&cache, &slots, 30);
+        assert!(cache.lookup(&slots, 30).is_some());
     }
 
     #[test]

@@ -37,7 +37,7 @@ mod reader;
 pub use batch::{decode_records, encode_records};
 pub use block::{BlockRecord, VerifiedBlock};
 pub use builder::{BuiltTable, TableBuilder, TableMeta, TableOptions};
-pub use cache::{BlockCache, BlockSlots, NoCache, ShardBlockCache};
+pub use cache::{BlockCache, BlockSlots, Charge, NoCache, ShardBlockCache};
 pub(crate) use footer::FOOTER_LEN;
 pub use iter::{Purpose, TableIter};
 pub use reader::{BlockSource, Frame, HashedKey, Lookup, TableReader, verify_image};
