@@ -7,8 +7,8 @@ use std::time::Duration;
 use antumbra_predictor::model::Model;
 
 use crate::error::{Error, Result};
-use crate::merge_operator::MergeOperators;
 use crate::governor::Governor;
+use crate::merge_operator::MergeOperators;
 use crate::types::HostId;
 
 /// How a write is acknowledged.
@@ -84,6 +84,8 @@ pub struct EngineConfig {
     pub lock_timeout: Duration,
     /// The merge operators that keyspaces may name.
     pub merge_operators: Arc<MergeOperators>,
+    /// Whether hot segments are mapped and locked in memory when the cache is short.
+    pub residency: bool,
     /// Limits of background I/O; [`crate::Engine::open`] sets its rate to what the device was measured to do.
     pub governor: Arc<Governor>,
 }
@@ -109,6 +111,7 @@ impl EngineConfig {
             model: None,
             lock_timeout: Duration::from_secs(10),
             merge_operators: Arc::default(),
+            residency: true,
             governor: Arc::default(),
         }
     }
@@ -140,6 +143,11 @@ impl EngineConfig {
     /// Bytes that the memtables of one shard may hold.
     pub(crate) fn memtable_budget_bytes(&self) -> usize {
         self.memory_budget_bytes / self.shards / 4
+    }
+
+    /// Bytes at which a batch of the log makes writers wait; three of them fit the share for buffers.
+    pub(crate) fn wal_batch_bytes(&self) -> usize {
+        self.memory_budget_bytes / self.shards / 64
     }
 
     /// Bytes that blocks, indexes and filters of one shard may take together: what memtables and buffers leave.

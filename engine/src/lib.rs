@@ -29,6 +29,7 @@ pub mod merge_operator;
 pub mod offline;
 pub mod partition;
 pub mod record;
+mod residency;
 pub mod shard;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;

@@ -22,8 +22,9 @@ const CHUNK_BYTES: usize = 256 << 10;
 const PROBE_BYTES: u64 = 32 << 20;
 const PROBE_TIME_MAX: Duration = Duration::from_millis(150);
 const ALIGN_BYTES: usize = 4096;
-/// A device is never taken for slower: a probe beside other load says little.
-const RATE_MIN: u64 = 64 << 20;
+/// A device is never taken for slower: a probe beside other load says little, and a limit above what the device does is
+/// no limit.
+const RATE_MIN: u64 = 200 << 20;
 
 /// Bytes per second that the device under `dir` writes durably; measured on the first call.
 ///

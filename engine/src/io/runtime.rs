@@ -181,6 +181,14 @@ impl Background {
     }
 }
 
+/// Whether this is a simulated machine.
+pub(crate) fn is_simulated() -> bool {
+    #[cfg(any(test, feature = "sim"))]
+    return super::sim::current().is_some();
+    #[cfg(not(any(test, feature = "sim")))]
+    false
+}
+
 /// Lets other tasks of the executor run if this one has used up its time.
 pub async fn yield_now() {
     #[cfg(any(test, feature = "sim"))]

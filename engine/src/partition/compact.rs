@@ -28,6 +28,8 @@ use super::{Partition, Serving};
 const SLICES_MAX: usize = 4;
 /// Range deletions of a segment at which it is compacted: each costs every read of the segment a comparison.
 const ERASURES_MAX: usize = 16;
+/// Slices of a segment at which its compaction is as urgent as a flush: reads and space suffer more than other I/O.
+const SLICES_URGENT: usize = 2 * SLICES_MAX;
 /// A segment above `target * SPLIT_FACTOR` is cut.
 const SPLIT_FACTOR: u64 = 2;
 /// Neighbours that together stay below `target / MERGE_DIVISOR` become one.
@@ -199,6 +201,8 @@ impl Partition {
                 Retain::needed_at_bottom(&snapshots, visible, horizon_ms)
             }
         };
+        let urgent = run.iter().any(|segment| segment.slices.len() >= SLICES_URGENT);
+        let class = if urgent { IoClass::Flush } else { IoClass::Compaction };
         let erasures: Vec<Erasure> = run.iter().flat_map(|segment| segment.erasures.iter().cloned()).collect();
         let mut left = erasures.clone();
         retain.keep_erasures(&mut left);
@@ -216,7 +220,7 @@ impl Partition {
                 pieces.push(Piece { start, table: None, erasures: Vec::new() });
             }
             if writer.is_none() {
-                writer = Some(TableFileWriter::create(&self.shard, self.options, IoClass::Compaction).await?);
+                writer = Some(TableFileWriter::create(&self.shard, self.options, class).await?);
             }
             if let Some(open) = writer.as_mut() {
                 if record.key != last_key.as_ref() {

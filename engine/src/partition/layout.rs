@@ -56,6 +56,11 @@ impl Segment {
         self.tables().map(|table| table.location.len).sum()
     }
 
+    /// Bytes of tables that are locked in memory.
+    pub fn resident_bytes(&self) -> u64 {
+        self.tables().filter(|table| table.is_resident()).map(|table| table.location.len).sum()
+    }
+
     /// What the manifest says of it.
     pub fn desc(&self) -> SegmentDesc {
         SegmentDesc {

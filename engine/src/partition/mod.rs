@@ -26,6 +26,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
+use antumbra_predictor::scorer::ScorerKind;
 use bytes::Bytes;
 
 use crate::config::PartitionOptions;
@@ -33,6 +34,7 @@ use crate::error::{Error, Result};
 use crate::event::{Event, TaskGuard, TaskLock};
 use crate::memtable::Memtable;
 use crate::shard::Shard;
+use crate::shard::files::Table;
 use crate::types::{AttemptId, Epoch, HostId, KeyRange, Lsn, PartitionId, SegmentId, WalSeq};
 
 use access::Access;
@@ -151,12 +153,23 @@ pub struct PartitionStats {
     pub table_bytes: u64,
     /// Bytes in memtables.
     pub memtable_bytes: usize,
+    /// Bytes of tables that are locked in memory.
+    pub resident_bytes: u64,
     /// Last LSN that readers see.
     pub visible: Lsn,
     /// Sums of the last closed window.
     pub totals: Totals,
     /// Windows closed so far.
     pub windows_closed: u64,
+}
+
+/// A segment as residency sees it.
+#[derive(Debug)]
+pub(crate) struct Hotness {
+    /// Expected accesses.
+    pub score: f32,
+    pub bytes: usize,
+    pub tables: Vec<Rc<Table>>,
 }
 
 impl Partition {
@@ -242,10 +255,26 @@ impl Partition {
             segments: layout.segments.len(),
             table_bytes: layout.segments.iter().map(|segment| segment.bytes()).sum(),
             memtable_bytes: self.memtable_bytes(),
+            resident_bytes: layout.segments.iter().map(|segment| segment.resident_bytes()).sum(),
             visible: self.progress.borrow().visible(),
             totals,
             windows_closed,
         }
+    }
+
+    /// The segments with what the predictor expects of them.
+    pub(crate) fn hotness(&self) -> Vec<Hotness> {
+        let access = self.access.borrow();
+        let scores = access.scores(ScorerKind::Gru);
+        let layout = self.layout.borrow();
+        let hot = |(segment, score): (&Rc<layout::Segment>, &f32)| Hotness {
+            score: *score,
+            bytes: segment.bytes() as usize,
+            tables: segment.tables().cloned().collect(),
+        };
+        // Compressed blocks are of use only unpacked: those stay the cache's.
+        let in_place = |(segment, _): &(&Rc<layout::Segment>, &f32)| segment.tables().all(|table| table.is_readable_in_place());
+        layout.segments.iter().zip(scores).filter(in_place).map(hot).collect()
     }
 
     /// Bytes of all memtables, active and waiting for their flush.

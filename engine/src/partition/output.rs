@@ -120,9 +120,7 @@ impl TableFileWriter {
 
     async fn write_chunk(&mut self, chunk: AlignedBuf) -> Result<()> {
         let len = chunk.len() as u64;
-        // What a compaction writes it has read before.
-        let cost = if self.class == IoClass::Compaction { chunk.len() * 2 } else { chunk.len() };
-        self.shard.governor().take(self.class, cost).await;
+        self.shard.governor().take(self.class, chunk.len()).await;
         self.file.write_all(self.offset, chunk).await?;
         self.offset += len;
         Ok(())

@@ -10,8 +10,10 @@ use crate::error::Result;
 use crate::io::direct::DirectFile;
 use crate::manifest::TableRef;
 use crate::record::RecordView;
+use crate::residency::Resident;
 use crate::table::{
-    BlockRecord, BlockSource, Charge, Frame, HashedKey, Lookup, Purpose, ShardBlockCache, TableIter, TableReader,
+    BlockRecord, BlockSource, Charge, Frame, HashedKey, LoadedTable, Lookup, Purpose, ShardBlockCache, TableIter,
+    TablePlace, TableReader,
 };
 use crate::types::{FileId, Lsn};
 use bytes::Bytes;
@@ -78,6 +80,7 @@ pub(crate) struct Table {
     cache: Rc<ShardBlockCache>,
     /// Index and filter count against the memory budget.
     _memory: Charge,
+    resident: Resident,
 }
 
 impl std::fmt::Debug for Table {
@@ -92,7 +95,42 @@ impl Table {
         let path = file.path().to_path_buf();
         let reader = TableReader::open(Rc::clone(&file), location.offset, location.len, &path).await?;
         let memory = cache.charge(reader.bytes());
-        Ok(Rc::new(Table { location, file, reader: Rc::new(reader), cache, _memory: memory }))
+        Ok(Rc::new(Table {
+            location,
+            file,
+            reader: Rc::new(reader),
+            cache,
+            _memory: memory,
+            resident: Resident::default(),
+        }))
+    }
+
+    /// Whether its blocks are locked in memory.
+    pub fn is_resident(&self) -> bool {
+        self.resident.is_resident()
+    }
+
+    /// Whether it may be kept in memory as it lies on disk.
+    pub fn is_readable_in_place(&self) -> bool {
+        self.reader.is_readable_in_place()
+    }
+
+    /// Where its blocks lie, for another thread to load them.
+    pub fn place(&self) -> TablePlace {
+        self.reader.place()
+    }
+
+    /// Serves its blocks from `loaded`, which `charge` accounts for.
+    pub fn stay_in_memory(&self, loaded: LoadedTable, charge: Charge) {
+        self.reader.set_resident(loaded);
+        self.resident.hold(charge);
+    }
+
+    /// Serves its blocks through the cache again.
+    pub fn leave_memory(&self) {
+        if self.resident.release() {
+            self.reader.clear_resident();
+        }
     }
 
     /// The newest version of `key` at or below `max_lsn`.

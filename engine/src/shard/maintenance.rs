@@ -108,6 +108,7 @@ impl Shard {
             for partition in self.partitions() {
                 partition.close_window().await;
             }
+            self.refresh_residency().await;
         }
     }
 

@@ -24,11 +24,12 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::governor::Governor;
 use crate::io::direct::DirectFile;
-use crate::io::runtime::Background;
+use crate::io::runtime::{self, Background};
 use crate::manifest::{ManifestEdit, NewPartition, Role, TableRef};
 use crate::memtable::Memtable;
 use crate::partition::layout::{Layout, Segment};
 use crate::partition::{Partition, PartitionInit, Serving, SnapshotPin};
+use crate::residency::Residency;
 use crate::table::ShardBlockCache;
 use crate::types::{AttemptId, Epoch, FileId, KeyRange, Lsn, PartitionId, SegmentId, ShardId};
 use crate::wal::Wal;
@@ -60,6 +61,7 @@ pub struct Shard {
     wal: Wal,
     manifest: ShardManifest,
     cache: Rc<ShardBlockCache>,
+    residency: Residency,
     clock: HlcClock,
     background: Background,
     directory: Arc<Directory>,
@@ -253,6 +255,24 @@ impl Shard {
 
     pub(crate) fn background(&self) -> &Background {
         &self.background
+    }
+
+    pub(crate) fn cache(&self) -> &ShardBlockCache {
+        &self.cache
+    }
+
+    pub(crate) fn residency(&self) -> &Residency {
+        &self.residency
+    }
+
+    /// Whether tables lie in files that can be mapped, and the embedder wants it.
+    pub(crate) fn can_hold_resident(&self) -> bool {
+        self.config.residency && !runtime::is_simulated()
+    }
+
+    /// Bytes that resident segments may take; what they take, the cache lacks.
+    pub(crate) fn resident_budget_bytes(&self) -> usize {
+        self.config.cache_budget_bytes() / 2
     }
 
     pub(crate) fn governor(&self) -> &Governor {

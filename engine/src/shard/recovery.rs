@@ -21,6 +21,7 @@ use crate::manifest::{ManifestLog, ManifestState, PartitionState, Role};
 use crate::memtable::Memtable;
 use crate::partition::layout::{Layout, Segment};
 use crate::partition::{Partition, PartitionInit, Serving};
+use crate::residency::Residency;
 use crate::table::ShardBlockCache;
 use crate::types::{FileId, Lsn, PartitionId, ShardId, WalSeq};
 use crate::wal::{self, Wal, WalEvent};
@@ -67,13 +68,14 @@ impl Shard {
             },
         )?;
         let background = Background::new(config.preempt);
-        let wal = Wal::open(recovered, background.clone()).await?;
+        let wal = Wal::open(recovered, background.clone(), config.wal_batch_bytes()).await?;
         let next_file = remove_orphans(&dir, &state)?;
         let (removals, removed) = async_channel::bounded(REMOVALS_MAX);
         let shard = Rc::new(Shard {
             id,
             dir,
             cache: Rc::new(ShardBlockCache::new(config.cache_budget_bytes())),
+            residency: Residency::default(),
             config,
             model,
             wal,

@@ -1,6 +1,7 @@
 //! Data blocks: an rkyv archive of struct-of-arrays primitive vectors.
 //!
-//! [`VerifiedBlock::new`] (and its twin for stored, compressed bytes) is the only way to a readable block. It compares the crc32c with the parent's and validates
+//! [`CheckedBlock`] is the only way to a readable block. It compares the crc32c of the stored bytes with the parent's
+//! and validates
 //! the archive and its meaning once; every access after that is unchecked.
 //!
 //! A point lookup goes by a *directory* that is made when the block is verified and kept beside it: one byte of each
@@ -10,6 +11,7 @@
 //! keys, and making it costs a few per cent of the verification.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use rkyv::rancor;
 use rkyv::util::AlignedVec;
@@ -18,6 +20,7 @@ use rkyv::{Archive, Serialize};
 use crate::error::{Error, Result};
 use crate::io::{Bug, planted};
 use crate::limits::KEY_LEN_MAX;
+use crate::memory::LockedMap;
 use crate::record::{RecordKind, RecordView};
 use crate::types::{Hlc, Lsn};
 
@@ -169,6 +172,13 @@ enum Memory {
         directory_words: u32,
         archive_len: u32,
     },
+    /// The archive where it lies in a table that is kept in memory.
+    Resident {
+        map: Arc<LockedMap>,
+        start: usize,
+        archive_len: u32,
+        directory: Box<[u64]>,
+    },
 }
 
 impl Memory {
@@ -179,12 +189,13 @@ impl Memory {
                 let start = archive_start(*directory_words as usize);
                 &frame.bytes()[start..start + *archive_len as usize]
             }
+            Memory::Resident { map, start, archive_len, .. } => &map.bytes()[*start..*start + *archive_len as usize],
         }
     }
 
     fn directory(&self) -> &[u64] {
         match self {
-            Memory::Own { directory, .. } => directory,
+            Memory::Own { directory, .. } | Memory::Resident { directory, .. } => directory,
             Memory::Cached { frame, directory_words, .. } => &frame.words()[..*directory_words as usize],
         }
     }
@@ -258,6 +269,46 @@ fn directory_of(archive: &[u8], columns: &ArchivedColumns) -> Box<[u64]> {
     directory
 }
 
+/// What the check of a block's bytes leaves: proof of it, and the directory. May be made on another thread than the one
+/// that reads the block.
+#[derive(Debug)]
+pub(crate) struct CheckedBlock {
+    directory: Box<[u64]>,
+    count: u32,
+}
+
+impl CheckedBlock {
+    /// Checks checksum, structure, meaning and order.
+    ///
+    /// Errors: what is wrong, without the place.
+    pub fn new(bytes: &[u8], expected_crc: u32) -> std::result::Result<CheckedBlock, String> {
+        let crc = crc32c::crc32c(bytes);
+        if crc != expected_crc && !planted(Bug::SkipChecksum) {
+            return Err(format!("block checksum {crc:08x}, its index says {expected_crc:08x}"));
+        }
+        CheckedBlock::check(bytes)
+    }
+
+    /// Checks structure, meaning and order of bytes whose checksum (or that of their stored form) was right.
+    fn check(bytes: &[u8]) -> std::result::Result<CheckedBlock, String> {
+        let columns = check_columns(bytes)?;
+        let ordered = (1..columns.lsns.len()).all(|index| {
+            let (previous, next) = (columns.record(index - 1), columns.record(index));
+            (previous.key, std::cmp::Reverse(previous.lsn)) < (next.key, std::cmp::Reverse(next.lsn))
+        });
+        if !ordered {
+            return Err("records out of order".into());
+        }
+        if columns.kinds.contains(&(RecordKind::RangeDelete as u8)) {
+            return Err("a range deletion in a table".into());
+        }
+        if (0..columns.lsns.len()).any(|index| columns.key(index).len() > KEY_LEN_MAX) {
+            return Err(format!("a key above {KEY_LEN_MAX} bytes"));
+        }
+        Ok(CheckedBlock { directory: directory_of(bytes, columns), count: columns.lsns.len() as u32 })
+    }
+}
+
 /// Marks (in its top bit) each byte of `word` that equals `tag`; a byte above a marked one may be marked in error.
 fn matching_bytes(word: u64, tag: u8) -> u64 {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
@@ -271,11 +322,8 @@ impl VerifiedBlock {
     /// # Errors
     /// What is wrong, without the place; the caller knows the file and the offset.
     pub fn new(bytes: AlignedVec, expected_crc: u32) -> std::result::Result<VerifiedBlock, String> {
-        let crc = crc32c::crc32c(&bytes);
-        if crc != expected_crc && !planted(Bug::SkipChecksum) {
-            return Err(format!("block checksum {crc:08x}, its index says {expected_crc:08x}"));
-        }
-        VerifiedBlock::check(bytes)
+        let checked = CheckedBlock::new(&bytes, expected_crc)?;
+        Ok(VerifiedBlock::own(bytes, checked))
     }
 
     /// Verifies the stored bytes of a compressed block against the parent's checksum, then what is in them.
@@ -291,27 +339,21 @@ impl VerifiedBlock {
         if crc != expected_crc && !planted(Bug::SkipChecksum) {
             return Err(format!("block checksum {crc:08x}, its index says {expected_crc:08x}"));
         }
-        VerifiedBlock::check(unpacker.unpack(stored)?)
+        let bytes = unpacker.unpack(stored)?;
+        let checked = CheckedBlock::check(&bytes)?;
+        Ok(VerifiedBlock::own(bytes, checked))
     }
 
-    /// Validates bytes whose checksum was right.
-    fn check(bytes: AlignedVec) -> std::result::Result<VerifiedBlock, String> {
-        let columns = check_columns(&bytes)?;
-        let ordered = (1..columns.lsns.len()).all(|index| {
-            let (previous, next) = (columns.record(index - 1), columns.record(index));
-            (previous.key, std::cmp::Reverse(previous.lsn)) < (next.key, std::cmp::Reverse(next.lsn))
-        });
-        if !ordered {
-            return Err("records out of order".into());
-        }
-        if columns.kinds.contains(&(RecordKind::RangeDelete as u8)) {
-            return Err("a range deletion in a table".into());
-        }
-        if (0..columns.lsns.len()).any(|index| columns.key(index).len() > KEY_LEN_MAX) {
-            return Err(format!("a key above {KEY_LEN_MAX} bytes"));
-        }
-        let directory = directory_of(&bytes, columns);
-        Ok(VerifiedBlock { count: columns.lsns.len() as u32, memory: Memory::Own { archive: bytes, directory } })
+    fn own(archive: AlignedVec, checked: CheckedBlock) -> VerifiedBlock {
+        let CheckedBlock { directory, count } = checked;
+        VerifiedBlock { count, memory: Memory::Own { archive, directory } }
+    }
+
+    /// The block that was checked at `start` of `map`.
+    pub(crate) fn resident(map: &Arc<LockedMap>, start: usize, len: usize, checked: CheckedBlock) -> VerifiedBlock {
+        let CheckedBlock { directory, count } = checked;
+        let memory = Memory::Resident { map: Arc::clone(map), start, archive_len: len as u32, directory };
+        VerifiedBlock { count, memory }
     }
 
     /// The same block in a frame of `pool`.
@@ -326,8 +368,9 @@ impl VerifiedBlock {
     }
 
     fn columns(&self) -> &ArchivedColumns {
-        // SAFETY: `new` validated exactly these bytes as this type, `into_frame` copied them whole, and nothing changes
-        // them afterwards. Both an `AlignedVec` and a frame are aligned to 16 bytes at least.
+        // SAFETY: `CheckedBlock::new` validated exactly these bytes as this type, where they lie or before `into_frame`
+        // copied them whole, and nothing changes them afterwards. An `AlignedVec` and a frame are aligned to 16 bytes at
+        // least, and in a map the bytes lie where they were validated.
         unsafe { rkyv::access_unchecked::<ArchivedColumns>(self.memory.archive()) }
     }
 
@@ -349,6 +392,9 @@ impl VerifiedBlock {
         let outside = match &self.memory {
             Memory::Own { archive, directory } => archive.capacity() + directory.len() * size_of::<u64>(),
             Memory::Cached { frame, .. } => frame.bytes().len(),
+            Memory::Resident { archive_len, directory, .. } => {
+                *archive_len as usize + directory.len() * size_of::<u64>()
+            }
         };
         outside + size_of::<VerifiedBlock>()
     }

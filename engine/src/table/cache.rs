@@ -54,6 +54,8 @@ enum Queue {
     #[default]
     Small,
     Main,
+    /// In none: the block's table is resident.
+    Resident,
 }
 
 #[derive(Debug, Default)]
@@ -68,6 +70,14 @@ struct Slot {
 impl Slot {
     fn weight(&self) -> usize {
         self.block.as_ref().map_or(0, |block| weight(block))
+    }
+
+    /// Empties the slot and settles the account.
+    fn take(&mut self, usage: Option<&Usage>) {
+        if let Some(account) = usage.and_then(|usage| usage.of(self.queue)) {
+            account.update(|bytes| bytes - self.weight());
+        }
+        self.block = None;
     }
 }
 
@@ -91,6 +101,24 @@ impl BlockSlots {
         Rc::new(BlockSlots { slots: RefCell::new(slots), usage: OnceCell::new() })
     }
 
+    /// Puts all of the table's blocks in their slots, to stay until [`BlockSlots::clear_resident`].
+    pub(super) fn fill_resident(&self, blocks: Vec<VerifiedBlock>) {
+        let mut slots = self.slots.borrow_mut();
+        assert_eq!(slots.len(), blocks.len(), "INV-CACHE: a table is resident as a whole");
+        for (slot, block) in slots.iter_mut().zip(blocks) {
+            slot.take(self.usage.get().map(|usage| &**usage));
+            slot.queue = Queue::Resident;
+            slot.block = Some(Rc::new(block));
+        }
+    }
+
+    /// Takes resident blocks out.
+    pub(super) fn clear_resident(&self) {
+        for slot in self.slots.borrow_mut().iter_mut().filter(|slot| slot.queue == Queue::Resident) {
+            *slot = Slot::default();
+        }
+    }
+
     /// Bytes that the slots take without the blocks in them.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -100,10 +128,9 @@ impl BlockSlots {
 
 impl Drop for BlockSlots {
     fn drop(&mut self) {
-        if let Some(usage) = self.usage.get() {
-            for slot in self.slots.get_mut() {
-                usage.of(slot.queue).update(|bytes| bytes - slot.weight());
-            }
+        let usage = self.usage.get();
+        for slot in self.slots.get_mut() {
+            slot.take(usage.map(|usage| &**usage));
         }
     }
 }
@@ -117,10 +144,12 @@ struct Usage {
 }
 
 impl Usage {
-    fn of(&self, queue: Queue) -> &Cell<usize> {
+    /// The account of a queue; what is resident has been charged.
+    fn of(&self, queue: Queue) -> Option<&Cell<usize>> {
         match queue {
-            Queue::Small => &self.small,
-            Queue::Main => &self.main,
+            Queue::Small => Some(&self.small),
+            Queue::Main => Some(&self.main),
+            Queue::Resident => None,
         }
     }
 
@@ -183,6 +212,11 @@ impl ShardBlockCache {
         self.usage.total()
     }
 
+    /// Whether more than `percent` of the budget is in use.
+    pub(crate) fn is_short(&self, percent: usize) -> bool {
+        self.usage.total() > self.capacity.get() / 100 * percent
+    }
+
     /// Changes the budget; what is too much is dropped now.
     pub fn set_capacity(&self, capacity: usize) {
         self.capacity.set(capacity);
@@ -234,6 +268,10 @@ impl Queues {
             return true;
         };
         let slot = &mut slots.slots.borrow_mut()[block as usize];
+        if slot.queue != Queue::Small || slot.block.is_none() {
+            // It became resident since it was queued.
+            return true;
+        }
         let weight = slot.weight();
         usage.small.update(|bytes| bytes - weight);
         if slot.uses > 0 {
@@ -258,6 +296,9 @@ impl Queues {
             return true;
         };
         let slot = &mut slots.slots.borrow_mut()[block as usize];
+        if slot.queue != Queue::Main || slot.block.is_none() {
+            return true;
+        }
         if slot.uses > 0 {
             slot.uses -= 1;
             self.main.push_back((table, block));
@@ -299,17 +340,15 @@ impl BlockCache for ShardBlockCache {
             }
             let usage = slots.usage.get_or_init(|| Rc::clone(&self.usage));
             let is_back = slot.dropped_at != 0 && queues.drops - slot.dropped_at <= queues.main.len() as u32;
-            slot.queue = if is_back { Queue::Main } else { Queue::Small };
+            let (queue, account) = if is_back { (Queue::Main, &usage.main) } else { (Queue::Small, &usage.small) };
+            slot.queue = queue;
             slot.uses = 0;
             slot.dropped_at = 0;
             slot.block = Some(Rc::clone(&verified));
-            usage.of(slot.queue).update(|bytes| bytes + weight(&verified));
+            account.update(|bytes| bytes + weight(&verified));
             queues.sweep();
             let queued = (Rc::downgrade(slots), block as u32);
-            match slot.queue {
-                Queue::Small => queues.small.push_back(queued),
-                Queue::Main => queues.main.push_back(queued),
-            }
+            if is_back { queues.main.push_back(queued) } else { queues.small.push_back(queued) }
         }
         drop(queues);
         self.shrink();

@@ -41,6 +41,7 @@ pub use cache::{BlockCache, BlockSlots, Charge, NoCache, ShardBlockCache};
 pub(crate) use footer::FOOTER_LEN;
 pub use iter::{Purpose, TableIter};
 pub use reader::{BlockSource, Frame, HashedKey, Lookup, TableReader, verify_image};
+pub(crate) use reader::{LoadedTable, TablePlace};
 
 #[cfg(test)]
 pub(crate) use builder::tests as tests_support;

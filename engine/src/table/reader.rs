@@ -4,14 +4,16 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use rkyv::util::AlignedVec;
 
 use crate::chain::RecordDigest;
 use crate::error::{Error, Result};
+use crate::memory::LockedMap;
 use crate::types::Lsn;
 
-use super::block::{BlockRecord, VerifiedBlock};
+use super::block::{BlockRecord, CheckedBlock, VerifiedBlock};
 use super::builder::{TableMeta, meta_of};
 use super::cache::{BlockCache, BlockSlots};
 use super::compress::Unpacker;
@@ -246,6 +248,40 @@ impl<S: BlockSource> TableReader<S> {
         Ok(verified)
     }
 
+    /// Whether its blocks can be read where they lie: not when they are compressed.
+    pub(crate) fn is_readable_in_place(&self) -> bool {
+        self.unpacker.is_none()
+    }
+
+    /// Where the data blocks lie, for [`TablePlace::load`], which takes only what is readable in place.
+    pub(crate) fn place(&self) -> TablePlace {
+        let entry = |block| {
+            let entry = self.index.entry(block);
+            (entry.offset as usize, entry.len, entry.crc)
+        };
+        TablePlace {
+            path: self.path.clone(),
+            offset: self.offset,
+            len: self.data_len as usize,
+            blocks: (0..self.blocks()).map(entry).collect(),
+        }
+    }
+
+    /// Serves every block from `loaded` until [`TableReader::clear_resident`].
+    pub(crate) fn set_resident(&self, loaded: LoadedTable) {
+        let LoadedTable { map, checked } = loaded;
+        let block = |(block, checked)| {
+            let entry = self.index.entry(block);
+            VerifiedBlock::resident(&map, entry.offset as usize, entry.len, checked)
+        };
+        self.slots.fill_resident(checked.into_iter().enumerate().map(block).collect());
+    }
+
+    /// Lets go of what [`TableReader::set_resident`] set.
+    pub(crate) fn clear_resident(&self) {
+        self.slots.clear_resident();
+    }
+
     fn verify(&self, block: usize, bytes: Frame) -> Result<VerifiedBlock> {
         let entry = self.index.entry(block);
         let corrupt = |what: String| Error::corruption(&self.path, self.offset + entry.offset, what);
@@ -253,6 +289,46 @@ impl<S: BlockSource> TableReader<S> {
             None => VerifiedBlock::new(bytes, entry.crc).map_err(corrupt),
             Some(unpacker) => VerifiedBlock::of_stored(&bytes, entry.crc, unpacker).map_err(corrupt),
         }
+    }
+}
+
+/// Where a table's data blocks lie.
+#[derive(Debug)]
+pub(crate) struct TablePlace {
+    path: PathBuf,
+    offset: u64,
+    len: usize,
+    /// Start, length and checksum of each.
+    blocks: Vec<(usize, usize, u32)>,
+}
+
+/// A table's data blocks, locked in memory and checked.
+#[derive(Debug)]
+pub(crate) struct LoadedTable {
+    map: Arc<LockedMap>,
+    checked: Vec<CheckedBlock>,
+}
+
+impl TablePlace {
+    /// Bytes that the table takes in memory when it is loaded.
+    pub fn bytes(&self) -> usize {
+        self.len.next_multiple_of(4096)
+    }
+
+    /// Maps and locks the blocks and checks each where it will be read. Blocks; not for a shard's core.
+    ///
+    /// Errors: [`Error::Io`] when the memory cannot be locked, [`Error::Corruption`].
+    pub fn load(&self) -> Result<LoadedTable> {
+        let map = LockedMap::new(&self.path, self.offset, self.len);
+        let map = map.map_err(|cause| Error::io("lock in memory", &self.path, cause))?;
+        let check = |(start, len, crc): &(usize, usize, u32)| {
+            let corrupt = |what: String| Error::corruption(&self.path, self.offset + *start as u64, what);
+            let bytes = map.bytes().get(*start..*start + *len);
+            let bytes = bytes.ok_or_else(|| corrupt("block behind the end of the table".into()))?;
+            CheckedBlock::new(bytes, *crc).map_err(corrupt)
+        };
+        let checked = self.blocks.iter().map(check).collect::<Result<Vec<CheckedBlock>>>()?;
+        Ok(LoadedTable { map: Arc::new(map), checked })
     }
 }
 
@@ -386,6 +462,50 @@ pub(super) mod tests {
             let in_range = |record: &Record| record.key >= start && end.as_ref().is_none_or(|end| record.key < end);
             let expected: Vec<Record> = records.into_iter().filter(in_range).collect();
             prop_assert_eq!(seen, expected);
+        }
+
+        #[test]
+        fn resident_table_answers_as_the_file_does(records in arbitrary_records(200), block_bytes in 64..2_000usize) {
+            let table = build(&records, block_bytes);
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), &table.bytes).unwrap();
+            let reader = block_on(TableReader::open(&table.bytes[..], 0, table.meta.len, file.path())).unwrap();
+            let loaded = match reader.place().load() {
+                Ok(loaded) => loaded,
+                Err(cause) => {
+                    println!("SKIPPED: {cause}");
+                    return Ok(());
+                }
+            };
+            let cache = ShardBlockCache::new(1 << 20);
+            block_on(reader.block(0, &cache)).unwrap();
+            reader.set_resident(loaded);
+            prop_assert_eq!(cache.used(), 0, "what was cached gave way");
+            for record in &records {
+                let Lookup::Found(found) = reader.lookup(record.key.as_ref().into(), record.lsn, &cache, false) else {
+                    panic!("every block is in memory");
+                };
+                prop_assert_eq!(found.view(), record.view());
+            }
+            reader.clear_resident();
+            prop_assert!(reader.cached(0, &cache).is_none());
+            block_on(reader.block(0, &cache)).unwrap();
+            prop_assert!(reader.cached(0, &cache).is_some());
+        }
+
+        #[test]
+        fn resident_table_any_bit_flip_in_a_block_is_refused(
+            records in arbitrary_records(40), at in any::<prop::sample::Index>(), bit in 0..8u8
+        ) {
+            let table = build(&records, 128);
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let reader = block_on(TableReader::open(&table.bytes[..], 0, table.meta.len, file.path())).unwrap();
+            let mut bytes = table.bytes.clone();
+            let place = reader.place();
+            let (start, len, _) = place.blocks[at.index(place.blocks.len())];
+            bytes[start + at.index(len)] ^= 1 << bit;
+            std::fs::write(file.path(), &bytes).unwrap();
+            prop_assert!(place.load().is_err());
         }
 
         #[test]

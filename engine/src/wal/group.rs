@@ -11,12 +11,12 @@ use super::format::{BatchBuilder, Entry, HEADER_LEN};
 
 /// Batches in flight; recovery relies on it (`INV-FLIGHT`).
 pub(super) const FLIGHT_MAX: usize = 2;
-/// Payload at which writers have to wait until a batch has been sent; less where files are smaller than an embedder may
-/// choose (see [`open_bytes_max`]).
-const OPEN_BYTES_MAX: usize = 4 << 20;
+/// Largest payload at which writers have to wait until a batch has been sent; less where files are smaller than an
+/// embedder may choose (see [`open_bytes_limit`]).
+pub(super) const OPEN_BYTES_MAX: usize = 4 << 20;
 
 /// The limit for files of this size: a batch has to fit one.
-const fn open_bytes_max(file_bytes: u64) -> usize {
+const fn open_bytes_limit(file_bytes: u64) -> usize {
     let share = (file_bytes / 8) as usize;
     if share < OPEN_BYTES_MAX { share } else { OPEN_BYTES_MAX }
 }
@@ -54,6 +54,8 @@ struct Flight {
 pub(super) struct GroupCommit {
     open: BatchBuilder,
     open_seq: WalSeq,
+    /// Payload at which writers have to wait until a batch has been sent.
+    open_bytes_max: usize,
     file_bytes: u64,
     generation: u64,
     offset: u64,
@@ -64,8 +66,10 @@ pub(super) struct GroupCommit {
 
 impl GroupCommit {
     /// Continues a log whose last durable batch is `durable`, at `offset` of file `generation`.
-    pub fn new(durable: WalSeq, generation: u64, offset: u64, file_bytes: u64) -> GroupCommit {
+    /// Writers wait while the batch being collected holds `open_bytes_max` bytes.
+    pub fn new(durable: WalSeq, generation: u64, offset: u64, file_bytes: u64, open_bytes_max: usize) -> GroupCommit {
         GroupCommit {
+            open_bytes_max: open_bytes_max.min(open_bytes_limit(file_bytes)),
             open: BatchBuilder::new(),
             open_seq: WalSeq(durable.0 + 1),
             file_bytes,
@@ -94,12 +98,12 @@ impl GroupCommit {
 
     /// Whether writers may add entries without waiting.
     pub fn has_room(&self) -> bool {
-        self.open.payload_len() < open_bytes_max(self.file_bytes)
+        self.open.payload_len() < self.open_bytes_max
     }
 
     /// Bytes of entries that fit a batch for sure when [`GroupCommit::has_room`]: a batch lies in one file.
     pub fn batch_bytes_left(&self) -> usize {
-        (self.file_bytes as usize).saturating_sub(HEADER_LEN + open_bytes_max(self.file_bytes) + BLOCK_BYTES)
+        (self.file_bytes as usize).saturating_sub(HEADER_LEN + self.open_bytes_max + BLOCK_BYTES)
     }
 
     /// Whether everything that was added is on the device.
@@ -205,7 +209,7 @@ mod tests {
 
     #[test]
     fn handle_written_out_of_order_becomes_durable_in_order() {
-        let mut group = GroupCommit::new(WalSeq(10), 1, 0, 1 << 20);
+        let mut group = GroupCommit::new(WalSeq(10), 1, 0, 1 << 20, OPEN_BYTES_MAX);
         group.push(entry(b"a")).unwrap();
         let first = write(&mut group);
         group.push(entry(b"b")).unwrap();
@@ -221,7 +225,7 @@ mod tests {
 
     #[test]
     fn handle_failed_first_batch_second_is_never_durable() {
-        let mut group = GroupCommit::new(WalSeq(0), 1, 0, 1 << 20);
+        let mut group = GroupCommit::new(WalSeq(0), 1, 0, 1 << 20, OPEN_BYTES_MAX);
         group.push(entry(b"a")).unwrap();
         write(&mut group);
         group.push(entry(b"b")).unwrap();
@@ -235,7 +239,7 @@ mod tests {
     proptest! {
         #[test]
         fn batches_never_overlap_and_never_pass_the_file_end(sizes in prop::collection::vec(0..9_000usize, 1..60)) {
-            let mut group = GroupCommit::new(WalSeq(0), 1, 0, 16_384);
+            let mut group = GroupCommit::new(WalSeq(0), 1, 0, 16_384, OPEN_BYTES_MAX);
             let value = vec![7; 9_000];
             let mut end = (1, 0);
             for size in sizes {

@@ -84,10 +84,11 @@ impl std::fmt::Debug for Wal {
 }
 
 impl Wal {
-    /// Opens the file of the new incarnation and starts the writers.
+    /// Opens the file of the new incarnation and starts the writers. At most three batches of about `open_bytes_max`
+    /// bytes are in memory.
     ///
     /// Errors: [`Error::Locked`], [`Error::Io`].
-    pub async fn open(recovered: Recovered, background: Background) -> Result<Wal> {
+    pub async fn open(recovered: Recovered, background: Background, open_bytes_max: usize) -> Result<Wal> {
         let Recovered { durable, generation, offset, file_bytes, dir, older } = recovered;
         let current = DirectFile::open_write_locked(&files::wal_path(&dir, generation)).await?;
         let mut live: VecDeque<LiveFile> =
@@ -97,7 +98,7 @@ impl Wal {
             dir,
             file_bytes,
             background,
-            group: RefCell::new(GroupCommit::new(durable, generation, offset, file_bytes)),
+            group: RefCell::new(GroupCommit::new(durable, generation, offset, file_bytes, open_bytes_max)),
             current: RefCell::new(Some(Rc::new(current))),
             next: RefCell::default(),
             preparing: Cell::new(false),

@@ -17,6 +17,7 @@ cargo xtask check             formatting, clippy, documentation
 cargo xtask sim [--seeds N]   the storage simulator: N seeds (2000) of crashes and faults against a model; --help for more
 cargo xtask crash [--rounds N]  kill -9 under load on the real device, N times (100)
 cargo xtask fuzz [--seconds N] [--target NAME]  every decoder under libFuzzer, N seconds each (60)
+cargo xtask soak [--seconds N] updates for that long (600), checking memory and space against their budgets
 ";
 
 /// A message for people.
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Some("sim") => sim::run(&args[1..]),
         Some("crash") => sim::crash(&args[1..]),
         Some("fuzz") => fuzz::run(&args[1..]),
+        Some("soak") => soak(&args[1..]),
         Some("help" | "--help") | None => {
             print!("{HELP}");
             Ok(())
@@ -46,6 +48,19 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn soak(args: &[String]) -> Result<()> {
+    let seconds = match args {
+        [] => "600",
+        [name, seconds] if name == "--seconds" && seconds.parse::<f64>().is_ok_and(|seconds| seconds > 0.0) => seconds,
+        _ => return Err("soak takes --seconds and a number".into()),
+    };
+    run_command(
+        cargo()
+            .args(["test", "--release", "-p", "antumbra-engine", "--test", "soak", "--", "--nocapture"])
+            .env("ANTUMBRA_SOAK_SECONDS", seconds),
+    )
 }
 
 fn check() -> Result<()> {
