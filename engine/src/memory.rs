@@ -14,21 +14,33 @@ use memmap2::{Advice, Mmap, MmapMut, MmapOptions};
 /// Size and alignment of a huge page.
 pub(crate) const HUGE_BYTES: usize = 2 << 20;
 
-/// Zeroed memory, aligned to [`HUGE_BYTES`]; pages are taken from the system when they are first written.
+/// Zeroed memory of its own: pages are taken from the system when they are first written, and all go back at once when it
+/// is dropped. (What the general allocator has once had, it mostly keeps.)
 #[derive(Debug)]
-pub(crate) struct HugeRegion {
+pub(crate) struct Region {
     /// Owns the memory; never touched again but to unmap it.
     _map: MmapMut,
     first: NonNull<u8>,
     len: usize,
 }
 
-impl HugeRegion {
-    /// `len` bytes, rounded up to whole huge pages.
+impl Region {
+    /// `len` bytes, rounded up to whole pages.
+    ///
+    /// # Panics
+    /// As [`Region::huge`].
+    pub fn plain(len: usize) -> Region {
+        let map = MmapOptions::new().len(len).map_anon();
+        let mut map = map.unwrap_or_else(|cause| panic!("cannot map {len} bytes of memory: {cause}"));
+        let first = NonNull::from(&mut map[..]).cast();
+        Region { _map: map, first, len }
+    }
+
+    /// `len` bytes, rounded up to whole huge pages and aligned to one; the kernel is asked for huge pages.
     ///
     /// # Panics
     /// When the system has no address space left, as any allocation does.
-    pub fn new(len: usize) -> HugeRegion {
+    pub fn huge(len: usize) -> Region {
         let len = len.next_multiple_of(HUGE_BYTES);
         // One huge page more than needed, so that an aligned stretch lies within; what is never touched costs nothing.
         let map = MmapOptions::new().len(len + HUGE_BYTES).map_anon();
@@ -37,7 +49,7 @@ impl HugeRegion {
         // Refused where the kernel was built without huge pages; the memory then works as any other.
         let _ = map.advise_range(Advice::HugePage, start, len);
         let first = NonNull::from(&mut map[start..start + len]).cast();
-        HugeRegion { _map: map, first, len }
+        Region { _map: map, first, len }
     }
 
     pub fn len(&self) -> usize {

@@ -277,7 +277,7 @@ fn bad_batches_are_refused_whole() {
     let mut batch = Batch::new();
     assert!(matches!(batch.merge("fine", "1"), Err(Error::Invalid { .. })), "no operator is named");
     let value = Bytes::from(vec![7; 10 << 20]);
-    for number in 0..3 {
+    for number in 0..4 {
         batch.put(key(number), value.clone());
     }
     match commit(batch) {

@@ -79,8 +79,8 @@ mod tests {
         let first = device_rate(dir.path()).unwrap();
         assert!(first >= RATE_MIN);
         assert_eq!(fs::list_dir(dir.path()).unwrap(), ["DEVICE"]);
-        std::fs::write(dir.path().join("DEVICE"), format!("{HEADER}\n{FIELD}123456789\n")).unwrap();
-        assert_eq!(device_rate(dir.path()).unwrap(), 123_456_789);
+        std::fs::write(dir.path().join("DEVICE"), format!("{HEADER}\n{FIELD}987654321\n")).unwrap();
+        assert_eq!(device_rate(dir.path()).unwrap(), 987_654_321);
         std::fs::write(dir.path().join("DEVICE"), "antumbra device 2\nother\n").unwrap();
         assert!(device_rate(dir.path()).unwrap() >= RATE_MIN, "an unknown version is measured anew");
     }

@@ -12,12 +12,14 @@
 use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
 
-use crate::memory::{HUGE_BYTES, HugeRegion};
+use crate::memory::{HUGE_BYTES, Region};
 
 const WORD: usize = size_of::<u64>();
 /// Words of the largest shared chunk, a huge page; a node's place in its chunk has to fit [`PLACE_BITS`].
 const CHUNK_WORDS_MAX: usize = 1 << PLACE_BITS;
 const CHUNK_WORDS_MIN: usize = 512;
+/// Chunks of this size and above are memory of their own, which goes back to the system with the table.
+const CHUNK_WORDS_MAPPED: usize = (64 << 10) / WORD;
 const PLACE_BITS: u32 = 18;
 const _: () = assert!(CHUNK_WORDS_MAX * WORD == HUGE_BYTES);
 /// A node above this gets a chunk of its own, so that little of a shared chunk is left over.
@@ -58,7 +60,7 @@ struct Chunk {
     words: NonNull<u64>,
     len: usize,
     /// Its memory, unless it is a leaked box.
-    region: Option<HugeRegion>,
+    region: Option<Region>,
 }
 
 #[derive(Debug, Default)]
@@ -143,7 +145,11 @@ impl Arena {
     }
 
     fn add_chunk(&self, len: usize) -> usize {
-        let region = (len == CHUNK_WORDS_MAX).then(|| HugeRegion::new(HUGE_BYTES));
+        let region = match len {
+            CHUNK_WORDS_MAX => Some(Region::huge(HUGE_BYTES)),
+            CHUNK_WORDS_MAPPED.. => Some(Region::plain(len * WORD)),
+            _ => None,
+        };
         let words = match &region {
             Some(region) => region.as_ptr().cast(),
             None => NonNull::from(Box::leak(vec![0_u64; len].into_boxed_slice())).cast(),

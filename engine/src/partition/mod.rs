@@ -273,7 +273,8 @@ impl Partition {
             tables: segment.tables().cloned().collect(),
         };
         // Compressed blocks are of use only unpacked: those stay the cache's.
-        let in_place = |(segment, _): &(&Rc<layout::Segment>, &f32)| segment.tables().all(|table| table.is_readable_in_place());
+        let in_place =
+            |(segment, _): &(&Rc<layout::Segment>, &f32)| segment.tables().all(|table| table.is_readable_in_place());
         layout.segments.iter().zip(scores).filter(in_place).map(hot).collect()
     }
 

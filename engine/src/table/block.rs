@@ -399,6 +399,14 @@ impl VerifiedBlock {
         outside + size_of::<VerifiedBlock>()
     }
 
+    /// The slab of the frame pool that the block lies in.
+    pub(super) fn slab(&self) -> Option<u32> {
+        match &self.memory {
+            Memory::Cached { frame, .. } => frame.slab(),
+            Memory::Own { .. } | Memory::Resident { .. } => None,
+        }
+    }
+
     /// The record at `index`.
     ///
     /// # Panics

@@ -17,9 +17,13 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 
+use crate::memory::HUGE_BYTES;
+
 use super::block::VerifiedBlock;
 use super::frames::FramePool;
 
+/// Memory of frames between two uses that is not given back.
+const IDLE_BYTES_MAX: usize = 2 * HUGE_BYTES;
 /// Uses that a block is credited with at most.
 const USES_MAX: u8 = 3;
 /// The small queue gets one part in so many of the budget.
@@ -242,6 +246,17 @@ impl ShardBlockCache {
             };
             assert!(took, "INV-CACHE: bytes in use belong to queued blocks");
         }
+        // Frames between two uses are memory too: where they have become many, the emptiest slabs are given back.
+        while self.bytes() > self.capacity.get() + IDLE_BYTES_MAX {
+            let mapped = self.frames.mapped_bytes();
+            if let Some(slab) = self.frames.sparsest() {
+                queues.drop_slab(slab, &self.usage);
+            }
+            if self.frames.mapped_bytes() == mapped {
+                // Readers still hold blocks of it, or it became the spare one.
+                return;
+            }
+        }
     }
 }
 
@@ -307,6 +322,24 @@ impl Queues {
             slot.block = None;
         }
         true
+    }
+
+    /// Drops every block that lies in a slab.
+    fn drop_slab(&mut self, slab: u32, usage: &Usage) {
+        for (queue, kind) in [(&mut self.small, Queue::Small), (&mut self.main, Queue::Main)] {
+            queue.retain(|(table, block)| {
+                let Some(slots) = table.upgrade() else {
+                    return false;
+                };
+                let slot = &mut slots.slots.borrow_mut()[*block as usize];
+                let lies_there =
+                    slot.queue == kind && slot.block.as_ref().is_some_and(|held| held.slab() == Some(slab));
+                if lies_there {
+                    slot.take(Some(usage));
+                }
+                !lies_there
+            });
+        }
     }
 
     /// Forgets blocks of tables that are gone, when they have become many.
@@ -400,6 +433,21 @@ mod tests {
         }
         let held = (0..500).filter(|index| cache.lookup(&slots, *index).is_some()).count();
         assert_eq!(held * block_weight(), cache.used());
+    }
+
+    #[test]
+    fn frames_of_dropped_blocks_go_back_when_memory_is_charged() {
+        let capacity = 32 << 20;
+        let cache = ShardBlockCache::new(capacity);
+        let slots = BlockSlots::new(60_000);
+        for index in 0..60_000 {
+            read(&cache, &slots, index);
+        }
+        assert!(cache.bytes() > capacity - (1 << 20) && cache.bytes() <= capacity + IDLE_BYTES_MAX);
+        let charges: Vec<Charge> = (0..24).map(|_| cache.charge(1 << 20)).collect();
+        assert!(cache.bytes() <= capacity + IDLE_BYTES_MAX, "{} bytes", cache.bytes());
+        assert!((0..60_000).any(|index| cache.lookup(&slots, index).is_some()), "what fits stays");
+        drop(charges);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use crate::memory::{HUGE_BYTES, HugeRegion};
+use crate::memory::{HUGE_BYTES, Region};
 
 /// Size classes are multiples of this; half of it is lost per frame in the mean.
 const CLASS_BYTES: usize = 512;
@@ -21,7 +21,7 @@ const WORD: usize = size_of::<u64>();
 
 #[derive(Debug)]
 struct Slab {
-    region: HugeRegion,
+    region: Region,
     class: usize,
     /// Frames that are free.
     free: Vec<u32>,
@@ -36,7 +36,7 @@ struct Slabs {
     /// For each class, its slabs that have a free frame.
     partial: Vec<Vec<u32>>,
     /// An empty slab's memory, kept.
-    spare: Option<HugeRegion>,
+    spare: Option<Region>,
 }
 
 /// The pool.
@@ -58,13 +58,21 @@ impl FramePool {
         self.used.get()
     }
 
+    /// The slab with the smallest part in use.
+    pub fn sparsest(&self) -> Option<u32> {
+        let slabs = self.slabs.borrow();
+        let in_use = |slab: &Slab| slab.live as usize * slab.class;
+        let held = slabs.slabs.iter().enumerate().filter_map(|(place, slab)| Some((place, slab.as_ref()?)));
+        held.min_by_key(|(_, slab)| in_use(slab)).map(|(place, _)| place as u32)
+    }
+
     /// A frame of at least `len` bytes with undefined content.
     pub fn allocate(self: &Rc<FramePool>, len: usize) -> Frame {
         let class = len.div_ceil(CLASS_BYTES).max(1);
         let len = class * CLASS_BYTES;
         self.used.update(|used| used + len);
         if len > CLASS_MAX {
-            let region = HugeRegion::new(len);
+            let region = Region::huge(len);
             self.mapped.update(|mapped| mapped + region.len());
             let memory = region.as_ptr().cast();
             return Frame { pool: Rc::clone(self), memory, len, place: Place::Alone(region) };
@@ -92,7 +100,7 @@ impl Slabs {
             return (*slab, 0);
         }
         let mapped = if self.spare.is_some() { 0 } else { HUGE_BYTES };
-        let region = self.spare.take().unwrap_or_else(|| HugeRegion::new(HUGE_BYTES));
+        let region = self.spare.take().unwrap_or_else(|| Region::huge(HUGE_BYTES));
         let frames = HUGE_BYTES / (class * CLASS_BYTES);
         // Taken from the end: the first frames first.
         let slab = Slab { region, class, free: (0..frames as u32).rev().collect(), live: 0 };
@@ -147,7 +155,7 @@ impl Slabs {
 #[derive(Debug)]
 enum Place {
     Slab { slab: u32, index: u32 },
-    Alone(HugeRegion),
+    Alone(Region),
 }
 
 /// A piece of memory of the pool, aligned to 512 bytes.
@@ -160,6 +168,14 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
+    /// The slab that it lies in; `None` if it has memory of its own.
+    pub fn slab(&self) -> Option<u32> {
+        match self.place {
+            Place::Slab { slab, .. } => Some(slab),
+            Place::Alone(_) => None,
+        }
+    }
+
     /// The frame as words.
     pub fn words(&self) -> &[u64] {
         // SAFETY: `len` bytes, a multiple of 8, of initialised (mapped: zeroed) memory that this frame owns (INV-FRAME).
