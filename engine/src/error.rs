@@ -97,6 +97,18 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// A file of a format that this build does not know: nothing was changed.
+    #[error("{} is a {what} of version {found}, this build knows version {known}: open it with the release that wrote it, or a later one", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// What kind of file.
+        what: &'static str,
+        /// Its version.
+        found: u8,
+        /// The version of this build.
+        known: u8,
+    },
     /// An I/O operation failed.
     #[error("{op} {}: {cause}", path.display())]
     Io {

@@ -44,7 +44,7 @@ pub use io::runtime;
 pub use keyspace::{Entries, Keyspace, KeyspaceOptions, KeyspaceStats, Partitioning, Snapshot};
 pub use merge_operator::{MergeOperator, MergeOperators, NamedOperator};
 pub use partition::{
-    Batch, Commit, Condition, Conflict, KeyValue, Partition, PartitionStats, ScanPage, Serving, Versioned, Write,
-    Written,
+    Batch, Commit, Condition, Conflict, ExportPage, Exported, KeyValue, Partition, PartitionStats, ScanPage,
+    ScrubReport, Serving, Versioned, Write, Written,
 };
 pub use shard::{PartitionSpec, Shard};

@@ -10,8 +10,8 @@ use crate::config::Durability;
 use crate::error::Result;
 use crate::io::runtime;
 use crate::partition::{
-    Batch, Commit, Condition, Direction, Page, PageLimits, Partition, PartitionStats, ScanPage, Versioned, Write,
-    Written,
+    Batch, Commit, Condition, Direction, ExportPage, Page, PageLimits, Partition, PartitionStats, ScanPage,
+    ScrubReport, Versioned, Write, Written,
 };
 use crate::shard::Shard;
 use crate::types::{KeyRange, PartitionId, ShardId};
@@ -199,6 +199,23 @@ impl PartitionHandle {
     /// As [`Partition::compact_range`], [`crate::Error::UnknownPartition`], [`crate::Error::Closed`].
     pub async fn compact_range(&self, range: KeyRange) -> Result<()> {
         self.with(move |partition| async move { partition.compact_range(&range).await }).await
+    }
+
+    /// See [`Partition::scrub`].
+    ///
+    /// # Errors
+    /// As [`Partition::scrub`], [`Error::UnknownPartition`], [`Error::Closed`].
+    pub async fn scrub(&self, bytes_per_second: Option<u64>) -> Result<ScrubReport> {
+        self.with(move |partition| async move { partition.scrub(bytes_per_second).await }).await
+    }
+
+    /// See [`Partition::export`].
+    ///
+    /// # Errors
+    /// As [`Partition::export`], [`Error::UnknownPartition`], [`Error::Closed`].
+    pub async fn export(&self, start: impl Into<Bytes>, bytes_max: usize) -> Result<ExportPage> {
+        let start = start.into();
+        self.with(move |partition| async move { partition.export(&start, bytes_max).await }).await
     }
 
     /// Runs code beside the partition on its shard's core.

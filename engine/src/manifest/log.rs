@@ -12,7 +12,7 @@ use super::state::ManifestState;
 
 const HEADER_LEN: usize = 16;
 const VERSION: u8 = 1;
-const CURRENT: &str = "CURRENT";
+pub(super) const CURRENT: &str = "CURRENT";
 /// A new snapshot is written when the edits behind the last one take more than this, and more than the snapshot.
 const LOG_BYTES_MIN: u64 = 256 << 10;
 
@@ -154,7 +154,7 @@ fn name(number: u64) -> String {
     format!("MANIFEST-{number:06}")
 }
 
-fn parse_name(name: &str) -> Option<u64> {
+pub(super) fn parse_name(name: &str) -> Option<u64> {
     name.strip_prefix("MANIFEST-")?.parse().ok()
 }
 
@@ -186,6 +186,10 @@ pub(super) fn read_manifest(path: &Path) -> Result<ManifestState> {
                 offset += len;
                 group += 1;
             }
+            Err(_) if foreign_version(&bytes[offset..]).is_some() => {
+                let found = foreign_version(&bytes[offset..]).unwrap_or_default();
+                return Err(Error::Version { path: path.to_path_buf(), what: "manifest", found, known: VERSION });
+            }
             // The snapshot was complete before the file came into force, so its loss is never a torn append.
             Err(what) if group == 0 || has_group_behind(&bytes[offset..], group) => {
                 return Err(Error::corruption(path, offset as u64, what));
@@ -199,7 +203,7 @@ pub(super) fn read_manifest(path: &Path) -> Result<ManifestState> {
     Ok(state)
 }
 
-fn decode_group(bytes: &[u8], group: u64) -> std::result::Result<(Vec<ManifestEdit>, usize), String> {
+pub(super) fn decode_group(bytes: &[u8], group: u64) -> std::result::Result<(Vec<ManifestEdit>, usize), String> {
     let Some((header, rest)) = bytes.split_at_checked(HEADER_LEN) else {
         return Err("group header cut short".into());
     };
@@ -212,12 +216,21 @@ fn decode_group(bytes: &[u8], group: u64) -> std::result::Result<(Vec<ManifestEd
         return Err(format!("group checksum {crc:08x}, header says {:08x}", field(4)));
     }
     if header[15] != VERSION {
-        return Err(format!("manifest version {}, this build reads {VERSION}", header[15]));
+        return Err(format!("manifest version {}, this build knows {VERSION}", header[15]));
     }
     if header[8..15] != group.to_le_bytes()[..7] {
         return Err(format!("not group {group}: groups repeated or out of order"));
     }
     Ok((edit::decode(payload)?, HEADER_LEN + payload.len()))
+}
+
+/// The version of a whole group that another build wrote: neither torn nor damaged, so it is never cut.
+fn foreign_version(bytes: &[u8]) -> Option<u8> {
+    let (header, rest) = bytes.split_at_checked(HEADER_LEN)?;
+    let field = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let payload = rest.get(..field(0) as usize)?;
+    let whole = crc32c::crc32c_append(crc32c::crc32c(&header[8..]), payload) == field(4);
+    (whole && header[15] != VERSION).then_some(header[15])
 }
 
 /// Whether a later group stands whole behind a broken one: then it was no torn append.

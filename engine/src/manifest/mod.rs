@@ -14,6 +14,7 @@
 //! ```
 
 mod edit;
+mod inspect;
 mod log;
 mod state;
 
@@ -22,5 +23,6 @@ pub use edit::{ManifestEdit, NewPartition, Role, SegmentDesc, TableRef};
 pub(crate) use log::fuzz;
 #[cfg(test)]
 pub(crate) use log::tests::fuzz_seed;
+pub use inspect::{ManifestGroup, ManifestReport, current_path, inspect};
 pub use log::{ManifestLog, read_current};
 pub use state::{ManifestState, PartitionState};

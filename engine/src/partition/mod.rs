@@ -10,6 +10,7 @@ mod access;
 mod batch;
 mod compact;
 mod digest;
+mod export;
 mod flush;
 pub(crate) mod layout;
 mod mirror;
@@ -17,6 +18,7 @@ mod output;
 mod page;
 mod progress;
 mod read;
+mod scrub;
 mod shadow;
 mod snapshots;
 mod transfer;
@@ -46,9 +48,11 @@ use snapshots::Snapshots;
 pub use access::Totals;
 pub use batch::{Batch, Commit, Condition, Conflict, Versioned};
 pub use digest::RangeDigest;
+pub use export::{ExportPage, Exported};
 pub use mirror::{MirrorItem, MirrorReceiver};
 pub use page::{Direction, Page, PageLimits};
 pub use read::{KeyValue, READS_IN_FLIGHT, ScanPage};
+pub use scrub::ScrubReport;
 pub use shadow::Applied;
 pub use snapshots::{Moment, SnapshotPin};
 pub use transfer::{Frozen, Image, SegmentDelta, SegmentSummary};
@@ -215,6 +219,12 @@ impl Partition {
     #[must_use]
     pub fn range(&self) -> &KeyRange {
         &self.range
+    }
+
+    /// The options it was created with.
+    #[must_use]
+    pub fn options(&self) -> PartitionOptions {
+        self.options
     }
 
     /// The ownership generation.

@@ -12,8 +12,8 @@ use crate::manifest::TableRef;
 use crate::record::RecordView;
 use crate::residency::Resident;
 use crate::table::{
-    BlockRecord, BlockSource, Charge, Frame, HashedKey, LoadedTable, Lookup, Purpose, ShardBlockCache, TableIter,
-    TablePlace, TableReader,
+    BlockRecord, BlockSource, Charge, Frame, HashedKey, LoadedTable, Lookup, NoCache, Purpose, ShardBlockCache, TableIter,
+    TableMeta, TablePlace, TableReader, VerifiedBlock,
 };
 use crate::types::{FileId, Lsn};
 use bytes::Bytes;
@@ -151,6 +151,29 @@ impl Table {
     /// See [`TableReader::key_before`].
     pub fn key_before(&self, end: Option<&[u8]>, records: usize, bytes: usize) -> Option<Bytes> {
         self.reader.key_before(end, records, bytes).map(Bytes::copy_from_slice)
+    }
+
+    /// What its footer said when it was opened.
+    pub fn meta(&self) -> &TableMeta {
+        self.reader.meta()
+    }
+
+    /// Number of data blocks.
+    pub fn blocks(&self) -> usize {
+        self.reader.blocks()
+    }
+
+    /// Reads a block from the device, whatever the cache holds, and verifies it.
+    pub async fn reread_block(&self, block: usize) -> Result<Rc<VerifiedBlock>> {
+        self.reader.block(block, &NoCache).await
+    }
+
+    /// Reads footer, index and filter from the device and verifies them; returns their length.
+    pub async fn reread_parts(&self) -> Result<u64> {
+        let (file, location) = (Rc::clone(&self.file), self.location);
+        let path = self.file.path();
+        let read = TableReader::open(file, location.offset, location.len, path).await?;
+        Ok(read.parts_len())
     }
 
     /// The records of `[start, end)`.

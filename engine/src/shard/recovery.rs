@@ -68,8 +68,8 @@ impl Shard {
             },
         )?;
         let background = Background::new(config.preempt);
-        let wal = Wal::open(recovered, background.clone(), config.wal_batch_bytes()).await?;
         let next_file = remove_orphans(&dir, &state)?;
+        let wal = Wal::open(recovered, background.clone(), config.wal_batch_bytes()).await?;
         let (removals, removed) = async_channel::bounded(REMOVALS_MAX);
         let shard = Rc::new(Shard {
             id,
@@ -96,7 +96,12 @@ impl Shard {
             pins: RefCell::default(),
             next_pin: Cell::new(0),
         });
-        shard.open_partitions(state, replayed).await?;
+        if let Err(cause) = shard.open_partitions(state, replayed).await {
+            // This process may open the folder again, once it is repaired: the log must not stay locked.
+            shard.partitions.borrow_mut().clear();
+            shard.wal.close().await;
+            return Err(cause);
+        }
         let weak = Rc::downgrade(&shard);
         shard.wal.observe(move |event| {
             if let Some(shard) = weak.upgrade() {

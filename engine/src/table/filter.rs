@@ -30,6 +30,13 @@ pub(crate) fn build(hashes: &[u64]) -> Vec<u8> {
     bytes
 }
 
+/// The filter that says yes to every key.
+pub(crate) fn of_everything() -> rkyv::util::AlignedVec<16> {
+    let mut filter = rkyv::util::AlignedVec::with_capacity(BLOCK_BYTES);
+    filter.extend_from_slice(&[0xFF; BLOCK_BYTES]);
+    filter
+}
+
 /// Whether the key may be among those the filter was built of. `filter` is a positive multiple of 32 bytes long.
 pub(crate) fn may_contain(filter: &[u8], hash: u64) -> bool {
     let start = block_of(hash, filter.len() / BLOCK_BYTES) * BLOCK_BYTES;

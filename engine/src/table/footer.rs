@@ -90,6 +90,27 @@ impl Footer {
         bytes
     }
 
+    /// The version of a whole footer that another build wrote.
+    pub fn foreign_version(bytes: &[u8]) -> Option<u8> {
+        let bytes = <&[u8; FOOTER_LEN]>::try_from(bytes).ok()?;
+        let crc = u32::from_le_bytes(std::array::from_fn(|index| bytes[124 + index]));
+        (bytes[..8] == MAGIC && bytes[8] != VERSION && crc32c::crc32c(&bytes[..124]) == crc).then_some(bytes[8])
+    }
+
+    /// The version that this build writes and reads.
+    pub fn version() -> u8 {
+        VERSION
+    }
+
+    /// The length of the table that ends with this footer; `None` if it is none.
+    pub fn len_of_table(bytes: &[u8]) -> Option<u64> {
+        if bytes.get(..8)? != MAGIC {
+            return None;
+        }
+        let len = u64::from_le_bytes(std::array::from_fn(|index| bytes[96 + index]));
+        Footer::decode(bytes, len).ok().map(|footer| footer.total_len)
+    }
+
     /// Decodes and checks the footer of a table of `table_len` bytes.
     pub fn decode(bytes: &[u8], table_len: u64) -> Result<Footer, String> {
         let Ok(bytes) = <&[u8; FOOTER_LEN]>::try_from(bytes) else {

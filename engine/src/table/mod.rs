@@ -33,6 +33,7 @@ pub(crate) mod fuzz;
 mod index;
 mod iter;
 mod reader;
+mod salvage;
 
 pub use batch::{decode_records, encode_records};
 pub use block::{BlockRecord, VerifiedBlock};
@@ -42,6 +43,7 @@ pub(crate) use footer::FOOTER_LEN;
 pub use iter::{Purpose, TableIter};
 pub use reader::{BlockSource, Frame, HashedKey, Lookup, TableReader, verify_image};
 pub(crate) use reader::{LoadedTable, TablePlace};
+pub use salvage::{LostKeys, Salvaged, find_footers, footer_meta, salvage};
 
 #[cfg(test)]
 pub(crate) use builder::tests as tests_support;

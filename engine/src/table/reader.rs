@@ -92,18 +92,36 @@ impl<S: BlockSource> TableReader<S> {
     /// Opens the table at `[offset, offset + len)` of a file.
     ///
     /// # Errors
-    /// [`Error::Corruption`] naming `path` and the offset; whatever the source returns.
+    /// [`Error::Corruption`] naming `path` and the offset, [`Error::Version`]; whatever the source returns.
     pub async fn open(source: S, offset: u64, len: u64, path: &Path) -> Result<TableReader<S>> {
+        let (reader, part) = TableReader::open_index(source, offset, len, path).await?;
+        let filter = read_part(&reader.source, offset, part, path).await?;
+        if !filter::is_valid_len(filter.len()) {
+            let what = format!("filter of {} bytes", filter.len());
+            return Err(Error::corruption(path, offset + part.offset, what));
+        }
+        Ok(TableReader { filter, ..reader })
+    }
+
+    /// As [`TableReader::open`], without reading the filter: every key may be there. For tables that may be damaged.
+    ///
+    /// # Errors
+    /// As [`TableReader::open`].
+    pub async fn open_unfiltered(source: S, offset: u64, len: u64, path: &Path) -> Result<TableReader<S>> {
+        TableReader::open_index(source, offset, len, path).await.map(|(reader, _)| reader)
+    }
+
+    /// Reads footer and index; says where the filter lies. Until that is read, every key may be there.
+    async fn open_index(source: S, offset: u64, len: u64, path: &Path) -> Result<(TableReader<S>, Part)> {
         let corrupt = |at: u64, what: String| Error::corruption(path, offset + at, what);
         let Some(footer_at) = len.checked_sub(FOOTER_LEN as u64) else {
             return Err(corrupt(0, format!("table of {len} bytes is shorter than its footer")));
         };
         let bytes = source.read(offset + footer_at, FOOTER_LEN).await?;
-        let footer = Footer::decode(&bytes, len).map_err(|what| corrupt(footer_at, what))?;
-        let filter = read_part(&source, offset, footer.filter, path).await?;
-        if !filter::is_valid_len(filter.len()) {
-            return Err(corrupt(footer.filter.offset, format!("filter of {} bytes", filter.len())));
+        if let Some(found) = Footer::foreign_version(&bytes) {
+            return Err(Error::Version { path: path.to_path_buf(), what: "table", found, known: Footer::version() });
         }
+        let footer = Footer::decode(&bytes, len).map_err(|what| corrupt(footer_at, what))?;
         let bytes = read_part(&source, offset, footer.index, path).await?;
         let index = LoadedIndex::decode(&bytes, footer.data_len());
         let index = index.map_err(|what| corrupt(footer.index.offset, what))?;
@@ -115,24 +133,30 @@ impl<S: BlockSource> TableReader<S> {
             None => None,
         };
         let dictionary_end = footer.dictionary.map_or(footer.filter.offset, |part| part.offset + u64::from(part.len));
-        Ok(TableReader {
+        let reader = TableReader {
             source,
             offset,
             path: path.to_path_buf(),
             slots: BlockSlots::new(index.len()),
             index,
-            filter,
+            filter: filter::of_everything(),
             data_len: footer.data_len(),
             dictionary_gap: dictionary_end..footer.filter.offset,
             unpacker,
             meta: meta_of(&footer),
-        })
+        };
+        Ok((reader, footer.filter))
     }
 
     /// What the footer says.
     #[must_use]
     pub fn meta(&self) -> &TableMeta {
         &self.meta
+    }
+
+    /// Bytes of filter, index and footer.
+    pub(crate) fn parts_len(&self) -> u64 {
+        self.meta.len - self.data_len
     }
 
     /// Number of data blocks.
@@ -152,6 +176,12 @@ impl<S: BlockSource> TableReader<S> {
         // The last key of the block before the first one wanted.
         let before = until.checked_sub(back + 1)?;
         Some(self.index.last_key(before))
+    }
+
+    /// Offset in the table, length and last key of a block.
+    pub(crate) fn block_place(&self, block: usize) -> (u64, usize, Vec<u8>) {
+        let entry = self.index.entry(block);
+        (entry.offset, entry.len, self.index.last_key(block).to_vec())
     }
 
     /// The first block that may hold a key at or after `key`; `blocks()` if none.

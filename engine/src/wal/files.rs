@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::io::fs;
 
 /// Zeros written at a time.
@@ -10,6 +10,14 @@ const ZERO_CHUNK_BYTES: usize = 1 << 20;
 
 pub(super) fn wal_path(dir: &Path, generation: u64) -> PathBuf {
     dir.join(format!("{generation:012}.wal"))
+}
+
+/// The generation in a file's name.
+pub(super) fn generation_of(path: &Path) -> Result<u64> {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    name.strip_suffix(".wal").and_then(|number| number.parse().ok()).ok_or_else(|| Error::Invalid {
+        what: format!("{} is no WAL file: its name has to be a generation, such as 000000000001.wal", path.display()),
+    })
 }
 
 /// The generations present, ascending.

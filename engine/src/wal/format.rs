@@ -153,6 +153,47 @@ pub(super) fn decode_batch(bytes: &[u8], generation: u64) -> Option<(BatchHeader
     Some((header, payload))
 }
 
+/// The version of a whole batch of this generation that another build wrote: it is neither torn nor an older life's.
+pub(super) fn foreign_version(bytes: &[u8], generation: u64) -> Option<u8> {
+    let (header, rest) = bytes.split_at_checked(HEADER_LEN)?;
+    if header[0..4] != MAGIC || header[4] == VERSION || number(header, 8) != generation {
+        return None;
+    }
+    let payload = rest.get(..short(header, 24) as usize)?;
+    let whole = crc32c::crc32c_append(crc32c::crc32c(&header[..32]), payload) == short(header, 32);
+    whole.then_some(header[4])
+}
+
+/// The version that this build writes and reads.
+pub(super) fn version() -> u8 {
+    VERSION
+}
+
+/// Length, with padding, of a batch of another generation that begins here, going by its header alone.
+pub(super) fn recycled_len(bytes: &[u8], generation: u64) -> Option<usize> {
+    let header = bytes.get(..HEADER_LEN)?;
+    let recycled = header[0..4] == MAGIC && number(header, 8) < generation;
+    recycled.then(|| (HEADER_LEN + short(header, 24) as usize).next_multiple_of(BLOCK_BYTES))
+}
+
+/// Whether a batch of this generation begins here, whole or not.
+pub(super) fn is_ours(bytes: &[u8], generation: u64) -> bool {
+    bytes.get(..HEADER_LEN).is_some_and(|header| header[0..4] == MAGIC && number(header, 8) == generation)
+}
+
+/// Why a batch that [`is_ours`] could not be read, in words.
+pub(super) fn describe_broken(bytes: &[u8], generation: u64) -> String {
+    let (header, rest) = bytes.split_at(HEADER_LEN);
+    let seq = number(header, 16);
+    if foreign_version(bytes, generation).is_some() {
+        return format!("batch {seq} is of version {}, this build knows {VERSION}", header[4]);
+    }
+    match rest.get(..short(header, 24) as usize) {
+        None => format!("batch {seq} is longer than the file"),
+        Some(_) => format!("batch {seq} does not match its checksum"),
+    }
+}
+
 /// The entries of a whole batch; an error says what is wrong with the payload.
 pub(super) fn decode_entries(header: BatchHeader, payload: &[u8]) -> Result<Vec<Entry<'_>>, String> {
     let mut entries = Vec::new();

@@ -21,6 +21,7 @@
 mod files;
 mod format;
 mod group;
+mod inspect;
 mod recover;
 mod writer;
 
@@ -31,5 +32,6 @@ pub(crate) use format::fuzz as fuzz_batch;
 pub(crate) use format::fuzz_seeds;
 #[cfg(any(test, feature = "sim"))]
 pub(crate) use recover::fuzz as fuzz_recovery;
-pub(crate) use recover::recover;
+pub use inspect::{WalBatch, WalFile, WalRecord, WalRest, inspect};
+pub(crate) use recover::{check, recover};
 pub(crate) use writer::{Wal, WalEvent};

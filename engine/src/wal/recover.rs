@@ -58,15 +58,28 @@ pub(crate) fn recover(
             fs::remove_file(&path)?;
         }
     }
-    if let Some(first) = scan.first.filter(|first| *first > needed_from && needed_from > WalSeq(0)) {
-        let what = format!("the log begins at batch {first}, the manifest needs batch {needed_from}");
-        return Err(Error::corruption(dir, 0, what));
-    }
+    scan.check_beginning(dir, needed_from)?;
     let generation = generations.last().copied().unwrap_or(0) + 1;
     // Two past the largest seen: the batch behind a torn one may be whole on the device.
     let mark = WalSeq((scan.largest.0 + 2).max(beyond.0 + 1));
     let offset = begin_incarnation(dir, generation, file_bytes, mark)?;
     Ok(Recovered { durable: mark, generation, offset, file_bytes, dir: dir.to_path_buf(), older })
+}
+
+/// Reads every batch in order, as [`recover`] does, and changes nothing.
+///
+/// Errors: as [`recover`], and [`Error::Io`] when there is no log.
+pub(crate) fn check(dir: &Path, needed_from: WalSeq, mut visit: impl FnMut(WalSeq, Entry<'_>)) -> Result<()> {
+    let mut scan = Scan { next: None, torn: None, first: None, largest: WalSeq(0) };
+    for generation in files::list_generations(dir)? {
+        let path = files::wal_path(dir, generation);
+        let bytes = fs::File::open(&path)?.read_to_end()?;
+        scan.read_file(&path, &bytes, generation, &mut |seq, entry| {
+            visit(seq, entry);
+            Ok(())
+        })?;
+    }
+    scan.check_beginning(dir, needed_from)
 }
 
 /// Writes the mark of a new incarnation into a new file.
@@ -130,6 +143,10 @@ impl Scan {
     fn scan_tail(&mut self, path: &Path, bytes: &[u8], from: usize, generation: u64) -> Result<()> {
         for offset in (from..bytes.len()).step_by(BLOCK_BYTES) {
             let Some((header, _)) = format::decode_batch(&bytes[offset..], generation) else {
+                if let Some(found) = format::foreign_version(&bytes[offset..], generation) {
+                    let (path, known) = (path.to_path_buf(), format::version());
+                    return Err(Error::Version { path, what: "write-ahead log", found, known });
+                }
                 continue;
             };
             self.largest = self.largest.max(header.seq);
@@ -148,6 +165,17 @@ impl Scan {
             }
         }
         Ok(())
+    }
+
+    /// The log holds the first batch that the manifest still needs.
+    fn check_beginning(&self, dir: &Path, needed_from: WalSeq) -> Result<()> {
+        match self.first.filter(|first| *first > needed_from && needed_from > WalSeq(0)) {
+            None => Ok(()),
+            Some(first) => {
+                let what = format!("the log begins at batch {first}, the manifest needs batch {needed_from}");
+                Err(Error::corruption(dir, 0, what))
+            }
+        }
     }
 
     /// A new incarnation begins at `seq`: it left room for what the one before may have had in flight.
