@@ -181,8 +181,8 @@ struct OnShard {
 
 impl Session for OnShard {
     async fn get(&mut self, key: &Key) -> Result<Option<Seen>> {
-        let found = self.partition.get(&key.bytes).await.map_err(|cause| Error::store(NAME, cause))?;
-        Ok(found.map(|value| Seen::of(&value)))
+        let seen = self.partition.get_with(&key.bytes, |value| value.map(Seen::of)).await;
+        seen.map_err(|cause| Error::store(NAME, cause))
     }
 
     async fn put(&mut self, key: &Key, value: &[u8], class: Class) -> Result<()> {

@@ -19,7 +19,7 @@ pub mod limits;
 pub mod machine;
 pub mod null;
 pub mod options;
-#[cfg(feature = "peers")]
+#[cfg(feature = "peers-without-cpp")]
 pub mod peers;
 pub mod process;
 pub mod report;
@@ -34,9 +34,9 @@ use store::Candidate;
 /// The stores of this build.
 #[must_use]
 pub fn candidates() -> Vec<Candidate> {
-    #[cfg_attr(not(feature = "peers"), allow(unused_mut, reason = "peers are added"))]
+    #[cfg_attr(not(feature = "peers-without-cpp"), allow(unused_mut, reason = "peers are added"))]
     let mut found = vec![antumbra::ANTUMBRA, null::NULL];
-    #[cfg(feature = "peers")]
+    #[cfg(feature = "peers-without-cpp")]
     found.extend(peers::PEERS);
     found
 }

@@ -3,8 +3,13 @@
 mod bench;
 mod client;
 mod demo;
+mod dump;
+mod inspect;
 mod node;
 mod predict;
+mod repair;
+mod scrub;
+mod show;
 mod verify;
 
 use std::process::ExitCode;
@@ -33,8 +38,19 @@ enum Command {
     /// Evaluates or trains the predictor.
     #[command(subcommand)]
     Predict(predict::PredictCommand),
-    /// Checks every table of a data folder that no node has open.
+    /// Shows what a file of a data folder holds.
+    #[command(subcommand)]
+    Inspect(inspect::InspectCommand),
+    /// Checks logs, manifests and tables of a data folder that no node has open.
     Verify(verify::VerifyOptions),
+    /// Opens a data folder and reads all of it against its checksums, at a pace.
+    Scrub(scrub::ScrubOptions),
+    /// Says what keeps a data folder from opening, and repairs it when told to.
+    Repair(repair::RepairOptions),
+    /// Writes all live records as lines of JSON.
+    Dump(dump::DumpOptions),
+    /// Loads what `dump` wrote.
+    Load(dump::LoadOptions),
 }
 
 fn main() -> ExitCode {
@@ -50,7 +66,12 @@ fn main() -> ExitCode {
         Command::Node(options) => node::run(options).map(|()| ExitCode::SUCCESS),
         Command::Bench(command) => bench::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Predict(command) => predict::run(command).map(|()| ExitCode::SUCCESS),
+        Command::Inspect(command) => inspect::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Verify(options) => verify::run(&options).map(|()| ExitCode::SUCCESS),
+        Command::Scrub(options) => scrub::run(&options),
+        Command::Repair(options) => repair::run(&options),
+        Command::Dump(options) => dump::run_dump(&options).map(|()| ExitCode::SUCCESS),
+        Command::Load(options) => dump::run_load(&options).map(|()| ExitCode::SUCCESS),
     };
     match result {
         Ok(code) => code,

@@ -7,6 +7,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 
 use crate::CliError;
+use crate::show::size;
 
 #[derive(Args)]
 pub struct VerifyOptions {
@@ -30,16 +31,18 @@ pub fn run(options: &VerifyOptions) -> Result<(), CliError> {
         let json = serde_json::json!({
             "shards": found.shards, "partitions": found.partitions, "tables": found.tables,
             "records": found.records, "bytes": found.bytes,
+            "wal_batches": found.wal_batches, "wal_records": found.wal_records,
         });
         println!("{json}");
     } else {
         println!(
-            "sound: {} shards, {} partitions, {} tables, {} records, {:.1} MB",
+            "sound: {} shards, {} partitions, {} tables with {} records in {}, logs with {} records",
             found.shards,
             found.partitions,
             found.tables,
             found.records,
-            found.bytes as f64 / 1e6
+            size(found.bytes),
+            found.wal_records
         );
     }
     Ok(())

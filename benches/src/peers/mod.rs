@@ -3,12 +3,21 @@
 mod fjall;
 mod lmdb;
 mod redb;
+#[cfg(feature = "peers")]
 mod rocksdb;
 
 use crate::store::Candidate;
 
-/// All of them.
-pub const PEERS: [Candidate; 5] = [rocksdb::DIRECT, rocksdb::PAGE_CACHE, fjall::FJALL, redb::REDB, lmdb::LMDB];
+/// Those of this build.
+pub const PEERS: &[Candidate] = &[
+    #[cfg(feature = "peers")]
+    rocksdb::DIRECT,
+    #[cfg(feature = "peers")]
+    rocksdb::PAGE_CACHE,
+    fjall::FJALL,
+    redb::REDB,
+    lmdb::LMDB,
+];
 
 /// A line of a configuration.
 fn line(name: &str, value: impl ToString) -> (String, String) {
