@@ -1,8 +1,8 @@
 //! Measures Antumbra and the stores that a user would pick instead, under one harness.
 //!
 //! `spec` says what is run, `data`, `zipf` and `chooser` which keys and values, `client` is the loop that is measured,
-//! `store` what a store has to offer, `runner` runs phases on one store, `compare` runs several stores in turns, and
-//! `report` prints. Stores other than Antumbra need the feature `peers` (RocksDB needs a C++ compiler).
+//! `store` what a store has to offer, `runner` runs phases on one store, `children` gives each store a process of its
+//! own, and `report` prints. Stores other than Antumbra need the feature `peers` (RocksDB needs a C++ compiler).
 //!
 //! - Everything in [`spec::Spec`] is equal for all stores, and so are keys and values, bit by bit.
 //! - Every value that is read is checked to be the key's.
@@ -10,6 +10,7 @@
 //!   `null`, which does nothing, shows how much that is.
 
 pub mod antumbra;
+pub mod children;
 pub mod chooser;
 pub mod client;
 pub mod compare;

@@ -10,6 +10,7 @@ pub mod chain;
 pub mod checkpoint;
 mod clock;
 pub mod config;
+pub mod doctor;
 mod engine;
 pub mod erasure;
 pub mod error;

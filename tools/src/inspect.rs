@@ -327,6 +327,9 @@ fn edit_text(edit: &ManifestEdit) -> String {
         ManifestEdit::SetRole { partition, role, epoch, .. } => {
             format!("partition {partition}: {} in epoch {epoch}", role_text(*role))
         }
+        ManifestEdit::SetOptions { partition, compression } => {
+            format!("partition {partition}: compression {compression:?}")
+        }
         ManifestEdit::DropPartition { partition } => format!("drop partition {partition}"),
         ManifestEdit::Flushed { partition, lsn } => format!("partition {partition}: flushed up to LSN {lsn}"),
         ManifestEdit::AddErasures { partition, segment, erasures } => {

@@ -3,6 +3,7 @@
 mod bench;
 mod client;
 mod demo;
+mod doctor;
 mod dump;
 mod inspect;
 mod node;
@@ -51,6 +52,8 @@ enum Command {
     Dump(dump::DumpOptions),
     /// Loads what `dump` wrote.
     Load(dump::LoadOptions),
+    /// Says what on this machine keeps the engine from its best, and what to change.
+    Doctor(doctor::DoctorOptions),
 }
 
 fn main() -> ExitCode {
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Command::Repair(options) => repair::run(&options),
         Command::Dump(options) => dump::run_dump(&options).map(|()| ExitCode::SUCCESS),
         Command::Load(options) => dump::run_load(&options).map(|()| ExitCode::SUCCESS),
+        Command::Doctor(options) => doctor::run(&options),
     };
     match result {
         Ok(code) => code,

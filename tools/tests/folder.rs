@@ -19,7 +19,11 @@ fn filled(dir: &Path) {
         keyspace: "tools".into(),
         range: KeyRange::all(),
         epoch: Epoch(3),
-        options: PartitionOptions { segment_target_bytes: 128 << 10, block_bytes: 4 << 10 },
+        options: PartitionOptions {
+            segment_target_bytes: 128 << 10,
+            block_bytes: 4 << 10,
+            ..PartitionOptions::default()
+        },
     };
     let partition = block_on(engine.create_partition(ShardId(0), spec)).unwrap();
     let put = |key: Vec<u8>, value: Vec<u8>, expires_at_ms: u64| {

@@ -19,10 +19,10 @@ mod log;
 mod state;
 
 pub use edit::{ManifestEdit, NewPartition, Role, SegmentDesc, TableRef};
+pub use inspect::{ManifestGroup, ManifestReport, current_path, inspect};
 #[cfg(any(test, feature = "sim"))]
 pub(crate) use log::fuzz;
 #[cfg(test)]
 pub(crate) use log::tests::fuzz_seed;
-pub use inspect::{ManifestGroup, ManifestReport, current_path, inspect};
 pub use log::{ManifestLog, read_current};
 pub use state::{ManifestState, PartitionState};

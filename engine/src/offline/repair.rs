@@ -236,7 +236,7 @@ fn examine_tables(
 ) -> Result<Vec<(Option<Vec<u8>>, Finding)>> {
     let mut found = Vec::new();
     for (partition, known) in &state.partitions {
-        let options = TableOptions { block_bytes: known.block_bytes as usize };
+        let options = TableOptions { block_bytes: known.block_bytes as usize, compression: known.compression };
         for segment in &known.segments {
             let slices = segment.slices.iter().map(|table| (*table, false));
             for (table, is_base) in slices.chain(segment.base.iter().map(|table| (*table, true))) {
@@ -308,7 +308,11 @@ fn replace_table(shard: &Path, quarantine: &Path, finding: &Finding, saved: Opti
     } else if let Some(place) = desc.slices.iter().position(|slice| slice == table) {
         desc.slices.splice(place..=place, replacement);
     }
-    log.append(&[ManifestEdit::ReplaceSegments { partition: *partition, remove: vec![*segment], add: vec![desc] }])
+    // Its range deletions stay in force.
+    let add = vec![desc];
+    let mut edits: Vec<ManifestEdit> = ManifestEdit::erasures_of(*partition, &add).collect();
+    edits.insert(0, ManifestEdit::ReplaceSegments { partition: *partition, remove: vec![*segment], add });
+    log.append(&edits)
 }
 
 /// Writes a table into a new file; its largest LSN is the damaged table's, so that readers look into it as before.

@@ -46,11 +46,15 @@ pub fn verify(dir: &Path, mut progress: impl FnMut(Verified)) -> Result<Verified
         found.partitions += state.partitions.len() as u64;
         let needed_from = state.partitions.values().map(|partition| partition.replay_from).min().unwrap_or_default();
         let mut last = None;
-        wal::check(&shard.join("wal"), needed_from, |seq, _| {
-            found.wal_batches += u64::from(last != Some(seq));
-            found.wal_records += 1;
-            last = Some(seq);
-        })?;
+        let wal_dir = shard.join("wal");
+        // A restored folder that was never opened has no log yet.
+        if wal_dir.exists() {
+            wal::check(&wal_dir, needed_from, |seq, _| {
+                found.wal_batches += u64::from(last != Some(seq));
+                found.wal_records += 1;
+                last = Some(seq);
+            })?;
+        }
         let mut by_file: BTreeMap<FileId, Vec<TableRef>> = BTreeMap::new();
         for table in state.tables() {
             by_file.entry(table.file).or_default().push(*table);

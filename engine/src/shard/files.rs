@@ -12,8 +12,8 @@ use crate::manifest::TableRef;
 use crate::record::RecordView;
 use crate::residency::Resident;
 use crate::table::{
-    BlockRecord, BlockSource, Charge, Frame, HashedKey, LoadedTable, Lookup, NoCache, Purpose, ShardBlockCache, TableIter,
-    TableMeta, TablePlace, TableReader, VerifiedBlock,
+    BlockRecord, BlockSource, Charge, Frame, HashedKey, LoadedTable, Lookup, NoCache, Purpose, ShardBlockCache,
+    TableIter, TableMeta, TablePlace, TableReader, VerifiedBlock,
 };
 use crate::types::{FileId, Lsn};
 use bytes::Bytes;

@@ -94,12 +94,13 @@ impl Footer {
     pub fn foreign_version(bytes: &[u8]) -> Option<u8> {
         let bytes = <&[u8; FOOTER_LEN]>::try_from(bytes).ok()?;
         let crc = u32::from_le_bytes(std::array::from_fn(|index| bytes[124 + index]));
-        (bytes[..8] == MAGIC && bytes[8] != VERSION && crc32c::crc32c(&bytes[..124]) == crc).then_some(bytes[8])
+        let known = matches!(bytes[8], VERSION | VERSION_COMPRESSED);
+        (bytes[..8] == MAGIC && !known && crc32c::crc32c(&bytes[..124]) == crc).then_some(bytes[8])
     }
 
-    /// The version that this build writes and reads.
+    /// The newest version that this build writes and reads.
     pub fn version() -> u8 {
-        VERSION
+        VERSION_COMPRESSED
     }
 
     /// The length of the table that ends with this footer; `None` if it is none.

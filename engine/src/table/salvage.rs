@@ -106,7 +106,7 @@ mod tests {
     use crate::table::verify_image;
 
     fn salvaged(bytes: &[u8]) -> Salvaged {
-        block_on(salvage(bytes, Path::new("t"), TableOptions { block_bytes: 128 })).unwrap()
+        block_on(salvage(bytes, Path::new("t"), TableOptions { block_bytes: 128, ..TableOptions::default() })).unwrap()
     }
 
     /// The records of a whole table.

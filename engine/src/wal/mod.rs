@@ -30,8 +30,8 @@ pub(crate) use format::Entry;
 pub(crate) use format::fuzz as fuzz_batch;
 #[cfg(test)]
 pub(crate) use format::fuzz_seeds;
+pub use inspect::{WalBatch, WalFile, WalRecord, WalRest, inspect};
 #[cfg(any(test, feature = "sim"))]
 pub(crate) use recover::fuzz as fuzz_recovery;
-pub use inspect::{WalBatch, WalFile, WalRecord, WalRest, inspect};
 pub(crate) use recover::{check, recover};
 pub(crate) use writer::{Wal, WalEvent};

@@ -3,7 +3,7 @@
 //! ```text
 //! {"antumbra_dump":1}                                                   first
 //! {"partition":{"id":1,"keyspace":"default","start":{"hex":""},"end":null,"epoch":1,
-//!   "segment_target_bytes":4194304,"block_bytes":8192}}                 before its records
+//!   "segment_target_bytes":4194304,"block_bytes":8192,"zstd":true}}     before its records
 //! {"k":"user:1","v":"text","x":1893456000000}                           a record; "x" only with a deadline
 //! {"k":{"hex":"00ff"},"v":{"hex":"80"}}                                  bytes that are no UTF-8
 //! {"end":{"records":2,"crc32c":"1a2b3c4d"}}                             last; of all bytes before this line
@@ -61,6 +61,9 @@ pub struct PartitionLine {
     pub epoch: u64,
     pub segment_target_bytes: u64,
     pub block_bytes: u32,
+    /// Whether its tables are compressed; left out when they are not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub zstd: bool,
 }
 
 impl PartitionLine {
@@ -232,6 +235,7 @@ mod tests {
                 epoch: 2,
                 segment_target_bytes: 3,
                 block_bytes: 4,
+                zstd: true,
             })
             .unwrap();
         writer.record(RecordLine { k: Data::of(b"a"), v: Data::of("é".as_bytes()), x: 0 }).unwrap();

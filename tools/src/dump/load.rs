@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, stdin};
 use std::path::PathBuf;
 
+use antumbra_engine::config::Compression;
 use antumbra_engine::types::{Epoch, PartitionId, ShardId};
 use antumbra_engine::{Durability, Engine, EngineConfig, PartitionHandle, PartitionOptions, PartitionSpec, Write};
 use clap::Args;
@@ -117,6 +118,7 @@ fn target(
         options: PartitionOptions {
             segment_target_bytes: described.segment_target_bytes,
             block_bytes: described.block_bytes,
+            compression: if described.zstd { Compression::Zstd } else { Compression::None },
         },
     };
     Ok(block_on(engine.create_partition(shard, spec))?)

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write, stdout};
 use std::path::PathBuf;
 
+use antumbra_engine::config::Compression;
 use antumbra_engine::types::PartitionId;
 use antumbra_engine::{Engine, EngineConfig, PartitionHandle};
 use bytes::Bytes;
@@ -87,5 +88,6 @@ async fn describe(partition: &PartitionHandle) -> antumbra_engine::Result<Partit
         epoch: stats.epoch.0,
         segment_target_bytes: options.segment_target_bytes,
         block_bytes: options.block_bytes,
+        zstd: options.compression == Compression::Zstd,
     })
 }
