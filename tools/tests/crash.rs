@@ -134,7 +134,7 @@ fn settled_owner(nodes: &[Node]) -> usize {
     let deadline = Instant::now() + SETTLE_MAX;
     loop {
         let states: Vec<String> = nodes.iter().map(|node| ask(node.resp, "ANTUMBRA PARTITIONS")).collect();
-        let record = ask(nodes[0].resp, "ANTUMBRA RECORD 1");
+        let record = ask(nodes[0].resp, "ANTUMBRA STATE 1");
         let ours = |state: &str| state.contains("\"partition\":1,") || state.contains("\"partition\":1}");
         let holders: Vec<usize> = (0..nodes.len()).filter(|index| ours(&states[*index])).collect();
         if record.contains("\"state\":\"Stable\"") && holders.len() == 1 {

@@ -5,6 +5,8 @@ use antumbra_predictor::window::{AccessWindows, SegmentCounts};
 
 use antumbra_predictor::model::Model;
 
+use super::recording::Recording;
+
 /// Access windows and scorers of one partition. All indices are those of the segment layout.
 pub(crate) struct Access {
     pub windows: AccessWindows,
@@ -13,6 +15,8 @@ pub(crate) struct Access {
     /// Operations in the window that closed last: reads, writes, bytes.
     last_totals: Totals,
     windows_closed: u64,
+    /// The request log, while somebody records.
+    pub recording: Option<Box<Recording>>,
 }
 
 /// Sums over one closed window.
@@ -42,6 +46,25 @@ impl Access {
             ],
             last_totals: Totals::default(),
             windows_closed: 0,
+            recording: None,
+        }
+    }
+
+    /// Counts a read of a segment.
+    #[inline]
+    pub fn record_read(&mut self, index: usize, key: &[u8], bytes: u64) {
+        self.windows.record_read(index, bytes);
+        if let Some(recording) = &mut self.recording {
+            recording.push(key, false, bytes);
+        }
+    }
+
+    /// Counts a write to a segment.
+    #[inline]
+    pub fn record_write(&mut self, index: usize, key: &[u8], bytes: u64) {
+        self.windows.record_write(index, bytes);
+        if let Some(recording) = &mut self.recording {
+            recording.push(key, true, bytes);
         }
     }
 

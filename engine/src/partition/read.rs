@@ -344,7 +344,7 @@ impl Partition {
             segment.start.as_ref() <= key && segment.end.as_ref().is_none_or(|end| key < end.as_ref())
         };
         let index = if layout.segments.get(index).is_some_and(fits) { index } else { layout.locate(key) };
-        self.access.borrow_mut().windows.record_read(index, bytes as u64);
+        self.access.borrow_mut().record_read(index, key, bytes as u64);
     }
 
     /// A view of what readers see now.

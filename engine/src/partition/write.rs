@@ -285,7 +285,7 @@ impl Partition {
         let segment = &layout.segments[index];
         segment.version.set(lsn);
         let bytes = (record.key.len() + record.value.len()) as u64;
-        self.access.borrow_mut().windows.record_write(index, bytes);
+        self.access.borrow_mut().record_write(index, &record.key, bytes);
         if let Some(tap) = self.mirror.borrow_mut().as_mut() {
             tap.push(index, segment.id, &record);
         }

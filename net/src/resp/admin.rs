@@ -14,7 +14,7 @@ use crate::shadow::{MoveOptions, Policy};
 
 const USAGE: &str = "PARTITIONS | CREATE id first-slot last-slot owner | MOVE id host [ORDER gru|ewma|key|random] \
                      [THROTTLE mb-per-second] [MANUAL] | SWITCH id | PROGRESS id | REPORT id | COMPACT id | SEGMENTS id | \
-                     RECORD id";
+                     STATE id | RECORD id START one-key-of | RECORD id TAKE | RECORD id STOP";
 
 /// Runs one admin command.
 pub(crate) async fn run(host: &Arc<Host>, args: &[Bytes]) -> Result<Value> {
@@ -34,11 +34,12 @@ pub(crate) async fn run(host: &Arc<Host>, args: &[Bytes]) -> Result<Value> {
             host.engine.partition(partition_id(words.get(1))?)?.compact().await?;
             Ok(json!("OK"))
         }
-        Some("RECORD") => {
+        Some("STATE") => {
             let id = partition_id(words.get(1))?;
             Ok(json!(coordinator::read(host.coordinator.as_ref(), id.0).await?))
         }
         Some("SEGMENTS") => segments(host, partition_id(words.get(1))?).await,
+        Some("RECORD") => record(host, &words[1..]).await,
         _ => Err(usage()),
     }
 }
@@ -133,4 +134,49 @@ async fn segments(host: &Host, id: PartitionId) -> Result<Value> {
         })
         .collect();
     Ok(json!(rows))
+}
+
+/// The sampled request log of a partition. `TAKE` gives `[microseconds, key in hexadecimal, g|p, bytes]` for each request.
+async fn record(host: &Host, words: &[&str]) -> Result<Value> {
+    /// Requests in one reply.
+    const PAGE_REQUESTS: usize = 20_000;
+    let partition = host.engine.partition(partition_id(words.first())?)?;
+    match (words.get(1).map(|word| word.to_ascii_uppercase()).as_deref(), words.get(2)) {
+        (Some("START"), Some(every)) => {
+            let every = every.parse().ok().filter(|every| *every > 0).ok_or_else(usage)?;
+            partition
+                .with(move |partition| async move {
+                    partition.start_recording(every);
+                    Ok(())
+                })
+                .await?;
+            Ok(json!("OK"))
+        }
+        (Some("TAKE"), None) => {
+            let take = |partition: std::rc::Rc<antumbra_engine::Partition>| async move {
+                Ok(partition.take_recorded(PAGE_REQUESTS))
+            };
+            let page = partition.with(take).await?;
+            let hex = |key: &[u8]| key.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+            let rows: Vec<Value> = page
+                .requests
+                .iter()
+                .map(|request| {
+                    let operation = if request.is_write { "p" } else { "g" };
+                    json!([request.at_us, hex(&request.key), operation, request.bytes])
+                })
+                .collect();
+            Ok(json!({ "requests": rows, "dropped": page.dropped, "on": page.is_on }))
+        }
+        (Some("STOP"), None) => {
+            partition
+                .with(|partition| async move {
+                    partition.stop_recording();
+                    Ok(())
+                })
+                .await?;
+            Ok(json!("OK"))
+        }
+        _ => Err(usage()),
+    }
 }

@@ -16,6 +16,7 @@
 
 mod bootstrap;
 mod curve;
+mod heat;
 mod mapping;
 mod recorded;
 
@@ -32,6 +33,7 @@ use crate::trace::Request;
 
 pub(crate) use curve::{Copying, order_by_score};
 pub use curve::{area, order_curve};
+pub use heat::{Heat, heat};
 pub use mapping::{Mapping, Windowed};
 use recorded::{Recorded, Replay};
 

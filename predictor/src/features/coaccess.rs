@@ -19,10 +19,62 @@ const KEEP: f32 = 0.98;
 /// Share of one window in the smoothed source distribution; the horizon is several windows long, so is its cause.
 const SOURCE_ALPHA: f32 = 0.5;
 
+/// Targets of one source, and what they weigh; 0 = a free slot. Two columns, so that a target is found by comparing all
+/// slots at once.
 #[derive(Clone, Copy, Debug, Default)]
-struct Successor {
-    target: u32,
-    weight: f32,
+struct Successors {
+    targets: [u32; SUCCESSORS],
+    weights: [f32; SUCCESSORS],
+}
+
+impl Successors {
+    fn wear(&mut self) {
+        self.weights.iter_mut().for_each(|weight| *weight *= KEEP);
+    }
+
+    /// Slots in use.
+    fn iter(&self) -> impl Iterator<Item = (u32, f32)> + '_ {
+        self.targets.iter().copied().zip(self.weights).filter(|slot| slot.1 > 0.0)
+    }
+
+    /// Adds `weight` to `target`'s slot, or takes (or wears down) the weakest slot where it has none.
+    #[inline]
+    fn learn(&mut self, target: u32, weight: f32) {
+        let mut place = SUCCESSORS;
+        for at in 0..SUCCESSORS {
+            // a select instead of an early end: all slots are compared at once
+            place = if self.targets[at] == target && self.weights[at] > 0.0 { at } else { place };
+        }
+        if place < SUCCESSORS {
+            self.weights[place] += weight;
+            return;
+        }
+        let least = self.weights.iter().copied().fold(f32::INFINITY, f32::min);
+        let weakest = self.weights.iter().position(|weight| *weight == least).unwrap_or_default();
+        if least <= weight {
+            self.targets[weakest] = target;
+            self.weights[weakest] = weight;
+        } else {
+            self.weights[weakest] -= 0.5 * weight;
+        }
+    }
+
+    /// Adds up the slots that name `target` more than once.
+    fn unite(&mut self, target: u32) {
+        let mut first = None;
+        for at in 0..SUCCESSORS {
+            if self.weights[at] <= 0.0 || self.targets[at] != target {
+                continue;
+            }
+            match first {
+                None => first = Some(at),
+                Some(kept) => {
+                    self.weights[kept] += self.weights[at];
+                    self.weights[at] = 0.0;
+                }
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,7 +123,7 @@ impl<const N: usize> Strongest<N> {
 /// The sparse chain of one partition.
 #[derive(Clone, Debug)]
 pub struct CoAccess {
-    successors: Vec<[Successor; SUCCESSORS]>,
+    successors: Vec<Successors>,
     smoothed: Vec<f32>,
     expected: Vec<f32>,
     /// Sources of the last windows, the one closed `lag` windows ago at `oldest`, one slot for each window of the lag.
@@ -92,7 +144,7 @@ impl CoAccess {
     #[must_use]
     pub fn with_lag(segments: usize, lag: usize) -> CoAccess {
         CoAccess {
-            successors: vec![[Successor::default(); SUCCESSORS]; segments],
+            successors: vec![Successors::default(); segments],
             smoothed: vec![0.0; segments],
             expected: vec![0.0; segments],
             sources: vec![Strongest::new(); lag.max(1)],
@@ -120,11 +172,9 @@ impl CoAccess {
     pub fn finish(&mut self) {
         for source in self.sources[self.oldest].as_slice() {
             let slots = &mut self.successors[source.index];
-            for slot in slots.iter_mut() {
-                slot.weight *= KEEP;
-            }
+            slots.wear();
             for target in self.targets.as_slice() {
-                learn(slots, target.index as u32, source.share * target.share);
+                slots.learn(target.index as u32, source.share * target.share);
             }
         }
         let newest = self.oldest;
@@ -144,13 +194,13 @@ impl CoAccess {
         }
         for source in sources {
             let slots = &self.successors[source.index];
-            let total: f32 = slots.iter().map(|slot| slot.weight).sum();
+            let total: f32 = slots.weights.iter().sum();
             if total <= 0.0 {
                 continue;
             }
             let scale = source.share / (covered * total);
-            for slot in slots.iter().filter(|slot| slot.weight > 0.0) {
-                self.expected[slot.target as usize] += scale * slot.weight;
+            for (target, weight) in slots.iter() {
+                self.expected[target as usize] += scale * weight;
             }
         }
     }
@@ -170,10 +220,10 @@ impl CoAccess {
             column[index] = whole * left_share;
             column.insert(index + 1, whole - whole * left_share);
         }
-        for slot in self.successors.iter_mut().flatten() {
+        for target in self.successors.iter_mut().flat_map(|slots| &mut slots.targets) {
             // a remembered target goes to the half that is read more: the other half is learned anew
-            let moves = slot.target as usize > index || (slot.target as usize == index && left_share < 0.5);
-            slot.target += u32::from(moves);
+            let moves = *target as usize > index || (*target as usize == index && left_share < 0.5);
+            *target += u32::from(moves);
         }
         self.forget_window();
     }
@@ -185,14 +235,14 @@ impl CoAccess {
             let taken = column.remove(index + 1);
             column[index] += taken;
         }
-        for slot in right.iter().filter(|slot| slot.weight > 0.0) {
-            learn(&mut self.successors[index], slot.target, slot.weight);
+        for (target, weight) in right.iter() {
+            self.successors[index].learn(target, weight);
         }
         for slots in &mut self.successors {
-            for slot in slots.iter_mut() {
-                slot.target -= u32::from(slot.target as usize > index);
+            for target in &mut slots.targets {
+                *target -= u32::from(*target as usize > index);
             }
-            unite(slots, index as u32);
+            slots.unite(index as u32);
         }
         self.forget_window();
     }
@@ -202,43 +252,6 @@ impl CoAccess {
         self.sources.iter_mut().for_each(Strongest::clear);
         self.next_sources.clear();
         self.targets.clear();
-    }
-}
-
-/// Adds `weight` to `target`'s slot, or takes (or wears down) the weakest slot where it has none.
-fn learn(slots: &mut [Successor; SUCCESSORS], target: u32, weight: f32) {
-    let mut weakest = 0;
-    for at in 0..SUCCESSORS {
-        if slots[at].weight > 0.0 && slots[at].target == target {
-            slots[at].weight += weight;
-            return;
-        }
-        if slots[at].weight < slots[weakest].weight {
-            weakest = at;
-        }
-    }
-    let slot = &mut slots[weakest];
-    if slot.weight <= weight {
-        *slot = Successor { target, weight };
-    } else {
-        slot.weight -= 0.5 * weight;
-    }
-}
-
-/// Adds up the slots that name `target` more than once.
-fn unite(slots: &mut [Successor; SUCCESSORS], target: u32) {
-    let mut first = None;
-    for at in 0..SUCCESSORS {
-        if slots[at].weight <= 0.0 || slots[at].target != target {
-            continue;
-        }
-        match first {
-            None => first = Some(at),
-            Some(kept) => {
-                slots[kept].weight += slots[at].weight;
-                slots[at] = Successor::default();
-            }
-        }
     }
 }
 
@@ -320,7 +333,7 @@ mod tests {
         chain.merge(5);
         assert_eq!(chain.expected().len(), 6);
         assert!((sum(&chain) - before).abs() < 1e-5);
-        assert!(chain.successors.iter().flatten().all(|slot| slot.weight == 0.0 || (slot.target as usize) < 6));
+        assert!(chain.successors.iter().flat_map(Successors::iter).all(|(target, _)| target < 6));
         for round in 0..10 {
             window(&mut chain, &[round % 6]);
         }

@@ -32,8 +32,7 @@
 mod coaccess;
 
 use crate::gru::math::ln;
-#[cfg(target_arch = "x86_64")]
-use crate::simd;
+use crate::simd::{self, Level};
 use crate::window::{SegmentCounts, checked_share};
 pub use coaccess::CoAccess;
 
@@ -42,7 +41,7 @@ pub const FEATURE_VERSION: u32 = 2;
 /// Features of a segment.
 pub const FEATURES: usize = 28;
 /// Segments in a tile.
-pub const LANES: usize = 8;
+pub const LANES: usize = 16;
 
 /// One tile: for each feature (or hidden unit) the values of `LANES` neighbouring segments.
 pub type Lanes = [f32; LANES];
@@ -62,6 +61,8 @@ const PARTITION_ALPHA: f32 = 0.1;
 const LENT_PASS: f32 = 0.6;
 /// Windows ahead that the second chain of co-access looks: the middle of the usual horizon.
 const FAR_LAG: usize = 4;
+/// What learning a window costs a chain of co-access, in visits of a segment.
+const CHAIN_COST: usize = 256;
 /// Share of one gap in the mean gap between windows with an access.
 const GAP_ALPHA: f32 = 0.2;
 /// Age at which it stops to count, in windows.
@@ -99,6 +100,8 @@ impl Default for Run {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 enum Phase {
     Forward,
+    /// The first, then the second chain of co-access learns the window.
+    Chains(usize),
     Backward,
     #[default]
     Done,
@@ -206,30 +209,42 @@ impl Features {
         while budget > 0 && self.pass.phase != Phase::Done {
             let len = (self.len() - self.pass.cursor).min(budget);
             let range = self.pass.cursor..self.pass.cursor + len;
-            budget -= len;
-            self.pass.cursor += len;
-            let phase_ends = self.pass.cursor == self.len();
             match self.pass.phase {
                 Phase::Forward => {
                     self.forward(range);
-                    if phase_ends {
+                    budget -= len;
+                    self.move_on(len, Phase::Chains(0));
+                }
+                Phase::Chains(at) => {
+                    // a fixed cost, about that of some hundred segments: a call of its own when there is little budget
+                    let chain = if at == 0 { &mut self.coaccess } else { &mut self.far_coaccess };
+                    chain.finish();
+                    budget = budget.saturating_sub(CHAIN_COST);
+                    self.pass.phase = if at == 0 { Phase::Chains(1) } else { Phase::Backward };
+                    if at > 0 {
                         self.close_window();
-                        self.pass.phase = Phase::Backward;
-                        self.pass.cursor = 0;
-                        self.pass.run = Run::default();
                     }
                 }
                 Phase::Backward => {
                     let segments = self.len();
                     self.backward(segments - range.end..segments - range.start);
-                    if phase_ends {
-                        self.pass.phase = Phase::Done;
-                    }
+                    budget -= len;
+                    self.move_on(len, Phase::Done);
                 }
                 Phase::Done => {}
             }
         }
         self.pass.phase == Phase::Done
+    }
+
+    /// So many segments were visited; after the last one comes `next`.
+    fn move_on(&mut self, visited: usize, next: Phase) {
+        self.pass.cursor += visited;
+        if self.pass.cursor == self.len() {
+            self.pass.cursor = 0;
+            self.pass.run = Run::default();
+            self.pass.phase = next;
+        }
     }
 
     /// Left to right: averages, ages, votes on the direction, and what reaches a segment from its left.
@@ -281,8 +296,6 @@ impl Features {
 
     /// Figures of the whole partition, once every count was seen.
     fn close_window(&mut self) {
-        self.coaccess.finish();
-        self.far_coaccess.finish();
         let whole = &mut self.whole;
         for ((sum, missing), alpha) in whole.sums.iter_mut().zip(&mut whole.missing).zip(ALPHAS) {
             *sum += alpha * (self.pass.accesses - *sum);
@@ -325,18 +338,36 @@ impl Features {
     ///
     /// Call it between a completed pass and the next [`Features::begin`].
     pub fn tile(&self, first: usize, out: &mut [Lanes; FEATURES]) {
-        #[cfg(target_arch = "x86_64")]
-        if simd::has_avx2_fma() {
-            // SAFETY: the processor has just been found to have the feature.
-            #[allow(unsafe_code)]
-            return unsafe { self.tile_avx2(first, out) };
+        match simd::level() {
+            Level::Baseline => self.tile_on(first, out),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => {
+                // SAFETY: the processor has just been found to have the features.
+                #[allow(unsafe_code)]
+                unsafe {
+                    self.tile_avx2(first, out);
+                }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => {
+                // SAFETY: the processor has just been found to have the features.
+                #[allow(unsafe_code)]
+                unsafe {
+                    self.tile_avx512(first, out);
+                }
+            }
         }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    fn tile_avx2(&self, first: usize, out: &mut [Lanes; FEATURES]) {
         self.tile_on(first, out);
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2")]
-    fn tile_avx2(&self, first: usize, out: &mut [Lanes; FEATURES]) {
+    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+    fn tile_avx512(&self, first: usize, out: &mut [Lanes; FEATURES]) {
         self.tile_on(first, out);
     }
 

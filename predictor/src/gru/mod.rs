@@ -10,8 +10,9 @@
 //!
 //! Lanes are segments: each weight is read once and multiplied into [`LANES`] segments, whose values lie side by side,
 //! so that LLVM turns the inner loops into vector instructions without a shuffle. The weights of the three gates are
-//! interleaved for the same reason. The same source is compiled twice on x86-64: for the baseline (SSE2), and for AVX2
-//! with fused multiply-add, which is chosen where the processor has it.
+//! interleaved for the same reason. [`LANES`] is one AVX-512 register, or two of AVX2: six independent chains of fused
+//! multiply-adds hide each other's latency. The same source is compiled for each level of vector units
+//! ([`crate::simd`]), and the best one that the processor has is chosen when it runs.
 //!
 //! It agrees with libtorch to 1e-5 (`tests/it/torch_agreement.rs`, feature `torch`).
 
@@ -19,8 +20,7 @@ pub mod math;
 
 use crate::features::{FEATURES, LANES, Lanes};
 use crate::model::Model;
-#[cfg(target_arch = "x86_64")]
-use crate::simd;
+use crate::simd::{self, BASELINE_FUSES, Level};
 use math::{sigmoid, tanh};
 
 /// The cell, with its weights in the order in which they are used.
@@ -86,18 +86,43 @@ impl Cell {
     /// When `state` has not one row a hidden unit.
     pub fn step(&mut self, x: &[Lanes; FEATURES], state: &mut [Lanes]) -> Lanes {
         assert_eq!(state.len(), self.hidden, "state of another hidden size");
-        #[cfg(target_arch = "x86_64")]
-        if simd::has_avx2_fma() {
-            // SAFETY: the processor has just been found to have both features.
-            #[allow(unsafe_code)]
-            return unsafe { self.step_avx2_fma(x, state) };
+        self.step_at(simd::level(), x, state)
+    }
+
+    /// The step on given vector units, which the processor must have.
+    #[inline]
+    fn step_at(&mut self, level: Level, x: &[Lanes; FEATURES], state: &mut [Lanes]) -> Lanes {
+        debug_assert!(level <= simd::level());
+        match level {
+            Level::Baseline => self.step_on::<BASELINE_FUSES>(x, state),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => {
+                // SAFETY: callers pass a level that the processor was found to have.
+                #[allow(unsafe_code)]
+                unsafe {
+                    self.step_avx2(x, state)
+                }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => {
+                // SAFETY: callers pass a level that the processor was found to have.
+                #[allow(unsafe_code)]
+                unsafe {
+                    self.step_avx512(x, state)
+                }
+            }
         }
-        self.step_on::<false>(x, state)
     }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
-    fn step_avx2_fma(&mut self, x: &[Lanes; FEATURES], state: &mut [Lanes]) -> Lanes {
+    fn step_avx2(&mut self, x: &[Lanes; FEATURES], state: &mut [Lanes]) -> Lanes {
+        self.step_on::<true>(x, state)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+    fn step_avx512(&mut self, x: &[Lanes; FEATURES], state: &mut [Lanes]) -> Lanes {
         self.step_on::<true>(x, state)
     }
 
@@ -185,15 +210,20 @@ mod tests {
     }
 
     #[test]
-    fn cell_with_and_without_wide_units_agrees() {
-        let model = Model::random(16, 8, 5);
-        let (mut wide, mut plain) = (Cell::new(&model), Cell::new(&model));
-        let mut rng = fastrand::Rng::with_seed(5);
-        let mut states = [vec![[0.0; LANES]; 16], vec![[0.0; LANES]; 16]];
-        for _ in 0..50 {
-            let x: [Lanes; FEATURES] = std::array::from_fn(|_| std::array::from_fn(|_| rng.f32() * 4.0 - 1.0));
-            let (a, b) = (wide.step(&x, &mut states[0]), plain.step_on::<false>(&x, &mut states[1]));
-            assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5));
+    fn cells_of_all_vector_units_agree() {
+        let levels = simd::levels();
+        println!("vector units: {levels:?}");
+        for (seed, hidden) in [(5, 16), (6, 3), (7, 24)] {
+            let model = Model::random(hidden, 8, seed);
+            let mut cell = Cell::new(&model);
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut states = vec![vec![[0.0; LANES]; hidden]; levels.len()];
+            for _ in 0..50 {
+                let x: [Lanes; FEATURES] = std::array::from_fn(|_| std::array::from_fn(|_| rng.f32() * 4.0 - 1.0));
+                let mut logits = levels.iter().zip(&mut states).map(|(level, state)| cell.step_at(*level, &x, state));
+                let first = logits.next().unwrap();
+                assert!(logits.all(|other| first.iter().zip(other).all(|(a, b)| (a - b).abs() < 1e-5)));
+            }
         }
     }
 

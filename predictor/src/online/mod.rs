@@ -56,7 +56,7 @@ pub struct OnlineConfig {
     pub average: f32,
     /// Terms of the loss.
     pub loss: LossWeights,
-    /// Orders that a candidate is judged by before a swap (one every other window).
+    /// Windows that a candidate is judged by before a swap.
     pub judged_min: u64,
     /// Lead in trailing share (0..1) that a swap takes.
     pub lead: f64,
@@ -75,7 +75,7 @@ impl Default for OnlineConfig {
             pull: 1e-4,
             average: 0.01,
             loss: LossWeights { count: 1.0, order: 1.0 },
-            judged_min: 12,
+            judged_min: 24,
             lead: 2e-4,
             seed: 1,
         }

@@ -11,8 +11,7 @@ use crate::error::Result;
 use crate::features::{FEATURES, LANES, Lanes};
 use crate::gru::math::{exp, ln, sigmoid, tanh};
 use crate::model::{Model, Weights};
-#[cfg(target_arch = "x86_64")]
-use crate::simd;
+use crate::simd::{self, BASELINE_FUSES, Level};
 
 /// Where each weight lies in the one vector.
 #[derive(Clone, Copy, Debug)]
@@ -186,18 +185,23 @@ impl Net {
     /// Cost: about `rows * windows * 9 * hidden * (hidden + FEATURES)` multiplications; allocates when a chunk is larger
     /// than all before.
     pub(super) fn learn(&mut self, chunk: &Chunk, loss: LossWeights, rng: &mut fastrand::Rng) -> f32 {
-        #[cfg(target_arch = "x86_64")]
-        if simd::has_avx2_fma() {
-            // SAFETY: the processor has just been found to have both features.
-            #[allow(unsafe_code)]
-            return unsafe { self.learn_avx2_fma(chunk, loss, rng) };
+        match simd::level() {
+            Level::Baseline => self.learn_on::<BASELINE_FUSES>(chunk, loss, rng),
+            // what AVX-512 would add is lost in the background; AVX2 keeps the core's frequency
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 | Level::Avx512 => {
+                // SAFETY: the processor has just been found to have both features.
+                #[allow(unsafe_code)]
+                unsafe {
+                    self.learn_avx2(chunk, loss, rng)
+                }
+            }
         }
-        self.learn_on::<false>(chunk, loss, rng)
     }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
-    fn learn_avx2_fma(&mut self, chunk: &Chunk, loss: LossWeights, rng: &mut fastrand::Rng) -> f32 {
+    fn learn_avx2(&mut self, chunk: &Chunk, loss: LossWeights, rng: &mut fastrand::Rng) -> f32 {
         self.learn_on::<true>(chunk, loss, rng)
     }
 

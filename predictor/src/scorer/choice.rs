@@ -1,7 +1,8 @@
 //! The guard: of several scorers the one that has ordered this partition best lately.
 //!
 //! All candidates take in every window; [`Judge`] keeps their trailing share of hits. The choice changes only when
-//! another candidate leads by [`HYSTERESIS`], so that two equals do not take turns. `auto` chooses among the rules and
+//! another candidate leads by [`HYSTERESIS`], so that two equals do not take turns, or has been far better in the last few
+//! windows. `auto` chooses among the rules and
 //! the learned models, `ewma-adaptive` among averages of different alphas, and the evaluation's "classic" among the
 //! rules alone. Whoever is chosen, the rest keep learning, so a change takes effect at once.
 
@@ -11,10 +12,12 @@ use super::{
 };
 use crate::window::SegmentCounts;
 
-/// Lead in trailing share (0..1) that another candidate needs.
+/// Lead in the slow trailing share (0..1) that another candidate needs.
 const HYSTERESIS: f64 = 0.002;
-/// Judged orders before the first change: before that the first candidate (the default) is followed.
-const JUDGED_MIN: u64 = 6;
+/// Lead in the fast trailing share that is enough by itself: the load has changed, and the record is void.
+const SUDDEN: f64 = 0.03;
+/// Windows judged by before the first change: before that the first candidate (the default) is followed.
+const JUDGED_MIN: u64 = 12;
 /// Averages that `ewma-adaptive` chooses from, the usual one first.
 const ADAPTIVE_ALPHAS: [f32; 6] = [super::EWMA_ALPHA, 0.4, 0.8, 0.05, 0.02, 0.007];
 
@@ -81,6 +84,8 @@ impl Choice {
         vec![
             boxed(Ewma::new(segments, super::EWMA_ALPHA)),
             boxed(EwmaReadahead::new(segments, super::EWMA_ALPHA)),
+            boxed(EwmaReadahead::new(segments, 0.5)),
+            boxed(EwmaReadahead::new(segments, 0.02)),
             boxed(Markov::new(segments)),
             boxed(Choice::ewma_adaptive(segments)),
             boxed(Lfu::new(segments)),
@@ -107,13 +112,24 @@ impl Choice {
     }
 
     fn choose(&mut self) {
-        let means = self.judge.means();
-        let better = |best: usize, at: usize| if means[at] > means[best] { at } else { best };
-        let best = (0..means.len()).fold(0, better);
-        if self.judge.judged() >= JUDGED_MIN && means[best] > means[self.chosen] + HYSTERESIS {
-            self.chosen = best;
-            self.switches += 1;
+        if self.judge.judged() < JUDGED_MIN {
+            return;
         }
+        let (slow, fast) = (self.judge.means(), self.judge.recent());
+        let lead = |means: &[f64]| {
+            let best = (0..means.len()).fold(0, |best, at| if means[at] > means[best] { at } else { best });
+            (best, means[best] - means[self.chosen])
+        };
+        let ((best, ahead), (latest, suddenly)) = (lead(slow), lead(fast));
+        let chosen = if suddenly > SUDDEN {
+            latest
+        } else if ahead > HYSTERESIS && fast[best] > fast[self.chosen] - 0.5 * SUDDEN {
+            best
+        } else {
+            self.chosen
+        };
+        self.switches += u64::from(chosen != self.chosen);
+        self.chosen = chosen;
     }
 
     /// The candidate that comes after `at` candidates: by number, the one shown last.

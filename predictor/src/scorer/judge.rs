@@ -1,8 +1,11 @@
 //! How well each of several scorers has ordered this partition lately.
 //!
-//! Every [`STRIDE`] windows the rank of each segment under each candidate is kept (two bytes). While the windows of the
-//! horizon close, the accesses that would have hit a segment already copied are counted, copying at a constant rate in
-//! that order: the very figure that the evaluation calls share. What has run through its horizon enters a trailing mean.
+//! Every [`STRIDE`] windows the rank of each segment under each candidate is kept (two bytes). When a window closes, each
+//! order that still has this window in its horizon is asked which of the window's accesses would have hit a segment
+//! already copied, copying at a constant rate in that order since it was formed. The mean over these orders is a sample
+//! of the very figure that the evaluation calls share, and it is there at once: no horizon has to pass first.
+//!
+//! Two trailing means follow: a slow one for what a candidate is worth, a fast one to notice that the load has changed.
 //!
 //! Ranks come from a histogram of the scores' leading bits instead of a sort, so that the work is linear, can be done in
 //! slices and allocates nothing; segments whose scores differ by less than 1/32 share the middle of their ranks.
@@ -13,8 +16,10 @@ const STRIDE: usize = 2;
 const HORIZON: usize = super::HORIZON_WINDOWS;
 /// Orders under judgement at one time.
 pub(crate) const OPEN: usize = HORIZON / STRIDE;
-/// Share of one judged order in the trailing means; the first ones count more.
-const MEAN_ALPHA: f64 = 1.0 / 48.0;
+/// Share of one window in the slow trailing means; the first ones count more.
+const SLOW_ALPHA: f64 = 1.0 / 96.0;
+/// The same of the fast ones.
+const FAST_ALPHA: f64 = 1.0 / 8.0;
 /// Bits of a score that are dropped to find its bucket: 8 of exponent and 5 of mantissa stay (the sign is always 0).
 const DROPPED_BITS: u32 = 18;
 const BUCKETS: usize = 1 << (31 - DROPPED_BITS);
@@ -24,8 +29,6 @@ const BUCKETS: usize = 1 << (31 - DROPPED_BITS);
 struct Order {
     /// Rank as a part of 65,536, by candidate, then segment.
     ranks: Vec<u16>,
-    hits: Vec<f64>,
-    accesses: f64,
     /// Windows of its horizon that have closed; `HORIZON` and more: not in use.
     age: usize,
 }
@@ -36,24 +39,26 @@ pub(crate) struct Judge {
     segments: usize,
     orders: [Order; OPEN],
     buckets: Vec<u32>,
-    means: Vec<f64>,
+    /// Share of the window under judgement that each candidate's orders hit, summed over them, and how many they are.
+    window: Vec<f64>,
+    window_orders: u32,
+    slow: Vec<f64>,
+    fast: Vec<f64>,
     judged: u64,
     windows: usize,
 }
 
 impl Judge {
     pub(crate) fn new(candidates: usize, segments: usize) -> Judge {
-        let order = || Order {
-            ranks: vec![0; candidates * segments],
-            hits: vec![0.0; candidates],
-            accesses: 0.0,
-            age: HORIZON,
-        };
+        let order = || Order { ranks: vec![0; candidates * segments], age: HORIZON };
         Judge {
             segments,
             orders: std::array::from_fn(|_| order()),
             buckets: vec![0; BUCKETS],
-            means: vec![0.0; candidates],
+            window: vec![0.0; candidates],
+            window_orders: 0,
+            slow: vec![0.0; candidates],
+            fast: vec![0.0; candidates],
             judged: 0,
             windows: 0,
         }
@@ -61,7 +66,7 @@ impl Judge {
 
     /// The structure has changed: orders under judgement are dropped, the trailing means stay.
     pub(crate) fn resize(&mut self, segments: usize) {
-        let candidates = self.means.len();
+        let candidates = self.slow.len();
         self.segments = segments;
         for order in &mut self.orders {
             order.ranks.clear();
@@ -77,12 +82,17 @@ impl Judge {
         self.windows = 0;
     }
 
-    /// Trailing mean share (0..1) of each candidate; all zero before the first verdict.
+    /// Slow trailing mean share (0..1) of each candidate; all zero before the first verdict.
     pub(crate) fn means(&self) -> &[f64] {
-        &self.means
+        &self.slow
     }
 
-    /// Orders that have run through their horizon.
+    /// Fast trailing mean share (0..1) of each candidate: a handful of windows.
+    pub(crate) fn recent(&self) -> &[f64] {
+        &self.fast
+    }
+
+    /// Windows that were judged by.
     pub(crate) fn judged(&self) -> u64 {
         self.judged
     }
@@ -103,19 +113,15 @@ impl Judge {
         }
         // what has a rank up to the middle of this window is there
         let there = ((order.age as f64 + 0.5) / HORIZON as f64 * 65_536.0) as u16;
-        order.accesses += total;
-        for (ranks, hits) in order.ranks.chunks_exact(self.segments.max(1)).zip(&mut order.hits) {
-            let hit = |(rank, count): (&u16, &f32)| if *rank <= there { *count } else { 0.0 };
-            *hits += f64::from(ranks.iter().zip(counts).map(hit).sum::<f32>());
-        }
         order.age += 1;
-        if order.age == HORIZON && order.accesses > 0.0 {
-            self.judged += 1;
-            let alpha = MEAN_ALPHA.max(1.0 / self.judged as f64);
-            for (mean, hits) in self.means.iter_mut().zip(&order.hits) {
-                *mean += alpha * (hits / order.accesses - *mean);
-            }
+        if total <= 0.0 {
+            return;
         }
+        for (ranks, share) in order.ranks.chunks_exact(self.segments.max(1)).zip(&mut self.window) {
+            let hit = |(rank, count): (&u16, &f32)| if *rank <= there { *count } else { 0.0 };
+            *share += f64::from(ranks.iter().zip(counts).map(hit).sum::<f32>()) / total;
+        }
+        self.window_orders += 1;
     }
 
     /// Counts a whole window at once.
@@ -128,23 +134,35 @@ impl Judge {
     /// Candidates are others from here on: nothing that was judged counts.
     pub(crate) fn forget(&mut self) {
         self.orders.iter_mut().for_each(|order| order.age = HORIZON);
-        self.means.fill(0.0);
+        self.slow.fill(0.0);
+        self.fast.fill(0.0);
+        self.window.fill(0.0);
+        self.window_orders = 0;
         self.judged = 0;
     }
 
     /// All orders have seen the window.
     pub(crate) fn next_window(&mut self) {
         self.windows += 1;
+        // with fewer orders their ages do not cover the horizon evenly
+        if self.window_orders as usize == OPEN {
+            self.judged += 1;
+            let first = 1.0 / self.judged as f64;
+            for (at, sum) in self.window.iter().enumerate() {
+                let share = sum / OPEN as f64;
+                self.slow[at] += SLOW_ALPHA.max(first) * (share - self.slow[at]);
+                self.fast[at] += FAST_ALPHA.max(first) * (share - self.fast[at]);
+            }
+        }
+        self.window.fill(0.0);
+        self.window_orders = 0;
     }
 
     /// Starts the judgement of this window's orders; the oldest slot is taken. [`Judge::keep`] fills it.
     pub(crate) fn open(&mut self) -> usize {
         let oldest = |best: usize, at: usize| if self.orders[at].age > self.orders[best].age { at } else { best };
         let slot = (0..OPEN).fold(0, oldest);
-        let order = &mut self.orders[slot];
-        order.hits.fill(0.0);
-        order.accesses = 0.0;
-        order.age = 0;
+        self.orders[slot].age = 0;
         slot
     }
 

@@ -209,15 +209,14 @@ fn choice_follows_the_better_candidate_and_back() {
         choice.observe(&reads(&counts));
     }
     assert_eq!(choice.followed().name(), "last-window");
-    // single windows of noise over a steady preference: the last window misleads
+    // sixteen segments take turns at random: the last window knows two of them
     let mut rng = fastrand::Rng::with_seed(1);
     for _ in 0..600 {
         let mut counts = [0; 64];
-        (0..20).for_each(|_| counts[rng.usize(0..8) * rng.usize(0..2)] += 1);
-        counts[rng.usize(0..64)] += 30;
+        (0..2).for_each(|_| counts[32 + rng.usize(0..16)] += 100);
         choice.observe(&reads(&counts));
     }
     assert_eq!(choice.followed().name(), "lfu");
-    assert!((1..=4).contains(&choice.switches()), "{}", choice.switches());
+    assert!((1..=20).contains(&choice.switches()), "{}", choice.switches());
     assert!(choice.standings().all(|(_, share)| (0.0..=1.0).contains(&share)));
 }

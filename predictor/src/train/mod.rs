@@ -2,7 +2,7 @@
 //!
 //! Each trace becomes one stream a segment count (and, with `mirror`, a second one whose key order is turned around, so
 //! that no direction is preferred). A stream is learned from its start to its end with the hidden state kept, as the
-//! scorer runs it; gradients reach back `chunk` windows.
+//! scorer runs it; gradients reach back `chunk` windows. The linear model learns beside it, with a loss of its own.
 //!
 //! Three terms make the loss of a window, all over the shares of the horizon's accesses that fall on each segment:
 //! - listwise: cross-entropy of the softmax of the logits against the shares, less the shares' own entropy;
@@ -14,7 +14,7 @@
 //! task's own figure (percent of the oracle) from there to `validate_to`, and the rest is never looked at.
 //!
 //! Equal configurations give equal weights on one machine with one thread. The shipped model comes from
-//! `cargo run --release -p antumbra-predictor --features torch --example train_general -- FOLDER OUT`.
+//! `antumbra predict train` over the development traces (predictor/README.md has the whole line).
 
 mod net;
 mod streams;
@@ -23,6 +23,7 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 use crate::eval::{Mapping, Windowed, mean};
+use crate::features::FEATURES;
 use crate::model::{HIDDEN_MAX, HORIZON_MAX, Model};
 use crate::trace;
 
@@ -88,8 +89,12 @@ pub struct TrainConfig {
     pub threads: usize,
     /// Whether to use the first GPU when libtorch sees one.
     pub cuda: bool,
-    /// Weights to start from, e.g. to follow a host's own windows; none = random ones.
+    /// Weights to start from, e.g. a checkpoint; none = random ones.
     pub start: Option<Model>,
+    /// Features that are switched off (their numbers in the table of [`crate::features`]): what are they worth?
+    pub features_off: Vec<usize>,
+    /// Where the best weights so far are saved after each epoch that found better ones.
+    pub checkpoint: Option<PathBuf>,
 }
 
 impl TrainConfig {
@@ -98,11 +103,11 @@ impl TrainConfig {
     pub fn new(traces: Vec<TrainTrace>) -> TrainConfig {
         TrainConfig {
             traces,
-            segments: vec![256, 64, 16],
+            segments: vec![256],
             windows: 1024,
             hidden: 16,
             horizon: 8,
-            epochs: 25,
+            epochs: 16,
             patience: 12,
             chunk: 32,
             batch: 4,
@@ -117,6 +122,8 @@ impl TrainConfig {
             threads: 1,
             cuda: true,
             start: None,
+            features_off: Vec::new(),
+            checkpoint: None,
         }
     }
 
@@ -144,6 +151,9 @@ impl TrainConfig {
         let weights = [self.weight_decay, self.count_weight, self.order_weight];
         if !weights.iter().all(|weight| weight.is_finite() && *weight >= 0.0) {
             return fail("weight_decay, count_weight, order_weight", "finite and not negative".into());
+        }
+        if let Some(unknown) = self.features_off.iter().find(|feature| **feature >= FEATURES) {
+            return fail("features_off", format!("{unknown}: below {FEATURES}"));
         }
         let ordered = 0.0 < self.train_to && self.train_to < self.validate_to && self.validate_to <= 1.0;
         if !ordered {
@@ -225,7 +235,7 @@ pub fn train_on(config: &TrainConfig, mapped: &[Vec<Windowed>], progress: &mut d
     }
     let start = match &config.start {
         Some(model) => model.clone(),
-        None => net::initial(config.hidden, config.horizon, config.seed)?,
+        None => net::initial(config.hidden, config.horizon, config.seed, &config.features_off)?,
     };
     let loss = LossWeights { count: config.count_weight, order: config.order_weight };
     let mut trainer = Trainer::new(&start, device, config.weight_decay, loss)?;
@@ -241,6 +251,9 @@ pub fn train_on(config: &TrainConfig, mapped: &[Vec<Windowed>], progress: &mut d
         let validation: Vec<f64> = validations.iter().map(|part| part.pct_of_oracle(&model)).collect();
         let pct = mean(&validation);
         if pct > best.pct {
+            if let Some(path) = &config.checkpoint {
+                model.save(path)?;
+            }
             best = Best { model, epoch, validation, pct };
         }
         let at =

@@ -22,7 +22,8 @@ pub fn cuda_is_available() -> bool {
 }
 
 /// Weights to start from: scores follow the moving average, the hidden units hardly speak yet.
-pub(super) fn initial(hidden: usize, horizon: usize, seed: u64) -> Result<Model> {
+/// Features that are `off` weigh nothing, and since their inputs are 0, never will.
+pub(super) fn initial(hidden: usize, horizon: usize, seed: u64, off: &[usize]) -> Result<Model> {
     let mut weights = Model::random(hidden, horizon, seed).weights().clone();
     let (units, inputs) = weights.head_weight.split_at_mut(hidden);
     units.iter_mut().for_each(|weight| *weight *= 0.3);
@@ -30,6 +31,11 @@ pub(super) fn initial(hidden: usize, horizon: usize, seed: u64) -> Result<Model>
     inputs[AVERAGE] = 4.0;
     weights.linear.fill(0.0);
     weights.linear[AVERAGE] = 4.0;
+    for feature in off {
+        weights.weight_ih.iter_mut().skip(*feature).step_by(FEATURES).for_each(|weight| *weight = 0.0);
+        weights.head_weight[hidden + feature] = 0.0;
+        weights.linear[*feature] = 0.0;
+    }
     Model::new(hidden, horizon, weights)
 }
 

@@ -35,7 +35,10 @@ impl Stream {
             state.begin(windowed.window(window));
             while !state.step(usize::MAX) {}
             let rows = window * segments * FEATURES..(window + 1) * segments * FEATURES;
-            write_rows(&state, &mut features[rows]);
+            write_rows(&state, &mut features[rows.clone()]);
+            for row in features[rows].chunks_exact_mut(FEATURES) {
+                config.features_off.iter().for_each(|feature| row[*feature] = 0.0);
+            }
             slide(&mut ahead, windowed, window, config.horizon);
             let total: u64 = ahead.iter().sum();
             let row = &mut shares[window * segments..(window + 1) * segments];

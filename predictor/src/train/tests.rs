@@ -32,6 +32,55 @@ fn training_learns_a_scan_and_is_deterministic() {
 }
 
 #[test]
+fn features_that_are_off_weigh_nothing_and_a_checkpoint_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint.safetensors");
+    let off = TrainConfig { features_off: vec![3, 20], checkpoint: Some(path.clone()), epochs: 3, ..config() };
+    let trained = train_on(&off, &[vec![scan()]], &mut |_| {}).unwrap();
+    assert_eq!(Model::load(&path).unwrap(), trained.model);
+    let weights = trained.model.weights();
+    assert!(weights.weight_ih.chunks_exact(FEATURES).all(|row| row[3] == 0.0 && row[20] == 0.0));
+    assert!(weights.linear[3] == 0.0 && weights.head_weight[8 + 20] == 0.0 && weights.linear[4] != 0.0);
+}
+
+/// The scan trace of the project: a small model learns it for real, is saved, loaded, and beats the best average.
+#[test]
+fn small_model_trained_on_cp_w92_beats_ewma() {
+    use crate::eval::{EvalConfig, Requests, evaluate};
+    use crate::scorer::ScorerKind;
+
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/traces/cp_w92.csv.zst");
+    if !path.exists() {
+        println!("SKIPPED: no trace cp_w92 beside the repository (shared/traces)");
+        return;
+    }
+    let trace = TrainTrace { path: path.clone(), mapping: Mapping::Range };
+    let config = TrainConfig {
+        hidden: 8,
+        segments: vec![64],
+        epochs: 6,
+        mirror: false,
+        cuda: false,
+        learning_rate: 0.01,
+        ..TrainConfig::new(vec![trace])
+    };
+    let trained = train(&config, &mut |_| {}).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let saved = folder.path().join("small.safetensors");
+    trained.model.save(&saved).unwrap();
+    let model = Model::load(&saved).unwrap();
+    assert_eq!(model, trained.model);
+    let requests = Requests { trace: "cp_w92".into(), requests: trace::read_all(&path).unwrap() };
+    let scorers = vec![ScorerKind::Ewma, ScorerKind::Gru];
+    // without online learning: it is the training that is tried
+    let config =
+        EvalConfig { segments: 64, scorers, model: Some(model), online: None, ..EvalConfig::new(Mapping::Range) };
+    let report = evaluate(&requests, &config).unwrap();
+    println!("gap closed against ewma: {:?}", report.gap_vs_ewma);
+    assert!(report.gap_vs_ewma.unwrap() > 0.0, "{report:?}");
+}
+
+#[test]
 fn settings_out_of_range_are_named() {
     let text = |config: TrainConfig| train_on(&config, &[vec![scan()]], &mut |_| {}).unwrap_err().to_string();
     assert!(text(TrainConfig { hidden: 0, ..config() }).contains("hidden"));
@@ -40,6 +89,7 @@ fn settings_out_of_range_are_named() {
     assert!(text(TrainConfig { epochs: 0, ..config() }).contains("epochs"));
     assert!(text(TrainConfig { train_to: 0.9, ..config() }).contains("train_to"));
     assert!(text(TrainConfig { learning_rate: f64::NAN, ..config() }).contains("learning_rate"));
+    assert!(text(TrainConfig { features_off: vec![FEATURES], ..config() }).contains("features_off"));
     assert!(text(TrainConfig { start: Some(Model::random(9, 4, 1)), ..config() }).contains("hidden sizes"));
     assert!(train_on(&config(), &[], &mut |_| {}).is_err());
     let missing = TrainTrace { path: "no/such".into(), mapping: Mapping::Range };

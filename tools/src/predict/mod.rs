@@ -2,6 +2,8 @@
 
 mod eval;
 mod page;
+mod plot;
+mod record;
 mod signal;
 mod train;
 
@@ -15,18 +17,27 @@ use crate::CliError;
 pub enum PredictCommand {
     /// Prints every scorer against the oracle on a trace.
     Eval(eval::EvalOptions),
+    /// Draws what came beside what was expected, as heat maps.
+    Plot(plot::PlotOptions),
+    /// Exports the request log of a live node as a trace.
+    Record(record::RecordOptions),
     /// Tries the trigger of a move against a reactive one and one that knows the future, on seeded loads.
     Signal(signal::SignalOptions),
     /// Trains the GRU on traces and writes its weights.
     Train(train::TrainOptions),
+    /// For each trace: trains on the others and evaluates on it.
+    Loo(train::LooOptions),
 }
 
 /// Runs a predictor command.
 pub fn run(command: PredictCommand) -> Result<(), CliError> {
     match command {
         PredictCommand::Eval(options) => eval::run(&options),
+        PredictCommand::Plot(options) => plot::run(&options),
+        PredictCommand::Record(options) => record::run(&options),
         PredictCommand::Signal(options) => signal::run(&options),
         PredictCommand::Train(options) => train::run(&options),
+        PredictCommand::Loo(options) => train::run_loo(&options),
     }
 }
 
