@@ -111,7 +111,7 @@ mod tests {
             }
         }
         let sampled = recording.requests.len();
-        assert!(sampled % 3 == 0 && (150..=350).contains(&(sampled / 3)), "{sampled}");
+        assert!(sampled.is_multiple_of(3) && (150..=350).contains(&(sampled / 3)), "{sampled}");
         assert_eq!(recording.requests.iter().filter(|request| request.is_write).count(), sampled / 3);
         assert!(recording.requests.windows(2).all(|pair| pair[0].at_us <= pair[1].at_us));
         let mut all = Recording::new(0, Duration::ZERO);
