@@ -204,7 +204,7 @@ impl PartitionHandle {
     /// See [`Partition::scrub`].
     ///
     /// # Errors
-    /// As [`Partition::scrub`], [`Error::UnknownPartition`], [`Error::Closed`].
+    /// As [`Partition::scrub`], [`crate::Error::UnknownPartition`], [`crate::Error::Closed`].
     pub async fn scrub(&self, bytes_per_second: Option<u64>) -> Result<ScrubReport> {
         self.with(move |partition| async move { partition.scrub(bytes_per_second).await }).await
     }
@@ -212,7 +212,7 @@ impl PartitionHandle {
     /// See [`Partition::export`].
     ///
     /// # Errors
-    /// As [`Partition::export`], [`Error::UnknownPartition`], [`Error::Closed`].
+    /// As [`Partition::export`], [`crate::Error::UnknownPartition`], [`crate::Error::Closed`].
     pub async fn export(&self, start: impl Into<Bytes>, bytes_max: usize) -> Result<ExportPage> {
         let start = start.into();
         self.with(move |partition| async move { partition.export(&start, bytes_max).await }).await
