@@ -104,9 +104,9 @@ pub(crate) fn check_columns(bytes: &[u8]) -> std::result::Result<&ArchivedColumn
     let rises = |ends: &[rkyv::rend::u32_le], total: usize, step_min: u32| {
         let mut previous = 0;
         ends.iter().all(|end| {
-            let ok = end.to_native() >= previous + step_min;
+            let step = end.to_native().checked_sub(previous);
             previous = end.to_native();
-            ok
+            step.is_some_and(|step| step >= step_min)
         }) && previous as usize == total
     };
     if !rises(&columns.key_ends, columns.key_bytes.len(), 1) {

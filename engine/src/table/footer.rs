@@ -157,7 +157,8 @@ impl Footer {
         let index_end = footer.index.offset.checked_add(u64::from(footer.index.len));
         let fits = footer.total_len == table_len
             && filter_end == Some(footer.index.offset)
-            && index_end == Some(table_len - FOOTER_LEN as u64);
+            && index_end.is_some()
+            && index_end == table_len.checked_sub(FOOTER_LEN as u64);
         if !fits {
             return Err(format!("footer does not fit a table of {table_len} bytes"));
         }

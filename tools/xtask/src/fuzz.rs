@@ -29,9 +29,10 @@ const TARGETS: &[&str] = &[
     "backup",
 ];
 
-/// Builds the fuzzer and runs each target (or one) for a while; then keeps of the corpus what adds coverage.
+/// Builds the fuzzer and runs each target (or one) for a while; `--keep` adds to the corpus what reached something new.
 pub fn run(args: &[String]) -> Result<()> {
     let seconds = number(args, "--seconds")?.unwrap_or(60);
+    let keep = args.iter().any(|arg| arg == "--keep");
     let only = value(args, "--target")?;
     if let Some(name) = &only
         && !TARGETS.contains(&name.as_str())
@@ -45,7 +46,7 @@ pub fn run(args: &[String]) -> Result<()> {
     let program = build()?;
     let mut failed = Vec::new();
     for target in TARGETS.iter().filter(|target| only.as_deref().is_none_or(|name| name == **target)) {
-        if fuzz(&program, target, seconds).is_err() {
+        if fuzz(&program, target, seconds, keep).is_err() {
             failed.push(*target);
         }
     }
@@ -71,7 +72,7 @@ fn build() -> Result<PathBuf> {
     Ok(target_dir.join(PLATFORM).join("release/decoders"))
 }
 
-fn fuzz(program: &PathBuf, target: &str, seconds: u64) -> Result<()> {
+fn fuzz(program: &PathBuf, target: &str, seconds: u64, keep: bool) -> Result<()> {
     let (corpus, artifacts) = (dir().join("corpus").join(target), dir().join("artifacts"));
     let found = std::env::temp_dir().join(format!("antumbra-fuzz-{}-{target}", std::process::id()));
     for dir in [&corpus, &artifacts, &found] {
@@ -95,8 +96,7 @@ fn fuzz(program: &PathBuf, target: &str, seconds: u64) -> Result<()> {
         .arg(&found)
         .arg(&corpus),
     );
-    if result.is_ok() {
-        // Inputs that reach something new join the corpus.
+    if keep && result.is_ok() {
         run_command(command(&["-merge=1".into()]).arg(&corpus).arg(&found))?;
     }
     std::fs::remove_dir_all(&found).map_err(|cause| format!("{}: {cause}", found.display()))?;
