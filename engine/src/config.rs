@@ -145,15 +145,21 @@ impl EngineConfig {
         self.memory_budget_bytes / self.shards / 4
     }
 
-    /// Bytes at which a batch of the log makes writers wait; three of them fit the share for buffers.
+    /// Bytes at which a batch of the log makes writers wait; three of them fit the share for buffers. A batch is sealed in
+    /// one go, so it is never large.
     pub(crate) fn wal_batch_bytes(&self) -> usize {
-        self.memory_budget_bytes / self.shards / 64
+        (self.memory_budget_bytes / self.shards / 128).min(1 << 20)
+    }
+
+    /// Bytes that one compaction may hold of its sources at a time.
+    pub(crate) fn read_ahead_bytes(&self) -> usize {
+        (self.memory_budget_bytes / self.shards / 64).min(4 << 20)
     }
 
     /// Bytes that blocks, indexes and filters of one shard may take together: what memtables and buffers leave.
     pub(crate) fn cache_budget_bytes(&self) -> usize {
         let share = self.memory_budget_bytes / self.shards;
-        // Log batches being filled and in flight, table files being written, frames between two uses.
+        // Log batches being filled and in flight, tables being read and written.
         let buffers = share / 16;
         share - self.memtable_budget_bytes() - buffers
     }

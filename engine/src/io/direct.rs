@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 
 #[cfg(any(test, feature = "sim"))]
 use super::fs::Mode;
+use super::runtime;
 
 /// Offsets and lengths of writes are multiples of this: the largest block of the devices in use.
 pub(crate) const BLOCK_BYTES: usize = 4096;
@@ -111,7 +112,21 @@ impl DirectFile {
         Ok(DirectFile { backend: Backend::Ring(file), path: path.to_path_buf() })
     }
 
+    /// Creates (or empties) a file whose writes are on the device once [`DirectFile::close_durable`] has returned: one
+    /// flush of the device for all of them.
+    pub async fn create(path: &Path) -> Result<DirectFile> {
+        #[cfg(any(test, feature = "sim"))]
+        if let Some(machine) = super::sim::current() {
+            return DirectFile::simulated(path, machine.open_direct(path, Mode::Create, false));
+        }
+        let mut options = OpenOptions::new();
+        let opened = options.create(true).truncate(true).read(true).write(true).dma_open(path).await;
+        let file = opened.map_err(|cause| glommio_error("open", path, cause))?;
+        Ok(DirectFile { backend: Backend::Ring(file), path: path.to_path_buf() })
+    }
+
     /// Creates (or empties) a file whose writes are on the device when they return.
+    #[cfg(test)]
     pub async fn create_durable(path: &Path) -> Result<DirectFile> {
         #[cfg(any(test, feature = "sim"))]
         if let Some(machine) = super::sim::current() {
@@ -212,6 +227,15 @@ impl DirectFile {
             return Err(Error::io("write", &self.path, cause));
         }
         Ok(())
+    }
+
+    /// Makes content and size durable, off the core, and closes the file.
+    ///
+    /// Errors: [`Error::Io`]; what was written before may be lost, and syncing again would not tell.
+    pub async fn close_durable(self) -> Result<()> {
+        let path = self.path.clone();
+        runtime::unblock(move || super::fs::File::open_write(&path)?.sync_data()).await?;
+        self.close().await
     }
 
     /// Closes the file. Dropping it closes it later, with the error lost.

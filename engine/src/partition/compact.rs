@@ -30,6 +30,8 @@ const SLICES_MAX: usize = 4;
 const ERASURES_MAX: usize = 16;
 /// Slices of a segment at which its compaction is as urgent as a flush: reads and space suffer more than other I/O.
 const SLICES_URGENT: usize = 2 * SLICES_MAX;
+/// Bytes of one read of a source at least, however many there are.
+const READ_BYTES_MIN: usize = 32 << 10;
 /// A segment above `target * SPLIT_FACTOR` is cut.
 const SPLIT_FACTOR: u64 = 2;
 /// Neighbours that together stay below `target / MERGE_DIVISOR` become one.
@@ -191,7 +193,10 @@ impl Partition {
     /// Merges the run into new base tables; each goes into a file of its own.
     async fn write_pieces(&self, run: &[Rc<Segment>], may_cut: bool) -> Result<Vec<Piece>> {
         let (start, end) = (run[0].start.clone(), run[run.len() - 1].end.clone());
-        let sources = table_sources(run.iter(), &start, end.as_ref(), Purpose::Maintain, |_| true);
+        // What is read ahead is memory: all sources together have one share of it.
+        let share = self.shard.read_ahead_bytes();
+        let purpose = |sources: usize| Purpose::Maintain { read_bytes: (share / sources.max(1)).max(READ_BYTES_MIN) };
+        let sources = table_sources(run.iter(), &start, end.as_ref(), purpose);
         let (snapshots, visible) = (self.snapshots.lsns(), self.progress.borrow().visible());
         let retain = match self.serving() {
             // A shadow takes records out of order: an older one may still come and must find the tombstone.

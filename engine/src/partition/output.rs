@@ -50,7 +50,7 @@ pub(super) struct TableFileWriter {
 impl TableFileWriter {
     pub async fn create(shard: &Rc<Shard>, options: PartitionOptions, class: IoClass) -> Result<TableFileWriter> {
         let id = shard.allocate_file();
-        let file = DirectFile::create_durable(&shard.table_path(id)).await?;
+        let file = DirectFile::create(&shard.table_path(id)).await?;
         let builder = TableBuilder::new(table_options(options));
         let shard = Rc::clone(shard);
         Ok(TableFileWriter { shard, class, id, file, options, builder, table_start: 0, offset: 0, since_yield: 0 })
@@ -129,7 +129,7 @@ impl TableFileWriter {
     /// Makes the file and its name durable and opens it for reading.
     pub async fn finish(self) -> Result<Rc<TableFile>> {
         let dir = self.shard.dir().to_path_buf();
-        self.file.close().await?;
+        self.file.close_durable().await?;
         if !planted(Bug::ReorderManifest) {
             runtime::unblock(move || crate::io::fs::sync_dir(&dir)).await?;
         }

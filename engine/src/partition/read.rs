@@ -369,7 +369,7 @@ impl Partition {
         let touched = view.layout.segments[first..]
             .iter()
             .take_while(|segment| end.as_ref().is_none_or(|end| segment.start < *end));
-        sources.extend(table_sources(touched, &start, end.as_ref(), Purpose::Serve, |_| true));
+        sources.extend(table_sources(touched, &start, end.as_ref(), |_| Purpose::Serve));
         let erasures = view.erasures(&start, end.as_ref(), Lsn(0), lsn);
         MergeIter::new(sources, retain).erased_by(erasures)
     }
@@ -389,23 +389,23 @@ impl ReadView {
     }
 }
 
-/// The tables of neighbouring segments that `wanted` accepts, as sources. The n-th tables of neighbours do not overlap,
-/// so one source walks them one after another.
+/// The tables of neighbouring segments as sources, read for the purpose that `purpose` gives for so many sources. The
+/// n-th tables of neighbours do not overlap, so one source walks them one after another.
 pub(super) fn table_sources<'a>(
     segments: impl Iterator<Item = &'a Rc<Segment>>,
     start: &Bytes,
     end: Option<&Bytes>,
-    purpose: Purpose,
-    wanted: impl Fn(&Table) -> bool,
+    purpose: impl FnOnce(usize) -> Purpose,
 ) -> Vec<Source> {
     let mut levels: Vec<Vec<Rc<Table>>> = Vec::new();
     for segment in segments {
-        for (level, table) in segment.tables().filter(|table| wanted(table)).enumerate() {
+        for (level, table) in segment.tables().enumerate() {
             if level == levels.len() {
                 levels.push(Vec::new());
             }
             levels[level].push(Rc::clone(table));
         }
     }
+    let purpose = purpose(levels.len());
     levels.into_iter().map(|tables| Source::tables(tables, start.clone(), end.cloned(), purpose)).collect()
 }

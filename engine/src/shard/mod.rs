@@ -275,6 +275,11 @@ impl Shard {
         self.config.cache_budget_bytes() / 2
     }
 
+    /// Bytes that one compaction may hold of its sources at a time.
+    pub(crate) fn read_ahead_bytes(&self) -> usize {
+        self.config.read_ahead_bytes()
+    }
+
     pub(crate) fn governor(&self) -> &Governor {
         &self.config.governor
     }

@@ -399,12 +399,17 @@ impl VerifiedBlock {
         outside + size_of::<VerifiedBlock>()
     }
 
-    /// The slab of the frame pool that the block lies in.
-    pub(super) fn slab(&self) -> Option<u32> {
+    /// The frame that the block lies in, if it is a pool's.
+    pub(super) fn frame(&self) -> Option<&Frame> {
         match &self.memory {
-            Memory::Cached { frame, .. } => frame.slab(),
+            Memory::Cached { frame, .. } => Some(frame),
             Memory::Own { .. } | Memory::Resident { .. } => None,
         }
+    }
+
+    /// The slab of the frame pool that the block lies in.
+    pub(super) fn slab(&self) -> Option<u32> {
+        self.frame().and_then(Frame::slab)
     }
 
     /// The record at `index`.

@@ -15,26 +15,30 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
-use std::rc::{Rc, Weak};
-
-use crate::memory::HUGE_BYTES;
+use std::rc::Rc;
 
 use super::block::VerifiedBlock;
-use super::frames::FramePool;
+use super::frames::{FramePool, Owner};
 
-/// Memory of frames between two uses that is not given back.
-const IDLE_BYTES_MAX: usize = 2 * HUGE_BYTES;
+/// The part of the budget, one in so many, that is left to frames between two uses.
+const IDLE_SHARE: usize = 16;
+/// A cache of less than so many slabs leaves them nothing.
+const SLABS_MIN: usize = 16;
+/// Memory between two uses below which no slab is emptied.
+const IDLE_SLABS: usize = 2;
 /// Uses that a block is credited with at most.
 const USES_MAX: u8 = 3;
 /// The small queue gets one part in so many of the budget.
 const SMALL_SHARE: usize = 10;
 /// Bookkeeping of one cached block: its slot, its place in a queue, its reference counts.
-const ENTRY_OVERHEAD_BYTES: usize = 32;
+const ENTRY_OVERHEAD_BYTES: usize = 64;
 
 /// Where readers look for blocks before they read the device.
 pub trait BlockCache {
     /// The block, if it is held.
     fn lookup(&self, slots: &BlockSlots, block: usize) -> Option<Rc<VerifiedBlock>>;
+    /// As [`BlockCache::lookup`], but no use of the block: it stays no longer for it.
+    fn peek(&self, slots: &BlockSlots, block: usize) -> Option<Rc<VerifiedBlock>>;
     /// Offers a block that was just read; returns it, perhaps in other memory.
     fn insert(&self, slots: &Rc<BlockSlots>, block: usize, verified: VerifiedBlock) -> Rc<VerifiedBlock>;
 }
@@ -45,6 +49,10 @@ pub struct NoCache;
 
 impl BlockCache for NoCache {
     fn lookup(&self, _slots: &BlockSlots, _block: usize) -> Option<Rc<VerifiedBlock>> {
+        None
+    }
+
+    fn peek(&self, _slots: &BlockSlots, _block: usize) -> Option<Rc<VerifiedBlock>> {
         None
     }
 
@@ -166,8 +174,8 @@ impl Usage {
     }
 }
 
-/// A queued block: its table's slots and its place in them. The table may be gone.
-type Queued = (Weak<BlockSlots>, u32);
+/// A queued block: its table's slots and its place in them. The table may be gone, and the block too.
+type Queued = Owner;
 
 #[derive(Debug, Default)]
 struct Queues {
@@ -196,7 +204,7 @@ impl ShardBlockCache {
     #[must_use]
     pub fn new(capacity: usize) -> ShardBlockCache {
         ShardBlockCache {
-            frames: Rc::default(),
+            frames: Rc::new(FramePool::for_capacity(capacity)),
             queues: RefCell::default(),
             usage: Rc::default(),
             capacity: Cell::new(capacity),
@@ -237,8 +245,10 @@ impl ShardBlockCache {
 
     fn shrink(&self) {
         let mut queues = self.queues.borrow_mut();
-        while self.usage.total() > self.capacity.get() && self.usage.blocks() > 0 {
-            let small_is_due = self.usage.small.get() * SMALL_SHARE > self.capacity.get();
+        let (whole, slab_bytes) = (self.capacity.get(), self.frames.slab_bytes());
+        let capacity = if whole < SLABS_MIN * slab_bytes { whole } else { whole - whole / IDLE_SHARE };
+        while self.usage.total() > capacity && self.usage.blocks() > 0 {
+            let small_is_due = self.usage.small.get() * SMALL_SHARE > capacity;
             let took = if small_is_due || queues.main.is_empty() {
                 queues.step_small(&self.usage)
             } else {
@@ -247,14 +257,27 @@ impl ShardBlockCache {
             assert!(took, "INV-CACHE: bytes in use belong to queued blocks");
         }
         // Frames between two uses are memory too: where they have become many, the emptiest slabs are given back.
-        while self.bytes() > self.capacity.get() + IDLE_BYTES_MAX {
+        while self.bytes() > whole.max(capacity + IDLE_SLABS * slab_bytes) {
             let mapped = self.frames.mapped_bytes();
             if let Some(slab) = self.frames.sparsest() {
-                queues.drop_slab(slab, &self.usage);
+                self.empty_slab(slab);
             }
             if self.frames.mapped_bytes() == mapped {
                 // Readers still hold blocks of it, or it became the spare one.
                 return;
+            }
+        }
+    }
+
+    /// Drops every block that lies in a slab. Their places in the queues are passed over when their turn comes.
+    fn empty_slab(&self, slab: u32) {
+        for (table, block) in self.frames.take_owners(slab) {
+            let Some(slots) = table.upgrade() else {
+                continue;
+            };
+            let slot = &mut slots.slots.borrow_mut()[block as usize];
+            if slot.block.as_ref().is_some_and(|held| held.slab() == Some(slab)) {
+                slot.take(Some(&self.usage));
             }
         }
     }
@@ -284,7 +307,7 @@ impl Queues {
         };
         let slot = &mut slots.slots.borrow_mut()[block as usize];
         if slot.queue != Queue::Small || slot.block.is_none() {
-            // It became resident since it was queued.
+            // It became resident, or its slab was emptied, since it was queued.
             return true;
         }
         let weight = slot.weight();
@@ -324,30 +347,20 @@ impl Queues {
         true
     }
 
-    /// Drops every block that lies in a slab.
-    fn drop_slab(&mut self, slab: u32, usage: &Usage) {
-        for (queue, kind) in [(&mut self.small, Queue::Small), (&mut self.main, Queue::Main)] {
-            queue.retain(|(table, block)| {
-                let Some(slots) = table.upgrade() else {
-                    return false;
-                };
-                let slot = &mut slots.slots.borrow_mut()[*block as usize];
-                let lies_there =
-                    slot.queue == kind && slot.block.as_ref().is_some_and(|held| held.slab() == Some(slab));
-                if lies_there {
-                    slot.take(Some(usage));
-                }
-                !lies_there
-            });
-        }
-    }
-
-    /// Forgets blocks of tables that are gone, when they have become many.
+    /// Forgets entries whose block is gone, when they may have become many.
     fn sweep(&mut self) {
-        for queue in [&mut self.small, &mut self.main] {
-            if queue.len() == queue.capacity() && queue.len() >= 1024 {
-                queue.retain(|(table, _)| table.strong_count() > 0);
+        for (queue, kind) in [(&mut self.small, Queue::Small), (&mut self.main, Queue::Main)] {
+            if queue.len() < queue.capacity() || queue.len() < 1024 {
+                continue;
             }
+            queue.retain(|(table, block)| {
+                table.upgrade().is_some_and(|slots| {
+                    let slot = &slots.slots.borrow()[*block as usize];
+                    slot.queue == kind && slot.block.is_some()
+                })
+            });
+            // The next sweep comes after as many insertions as this one has looked at.
+            queue.reserve(queue.len() + 1);
         }
     }
 }
@@ -359,6 +372,10 @@ impl BlockCache for ShardBlockCache {
         let held = slot.block.clone()?;
         slot.uses = (slot.uses + 1).min(USES_MAX);
         Some(held)
+    }
+
+    fn peek(&self, slots: &BlockSlots, block: usize) -> Option<Rc<VerifiedBlock>> {
+        slots.slots.borrow()[block].block.clone()
     }
 
     fn insert(&self, slots: &Rc<BlockSlots>, block: usize, verified: VerifiedBlock) -> Rc<VerifiedBlock> {
@@ -379,10 +396,13 @@ impl BlockCache for ShardBlockCache {
             slot.dropped_at = 0;
             slot.block = Some(Rc::clone(&verified));
             account.update(|bytes| bytes + weight(&verified));
-            queues.sweep();
-            let queued = (Rc::downgrade(slots), block as u32);
+            let queued: Queued = (Rc::downgrade(slots), block as u32);
+            if let Some(frame) = verified.frame() {
+                self.frames.set_owner(frame, queued.clone());
+            }
             if is_back { queues.main.push_back(queued) } else { queues.small.push_back(queued) }
         }
+        queues.sweep();
         drop(queues);
         self.shrink();
         verified
@@ -412,7 +432,7 @@ mod tests {
 
     /// What it weighs in a cache.
     fn block_weight() -> usize {
-        weight(&block().into_frame(&Rc::default()))
+        weight(&block().into_frame(&Rc::new(FramePool::for_capacity(0))))
     }
 
     fn read(cache: &ShardBlockCache, slots: &Rc<BlockSlots>, index: usize) -> bool {
@@ -443,9 +463,9 @@ mod tests {
         for index in 0..60_000 {
             read(&cache, &slots, index);
         }
-        assert!(cache.bytes() > capacity - (1 << 20) && cache.bytes() <= capacity + IDLE_BYTES_MAX);
+        assert!(cache.bytes() > capacity - capacity / 8 && cache.bytes() <= capacity);
         let charges: Vec<Charge> = (0..24).map(|_| cache.charge(1 << 20)).collect();
-        assert!(cache.bytes() <= capacity + IDLE_BYTES_MAX, "{} bytes", cache.bytes());
+        assert!(cache.bytes() <= capacity, "{} bytes", cache.bytes());
         assert!((0..60_000).any(|index| cache.lookup(&slots, index).is_some()), "what fits stays");
         drop(charges);
     }

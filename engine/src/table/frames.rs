@@ -8,16 +8,25 @@
 
 use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use crate::memory::{HUGE_BYTES, Region};
+
+use super::cache::BlockSlots;
 
 /// Size classes are multiples of this; half of it is lost per frame in the mean.
 const CLASS_BYTES: usize = 512;
 /// Larger frames get a region of their own.
 const CLASS_MAX: usize = 64 << 10;
-/// Frames begin at multiples of a cache line.
+/// Slabs that a pool has at least, if they need not be smaller than the smallest for it.
+const SLABS: usize = 32;
+const SLAB_BYTES_MIN: usize = 4 * CLASS_MAX;
+/// A frame may be larger than asked by one part in so many, where that saves a slab of its own for a rare size.
+const ROUNDING: usize = 8;
 const WORD: usize = size_of::<u64>();
+
+/// Who uses a frame: a table's slots and the place in them.
+pub(super) type Owner = (Weak<BlockSlots>, u32);
 
 #[derive(Debug)]
 struct Slab {
@@ -26,6 +35,8 @@ struct Slab {
     /// Frames that are free.
     free: Vec<u32>,
     live: u32,
+    /// Who was last said to use each frame; may be out of date.
+    owners: Vec<Owner>,
 }
 
 #[derive(Debug, Default)]
@@ -40,20 +51,32 @@ struct Slabs {
 }
 
 /// The pool.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct FramePool {
+    slab_bytes: usize,
     slabs: RefCell<Slabs>,
     mapped: Cell<usize>,
     used: Cell<usize>,
 }
 
 impl FramePool {
+    /// A pool for about `capacity` bytes: slabs of huge pages where that is many of them.
+    pub fn for_capacity(capacity: usize) -> FramePool {
+        let slab_bytes = (capacity / SLABS).next_power_of_two().clamp(SLAB_BYTES_MIN, HUGE_BYTES);
+        FramePool { slab_bytes, slabs: RefCell::default(), mapped: Cell::new(0), used: Cell::new(0) }
+    }
+
+    /// Size of a slab.
+    pub fn slab_bytes(&self) -> usize {
+        self.slab_bytes
+    }
+
     /// Bytes of memory taken from the system.
     pub fn mapped_bytes(&self) -> usize {
         self.mapped.get()
     }
 
-    /// Bytes in frames.
+    /// Bytes in frames that somebody uses.
     pub fn used_bytes(&self) -> usize {
         self.used.get()
     }
@@ -66,24 +89,46 @@ impl FramePool {
         held.min_by_key(|(_, slab)| in_use(slab)).map(|(place, _)| place as u32)
     }
 
+    /// The owners of a slab's frames, as far as they were told.
+    pub fn take_owners(&self, slab: u32) -> Vec<Owner> {
+        let mut slabs = self.slabs.borrow_mut();
+        slabs.slabs[slab as usize].as_mut().map_or_else(Vec::new, |slab| std::mem::take(&mut slab.owners))
+    }
+
+    /// Says who uses a frame, so that its slab can be emptied.
+    pub fn set_owner(&self, frame: &Frame, owner: Owner) {
+        let Place::Slab { slab, index } = frame.place else {
+            return;
+        };
+        if let Some(slab) = self.slabs.borrow_mut().slabs[slab as usize].as_mut() {
+            let index = index as usize;
+            if slab.owners.len() <= index {
+                slab.owners.resize(index + 1, (Weak::new(), 0));
+            }
+            slab.owners[index] = owner;
+        }
+    }
+
     /// A frame of at least `len` bytes with undefined content.
     pub fn allocate(self: &Rc<FramePool>, len: usize) -> Frame {
         let class = len.div_ceil(CLASS_BYTES).max(1);
         let len = class * CLASS_BYTES;
-        self.used.update(|used| used + len);
         if len > CLASS_MAX {
-            let region = Region::huge(len);
+            self.used.update(|used| used + len);
+            let region = if len < HUGE_BYTES { Region::plain(len) } else { Region::huge(len) };
             self.mapped.update(|mapped| mapped + region.len());
             let memory = region.as_ptr().cast();
             return Frame { pool: Rc::clone(self), memory, len, place: Place::Alone(region) };
         }
         let mut slabs = self.slabs.borrow_mut();
-        let (slab, mapped) = slabs.slab_with_room(class);
+        let (slab, mapped) = slabs.slab_with_room(class, self.slab_bytes);
         self.mapped.update(|bytes| bytes + mapped);
         let index = slabs.take_frame(slab);
         let Some(held) = slabs.slabs[slab as usize].as_ref() else {
             unreachable!("INV-FRAME: a slab with room exists");
         };
+        let len = held.class * CLASS_BYTES;
+        self.used.update(|used| used + len);
         // SAFETY: frame `index` of the slab lies within its region.
         let memory = unsafe { held.region.as_ptr().add(index as usize * len) }.cast();
         Frame { pool: Rc::clone(self), memory, len, place: Place::Slab { slab, index } }
@@ -91,19 +136,24 @@ impl FramePool {
 }
 
 impl Slabs {
-    /// A slab of the class with a free frame, and the bytes that had to be mapped for it.
-    fn slab_with_room(&mut self, class: usize) -> (u32, usize) {
+    /// A slab of the class, or of one that is hardly larger, with a free frame, and the bytes that had to be mapped for
+    /// it.
+    fn slab_with_room(&mut self, class: usize, slab_bytes: usize) -> (u32, usize) {
         if self.partial.len() <= class {
             self.partial.resize_with(class + 1, Vec::new);
         }
-        if let Some(slab) = self.partial[class].last() {
+        let largest = (class + class / ROUNDING).min(self.partial.len() - 1);
+        if let Some(slab) = self.partial[class..=largest].iter().find_map(|slabs| slabs.last()) {
             return (*slab, 0);
         }
-        let mapped = if self.spare.is_some() { 0 } else { HUGE_BYTES };
-        let region = self.spare.take().unwrap_or_else(|| Region::huge(HUGE_BYTES));
-        let frames = HUGE_BYTES / (class * CLASS_BYTES);
+        let mapped = if self.spare.is_some() { 0 } else { slab_bytes };
+        let region = self.spare.take().unwrap_or_else(|| match slab_bytes {
+            HUGE_BYTES => Region::huge(HUGE_BYTES),
+            _ => Region::plain(slab_bytes),
+        });
+        let frames = slab_bytes / (class * CLASS_BYTES);
         // Taken from the end: the first frames first.
-        let slab = Slab { region, class, free: (0..frames as u32).rev().collect(), live: 0 };
+        let slab = Slab { region, class, free: (0..frames as u32).rev().collect(), live: 0, owners: Vec::new() };
         let place = self.vacant.pop().unwrap_or_else(|| {
             self.slabs.push(None);
             self.slabs.len() as u32 - 1
@@ -148,7 +198,7 @@ impl Slabs {
             self.spare = emptied;
             return 0;
         }
-        HUGE_BYTES
+        emptied.map_or(0, |region| region.len())
     }
 }
 
@@ -218,7 +268,7 @@ mod tests {
 
     #[test]
     fn frames_of_mixed_sizes_never_overlap_and_all_memory_goes_back() {
-        let pool = Rc::new(FramePool::default());
+        let pool = Rc::new(FramePool::for_capacity(64 << 20));
         let mut random = fastrand::Rng::with_seed(3);
         let mut held: Vec<(Frame, u64)> = Vec::new();
         for mark in 1..4_000_u64 {

@@ -1,6 +1,5 @@
 //! Walks the records of a table in order.
 
-use std::collections::VecDeque;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -10,7 +9,7 @@ use crate::record::RecordView;
 
 use super::block::VerifiedBlock;
 use super::cache::BlockCache;
-use super::reader::{BlockSource, TableReader};
+use super::reader::{BlockSource, TableReader, UnverifiedRun};
 
 /// What a walk is for: how far it reads ahead, and whether its blocks are worth keeping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,11 +17,14 @@ pub enum Purpose {
     /// A reader waits: the first block is read alone, then twice as much with each read while the walk goes on.
     Serve,
     /// Nobody waits, and each block is used once: large reads that leave the cache as it is.
-    Maintain,
+    Maintain {
+        /// Bytes of one read.
+        read_bytes: usize,
+    },
 }
 
 /// Bytes of one read of a walk at most.
-const READ_AHEAD_BYTES_MAX: usize = 256 << 10;
+pub(crate) const READ_AHEAD_BYTES_MAX: usize = 256 << 10;
 
 /// Iterates `[start, end)` of a table, reading blocks as it reaches them.
 pub struct TableIter<S, C> {
@@ -35,7 +37,7 @@ pub struct TableIter<S, C> {
     /// The block taken next, and whether the first has been positioned.
     next_block: Option<usize>,
     /// Blocks read already: those from `next_block` on.
-    ahead: VecDeque<Rc<VerifiedBlock>>,
+    ahead: Option<UnverifiedRun>,
     block: Option<Rc<VerifiedBlock>>,
     position: usize,
     /// Records of the block that lie in the range.
@@ -53,7 +55,7 @@ impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
     ) -> TableIter<S, C> {
         let read_ahead_bytes = match purpose {
             Purpose::Serve => 1,
-            Purpose::Maintain => READ_AHEAD_BYTES_MAX,
+            Purpose::Maintain { read_bytes } => read_bytes.min(READ_AHEAD_BYTES_MAX),
         };
         TableIter {
             reader,
@@ -63,7 +65,7 @@ impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
             purpose,
             read_ahead_bytes,
             next_block: None,
-            ahead: VecDeque::new(),
+            ahead: None,
             block: None,
             position: 0,
             limit: 0,
@@ -123,18 +125,29 @@ impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
     }
 
     async fn take_block(&mut self, block: usize) -> Result<Rc<VerifiedBlock>> {
-        if let Some(held) = self.ahead.pop_front() {
-            return Ok(held);
+        let keep = self.purpose == Purpose::Serve;
+        if let Some(run) = &mut self.ahead
+            && let Some(verified) = self.reader.next_of(run, &*self.cache, keep)?
+        {
+            return Ok(verified);
         }
-        if let Some(held) = self.reader.cached(block, &*self.cache) {
+        self.ahead = None;
+        let held = match self.purpose {
+            Purpose::Serve => self.reader.cached(block, &*self.cache),
+            Purpose::Maintain { .. } => self.reader.peek(block, &*self.cache),
+        };
+        if let Some(held) = held {
             return Ok(held);
         }
         let end = self.end.as_deref().map_or(self.reader.blocks(), |end| self.reader.block_for(end) + 1);
-        let keep = self.purpose == Purpose::Serve;
-        self.ahead = self.reader.read_ahead(block..end, self.read_ahead_bytes, &*self.cache, keep).await?;
-        self.read_ahead_bytes = (self.read_ahead_bytes * 2).clamp(16 << 10, READ_AHEAD_BYTES_MAX);
-        match self.ahead.pop_front() {
-            Some(held) => Ok(held),
+        let mut run = self.reader.read_ahead(block..end, self.read_ahead_bytes, &*self.cache, keep).await?;
+        if keep {
+            self.read_ahead_bytes = (self.read_ahead_bytes * 2).clamp(16 << 10, READ_AHEAD_BYTES_MAX);
+        }
+        let first = self.reader.next_of(&mut run, &*self.cache, keep)?;
+        self.ahead = Some(run);
+        match first {
+            Some(verified) => Ok(verified),
             None => unreachable!("INV-ITER: a read brings the block it begins with"),
         }
     }

@@ -1,6 +1,5 @@
 //! Reads a table block by block. No I/O of its own: bytes come from a [`BlockSource`].
 
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -238,6 +237,11 @@ impl<S: BlockSource> TableReader<S> {
         cache.lookup(&self.slots, block)
     }
 
+    /// As [`TableReader::cached`] for somebody whose interest says nothing about that of readers.
+    pub(super) fn peek(&self, block: usize, cache: &impl BlockCache) -> Option<Rc<VerifiedBlock>> {
+        cache.peek(&self.slots, block)
+    }
+
     /// A verified data block, from the cache or the source. Offered to the cache when it was read.
     pub async fn block(&self, block: usize, cache: &impl BlockCache) -> Result<Rc<VerifiedBlock>> {
         if let Some(held) = self.cached(block, cache) {
@@ -248,34 +252,48 @@ impl<S: BlockSource> TableReader<S> {
         Ok(cache.insert(&self.slots, block, self.verify(block, bytes)?))
     }
 
-    /// The first blocks of `blocks` by one read: the first in any case, then those that follow it, are not cached and
-    /// fit into `bytes_max`. Offered to the cache if `keep`.
-    pub async fn read_ahead(
+    /// The first blocks of `blocks` by one read: the first in any case, then those that follow it, are not cached (if
+    /// they are going to `be_kept`) and fit into `bytes_max`. What was read is not verified yet.
+    pub(super) async fn read_ahead(
         &self,
         blocks: Range<usize>,
         bytes_max: usize,
         cache: &impl BlockCache,
-        keep: bool,
-    ) -> Result<VecDeque<Rc<VerifiedBlock>>> {
+        be_kept: bool,
+    ) -> Result<UnverifiedRun> {
         let first = self.index.entry(blocks.start);
         let end_of = |block: usize| {
             let entry = self.index.entry(block);
             entry.offset as usize + entry.len - first.offset as usize
         };
-        let fits = |block: &usize| end_of(*block) <= bytes_max && (!keep || self.cached(*block, cache).is_none());
+        let fits = |block: &usize| end_of(*block) <= bytes_max && (!be_kept || cache.peek(&self.slots, *block).is_none());
         let more = (blocks.start + 1..blocks.end.min(self.blocks())).take_while(fits).count();
-        let read = blocks.start..blocks.start + 1 + more;
-        let bytes = self.source.read(self.offset + first.offset, end_of(read.end - 1)).await?;
-        let mut verified = VecDeque::with_capacity(read.len());
-        for block in read {
-            let entry = self.index.entry(block);
-            let start = (entry.offset - first.offset) as usize;
+        let run = blocks.start..blocks.start + 1 + more;
+        let bytes = self.source.read(self.offset + first.offset, end_of(run.end - 1)).await?;
+        Ok(UnverifiedRun { bytes, offset: first.offset, blocks: run })
+    }
+
+    /// Verifies the next block of a run, and offers it to the cache if it is to `be_kept`.
+    pub(super) fn next_of(
+        &self,
+        run: &mut UnverifiedRun,
+        cache: &impl BlockCache,
+        be_kept: bool,
+    ) -> Result<Option<Rc<VerifiedBlock>>> {
+        let Some(block) = run.blocks.next() else {
+            return Ok(None);
+        };
+        let entry = self.index.entry(block);
+        let start = (entry.offset - run.offset) as usize;
+        let verified = if run.bytes.len() == entry.len {
+            // It is all that was read.
+            self.verify(block, std::mem::take(&mut run.bytes))?
+        } else {
             let mut own = Frame::with_capacity(entry.len);
-            own.extend_from_slice(&bytes[start..start + entry.len]);
-            let one = self.verify(block, own)?;
-            verified.push_back(if keep { cache.insert(&self.slots, block, one) } else { Rc::new(one) });
-        }
-        Ok(verified)
+            own.extend_from_slice(&run.bytes[start..start + entry.len]);
+            self.verify(block, own)?
+        };
+        Ok(Some(if be_kept { cache.insert(&self.slots, block, verified) } else { Rc::new(verified) }))
     }
 
     /// Whether its blocks can be read where they lie: not when they are compressed.
@@ -320,6 +338,17 @@ impl<S: BlockSource> TableReader<S> {
             Some(unpacker) => VerifiedBlock::of_stored(&bytes, entry.crc, unpacker).map_err(corrupt),
         }
     }
+}
+
+/// Neighbouring blocks as they were read. Verifying a block takes some microseconds: each is when its turn comes, so that
+/// other tasks may run in between.
+#[derive(Debug)]
+pub(super) struct UnverifiedRun {
+    bytes: Frame,
+    /// Where the bytes begin in the table.
+    offset: u64,
+    /// Those that were not taken yet.
+    blocks: Range<usize>,
 }
 
 /// Where a table's data blocks lie.
@@ -482,7 +511,7 @@ pub(super) mod tests {
             for block in cached {
                 block_on(reader.block(block.index(reader.blocks()), &*cache)).unwrap();
             }
-            let purpose = if maintain { Purpose::Maintain } else { Purpose::Serve };
+            let purpose = if maintain { Purpose::Maintain { read_bytes: 1_000 } } else { Purpose::Serve };
             let mut iter = TableIter::new(reader, start.clone().into(), end.clone().map(Into::into), cache, purpose);
             let mut seen = Vec::new();
             while iter.advance_now().unwrap_or_else(|| block_on(iter.advance()).unwrap()) {

@@ -39,7 +39,7 @@ const VERSION: u8 = 1;
 const FLAG_INCARNATION: u8 = 1;
 /// Room that a batch begins with at least, and at most whatever the batch before it took.
 const CAPACITY_BYTES_MIN: usize = 16 << 10;
-const CAPACITY_BYTES_MAX: usize = 1 << 20;
+const CAPACITY_BYTES_MAX: usize = 2 << 20;
 
 /// One entry of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
