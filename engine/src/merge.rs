@@ -1,12 +1,13 @@
 //! Merging ordered record sources, and which versions survive.
 
-use std::cmp::Reverse;
+use std::cmp::Ordering;
 use std::rc::Rc;
 
 use bytes::Bytes;
 
 use crate::erasure::{self, Erasure};
 use crate::error::Result;
+use crate::heads::head_of;
 use crate::io::runtime;
 use crate::memtable::MemtableCursor;
 use crate::record::{RecordKind, RecordView};
@@ -33,6 +34,12 @@ impl Source {
     /// Tables that follow each other in key order.
     pub fn tables(tables: Vec<Rc<Table>>, start: Bytes, end: Option<Bytes>, purpose: Purpose) -> Source {
         Source::Tables { open: None, waiting: tables.into_iter(), start, end, purpose }
+    }
+
+    /// One table.
+    pub fn table(table: &Table, start: Bytes, end: Option<Bytes>, purpose: Purpose) -> Source {
+        let open = Some(table.records(start.clone(), end.clone(), purpose));
+        Source::Tables { open, waiting: Vec::new().into_iter(), start, end, purpose }
     }
 
     /// As [`Source::advance`] where that needs no I/O and no new table; `None` if it does, and then nothing happened.
@@ -87,6 +94,18 @@ impl Source {
     }
 }
 
+impl Source {
+    fn current_key(&self) -> &[u8] {
+        match self {
+            Source::Memtable(cursor) => cursor.current_key(),
+            Source::Tables { open: Some(records), .. } => records.current_key(),
+            Source::Tables { open: None, .. } => unreachable!("INV-ITER: current follows a true advance"),
+            #[cfg(test)]
+            Source::Records(..) => self.current().key,
+        }
+    }
+}
+
 /// Which versions of a key a merge keeps.
 #[derive(Clone, Debug)]
 pub(crate) struct Retain {
@@ -127,6 +146,11 @@ impl Retain {
         Retain { forget_up_to, now_ms: horizon_ms, ..Retain::needed(snapshots, visible) }
     }
 
+    /// Whether of each key's versions that a reader at its bound sees only the newest can be kept.
+    pub fn is_of_one_version(&self) -> bool {
+        self.bounds.len() == 1 && self.all_above == Lsn(u64::MAX)
+    }
+
     /// The erasures that are still needed once this has been applied to every older version of their keys.
     pub fn keep_erasures(&self, erasures: &mut Vec<Erasure>) {
         erasures.retain(|erasure| erasure.lsn > self.forget_up_to);
@@ -142,8 +166,8 @@ impl Retain {
 /// Merges sources and keeps what [`Retain`] says.
 pub(crate) struct MergeIter {
     sources: Vec<Source>,
-    /// Sources that stand on a record, in the order of these records.
-    order: Vec<usize>,
+    /// Sources that stand on a record, each with the head of its key, in the order of these records.
+    order: Vec<(u64, usize)>,
     retain: Retain,
     current: Option<usize>,
     started: bool,
@@ -206,7 +230,7 @@ impl MergeIter {
             self.started = true;
             for index in 0..self.sources.len() {
                 if self.sources[index].advance().await? {
-                    self.order.insert(0, index);
+                    self.order.insert(0, (0, index));
                     self.sift_first();
                 }
             }
@@ -221,19 +245,34 @@ impl MergeIter {
                 self.order.remove(0);
             }
         }
-        self.current = self.order.first().copied();
+        self.current = self.order.first().map(|(_, index)| *index);
         Ok(self.current.is_some())
     }
 
-    /// Moves the first of `order` to where its record belongs. Sources are few, and long runs come from one of them: it
-    /// mostly stays.
+    /// Moves the first of `order`, whose record has changed, to where that belongs. Sources are few, and long runs come
+    /// from one of them: it mostly stays, and mostly the heads of the keys tell.
     fn sift_first(&mut self) {
-        let position = |index: usize| {
-            let record = self.sources[index].current();
-            (record.key, Reverse(record.lsn))
-        };
+        if self.sources.len() == 1 {
+            return;
+        }
+        let index = self.order[0].1;
+        let key = self.sources[index].current_key();
+        let head = head_of(key, 0);
+        self.order[0].0 = head;
         let mut at = 0;
-        while at + 1 < self.order.len() && position(self.order[at + 1]) < position(self.order[at]) {
+        while let Some((next_head, next)) = self.order.get(at + 1).copied() {
+            let comes_later = match next_head.cmp(&head) {
+                Ordering::Less => true,
+                Ordering::Greater => false,
+                Ordering::Equal => match self.sources[next].current_key().cmp(key) {
+                    Ordering::Less => true,
+                    Ordering::Greater => false,
+                    Ordering::Equal => self.sources[next].current().lsn > self.sources[index].current().lsn,
+                },
+            };
+            if !comes_later {
+                break;
+            }
             self.order.swap(at, at + 1);
             at += 1;
         }

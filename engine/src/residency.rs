@@ -27,11 +27,16 @@ const STAY_BONUS: f32 = 1.5;
 /// The cache is short of memory when this many per cent of it are in use.
 const CACHE_SHORT_PERCENT: usize = 90;
 
+/// Memory that a resident table takes beside its blocks: their directories, a handle a block.
+const RESIDENT_BYTES_PER_RECORD: usize = 24;
+
 /// A shard's state of residency.
 #[derive(Debug, Default)]
 pub(crate) struct Residency {
     /// Locking memory failed: not tried again.
     refused: Cell<bool>,
+    /// Something may be resident.
+    any: Cell<bool>,
 }
 
 /// What a table holds while it is resident.
@@ -85,15 +90,19 @@ impl Shard {
         if self.residency().refused.get() || !self.can_hold_resident() {
             return;
         }
-        let segments: Vec<Hotness> = self.partitions().iter().flat_map(|partition| partition.hotness()).collect();
-        let any_held = segments.iter().any(|hot| hot.tables.iter().any(|table| table.is_resident()));
-        if !any_held && !self.cache().is_short(CACHE_SHORT_PERCENT) {
+        if !self.residency().any.get() && !self.cache().is_short(CACHE_SHORT_PERCENT) {
             return;
         }
+        self.residency().any.set(true);
+        let segments: Vec<Hotness> = self.partitions().iter().flat_map(|partition| partition.hotness()).collect();
         let chosen = choose(&segments, self.resident_budget_bytes());
-        for (index, hot) in segments.iter().enumerate() {
-            if !chosen.contains(&index) {
-                hot.tables.iter().for_each(|table| table.leave_memory());
+        let mut is_chosen = vec![false; segments.len()];
+        chosen.iter().for_each(|index| is_chosen[*index] = true);
+        for (hot, is_chosen) in segments.iter().zip(is_chosen) {
+            if !is_chosen {
+                for table in &hot.tables {
+                    table.leave_memory().await;
+                }
             }
         }
         let missing = |index: &&usize| segments[**index].tables.iter().any(|table| !table.is_resident());
@@ -110,11 +119,15 @@ impl Shard {
 
     async fn load(&self, table: &Rc<Table>) -> Result<()> {
         let place: TablePlace = table.place();
-        let bytes = place.bytes();
         // Charged first, so that the cache has made room when the memory is taken.
-        let charge = self.cache().charge(bytes);
+        let charge = self.cache().charge(place.bytes() + table.meta().records as usize * RESIDENT_BYTES_PER_RECORD);
         let loaded = runtime::unblock(move || place.load()).await?;
-        table.stay_in_memory(loaded, charge);
+        if table.is_retired() {
+            // Compaction was faster; nobody will read it for long.
+            runtime::unblock(move || drop(loaded)).await;
+        } else {
+            table.stay_in_memory(loaded, charge);
+        }
         Ok(())
     }
 

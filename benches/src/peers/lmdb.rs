@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use heed::types::Bytes;
-use heed::{Database, Env, EnvFlags, EnvOpenOptions, FlagSetMode, WithTls};
+use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, FlagSetMode, WithTls};
 
 use crate::client::{ClientRecord, Plan};
 use crate::data::{KEY_BYTES, Key, Seen};
@@ -24,7 +24,7 @@ pub const LMDB: Candidate = Candidate { name: NAME, open };
 
 struct Lmdb {
     env: Env<WithTls>,
-    database: Database<Bytes, Bytes>,
+    database: Database<'static, Bytes, Bytes>,
 }
 
 fn store(cause: impl std::fmt::Display) -> Error {
@@ -37,9 +37,14 @@ fn open(dir: &Path, spec: &Spec) -> Result<Box<dyn Store>> {
     options.map_size((data_bytes * MAP_FACTOR).max(MAP_BYTES_MIN)).max_readers(1024);
     // SAFETY: the folder is this run's own: no other process opens or changes it while it is mapped.
     let env = unsafe { options.open(dir) }.map_err(store)?;
-    let mut write = env.write_txn().map_err(store)?;
-    let database = env.create_database(&mut write, None).map_err(store)?;
-    write.commit().map_err(store)?;
+    let write = env.write_txn().map_err(store)?;
+    let created = env.create_databases_and_commit(write, |opener, write| {
+        opener.create_database(write, None).map(CommitOrAbort::<_, ()>::Commit)
+    });
+    let database = match created.map_err(store)? {
+        CommitOrAbort::Commit(database) => database,
+        CommitOrAbort::Abort(()) => return Err(store("the first transaction was aborted")),
+    };
     Ok(Box::new(Lmdb { env, database }))
 }
 

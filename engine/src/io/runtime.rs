@@ -1,11 +1,12 @@
 //! Executors: one glommio executor per shard, on a thread of its own.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use glommio::timer::Timer;
 use glommio::{ExecutorJoinHandle, Latency, LocalExecutorBuilder, Placement, Shares, TaskQueueHandle};
@@ -172,12 +173,37 @@ impl Background {
     }
 
     fn spawn<T: 'static>(&self, task: impl Future<Output = T> + 'static) -> glommio::Task<T> {
+        let task = Sliced { task: Box::pin(task) };
         let queue = self.queue.as_ref().map(|queue| glommio::spawn_local_into(task, **queue));
         match queue {
             Some(Ok(task)) => task,
             Some(Err(cause)) => unreachable!("the background queue lives as long as its executor: {cause}"),
             None => unreachable!("only a simulated machine has no queue"),
         }
+    }
+}
+
+/// How long background work keeps the core at a time: a request that comes meanwhile waits for it.
+const BACKGROUND_SLICE: Duration = Duration::from_micros(40);
+
+thread_local! {
+    /// When the background task that runs now has to let others run.
+    static SLICE_END: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// A background task, whose turns are short: see [`yield_now`].
+struct Sliced<T> {
+    task: Pin<Box<dyn Future<Output = T>>>,
+}
+
+impl<T> Future for Sliced<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        SLICE_END.set(Some(Instant::now() + BACKGROUND_SLICE));
+        let polled = self.task.as_mut().poll(context);
+        SLICE_END.set(None);
+        polled
     }
 }
 
@@ -195,7 +221,11 @@ pub async fn yield_now() {
     if let Some(machine) = super::sim::current() {
         return machine.yield_now().await;
     }
-    glommio::yield_if_needed().await;
+    match SLICE_END.get() {
+        // The preemption timer alone would give background work as long a turn as requests.
+        Some(end) if Instant::now() >= end => glommio::executor().yield_task_queue_now().await,
+        _ => glommio::yield_if_needed().await,
+    }
 }
 
 /// Waits.

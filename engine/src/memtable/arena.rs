@@ -77,6 +77,12 @@ impl Arena {
         self.bytes.get()
     }
 
+    /// Frees one piece of memory; false if none is left. No reference is of use afterwards.
+    pub fn shed(&mut self) -> bool {
+        self.open.set(None);
+        self.chunks.get_mut().pop().is_some()
+    }
+
     /// Lays down a node with these words and this payload.
     pub fn add<const WORDS: usize>(&self, words: [u64; WORDS], payload: &[u8]) -> NodeRef {
         let header = 1 + WORDS;
@@ -161,10 +167,10 @@ impl Arena {
     }
 }
 
-impl Drop for Arena {
+impl Drop for Chunk {
     fn drop(&mut self) {
-        for chunk in self.chunks.get_mut().drain(..).filter(|chunk| chunk.region.is_none()) {
-            let words = NonNull::slice_from_raw_parts(chunk.words, chunk.len);
+        if self.region.is_none() {
+            let words = NonNull::slice_from_raw_parts(self.words, self.len);
             // SAFETY: `add_chunk` leaked exactly this box, and nothing that borrows from the arena is left.
             drop(unsafe { Box::from_raw(words.as_ptr()) });
         }

@@ -72,6 +72,13 @@ impl Memtable {
 
     /// Inserts a copy of a record; one that is there already (same key and LSN) changes nothing.
     pub fn insert(&self, record: RecordView<'_>) {
+        self.insert_above(record, Lsn(0));
+    }
+
+    /// As [`Memtable::insert`], when nobody reads below `horizon` any more: of the key's versions at or below it the
+    /// newest stays and older ones are let go. Their memory stays taken, but a key that is written all the time would
+    /// make everyone walk a long chain.
+    pub fn insert_above(&self, record: RecordView<'_>, horizon: Lsn) {
         if record.kind == RecordKind::RangeDelete {
             return self.insert_erasure(Erasure::of_record(record));
         }
@@ -97,6 +104,19 @@ impl Memtable {
         }
         self.records.set(self.records.get() + 1);
         self.max_lsn.set(self.max_lsn.get().max(record.lsn));
+        self.cut(node, horizon);
+    }
+
+    /// Lets go of the versions of a key behind the newest one at or below `horizon`.
+    fn cut(&self, key: NodeRef, horizon: Lsn) {
+        let mut next = self.newest(key);
+        while let Some(version) = next {
+            if self.lsn(version) <= horizon {
+                self.arena.set_word(version, VERSION_LINK, pack_link(None, self.kind(version)));
+                return;
+            }
+            next = self.older(version);
+        }
     }
 
     fn insert_erasure(&self, erasure: Erasure) {
@@ -137,6 +157,13 @@ impl Memtable {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.arena.bytes() + self.hash.borrow().bytes() + self.order.borrow().bytes() + self.erasure_bytes.get()
+    }
+
+    /// Frees some of the memory, for a table that nobody reads any more; false once all of it is gone. To give 8 MiB back
+    /// to the system takes half a millisecond: the caller lets others run in between.
+    pub(crate) fn shed(&mut self) -> bool {
+        *self.hash.get_mut() = HashIndex::default();
+        self.order.get_mut().shed() || self.arena.shed()
     }
 
     /// Whether no record has been inserted.
@@ -233,6 +260,8 @@ pub struct MemtableCursor {
     start: Bytes,
     end: Option<Bytes>,
     max_lsn: Lsn,
+    /// Only the newest version of a key is wanted.
+    newest_only: bool,
     /// Behind the key it stands on; `None` before the first.
     place: Option<Place>,
     current: Option<VersionRef>,
@@ -242,12 +271,19 @@ impl MemtableCursor {
     /// A cursor over `[start, end)` that sees versions at or below `max_lsn`.
     #[must_use]
     pub fn new(table: Rc<Memtable>, start: Bytes, end: Option<Bytes>, max_lsn: Lsn) -> MemtableCursor {
-        MemtableCursor { table, start, end, max_lsn, place: None, current: None }
+        MemtableCursor { table, start, end, max_lsn, newest_only: false, place: None, current: None }
+    }
+
+    /// The same cursor, but of each key's versions only the newest that it sees.
+    #[must_use]
+    pub fn newest_only(self, newest_only: bool) -> MemtableCursor {
+        MemtableCursor { newest_only, ..self }
     }
 
     /// Moves to the next record; false at the end, and from then on.
     pub fn advance(&mut self) -> bool {
-        if let Some(VersionRef { key, version }) = self.current
+        if !self.newest_only
+            && let Some(VersionRef { key, version }) = self.current
             && let Some(version) = self.table.older(version)
         {
             self.current = Some(VersionRef { key, version });
@@ -265,6 +301,18 @@ impl MemtableCursor {
     pub fn current(&self) -> RecordView<'_> {
         match self.current {
             Some(version) => self.table.record(version),
+            None => unreachable!("INV-ITER: current follows a true advance"),
+        }
+    }
+
+    /// The key of that record.
+    ///
+    /// # Panics
+    /// As [`MemtableCursor::current`].
+    #[must_use]
+    pub fn current_key(&self) -> &[u8] {
+        match self.current {
+            Some(version) => self.table.arena.payload(version.key),
             None => unreachable!("INV-ITER: current follows a true advance"),
         }
     }
@@ -315,6 +363,19 @@ mod tests {
             expires_at_ms: 0,
             value: Bytes::copy_from_slice(value.as_bytes()),
         }
+    }
+
+    #[test]
+    fn insert_above_a_horizon_keeps_what_readers_from_there_on_see() {
+        let table = Rc::new(Memtable::new(WalSeq(1)));
+        for (lsn, horizon) in [(2, 0), (4, 2), (6, 3), (8, 7)] {
+            table.insert_above(record("k", lsn, &lsn.to_string()).view(), Lsn(horizon));
+        }
+        let at = |lsn| table.get(b"k"[..].into(), Lsn(lsn)).map(|found| table.record(found).lsn.0);
+        assert_eq!([at(6), at(7), at(8), at(100)], [Some(6), Some(6), Some(8), Some(8)]);
+        assert_eq!(at(5), None, "nobody reads there any more");
+        let mut cursor = MemtableCursor::new(Rc::clone(&table), Bytes::new(), None, Lsn(100)).newest_only(true);
+        assert!(cursor.advance() && cursor.current().lsn == Lsn(8) && !cursor.advance());
     }
 
     #[test]

@@ -44,9 +44,10 @@ impl Keys {
 
     /// Cuts the list in two before `at`; each half takes out what its keys share.
     fn split_off(&mut self, at: usize, arena: &Arena) -> Keys {
-        let nodes = self.nodes.split_off(at);
-        let mut right = Keys { prefix: Vec::new(), heads: Vec::with_capacity(LEAF_MAX), nodes };
+        let (nodes, heads) = (self.nodes.split_off(at), self.heads.split_off(at));
+        let mut right = Keys { prefix: self.prefix.clone(), heads, nodes };
         right.nodes.reserve_exact(LEAF_MAX - right.nodes.len());
+        right.heads.reserve_exact(LEAF_MAX - right.heads.len());
         self.tighten(arena);
         right.tighten(arena);
         right
@@ -55,8 +56,13 @@ impl Keys {
     fn tighten(&mut self, arena: &Arena) {
         if let (Some(first), Some(last)) = (self.nodes.first(), self.nodes.last()) {
             let (first, last) = (arena.payload(*first), arena.payload(*last));
+            let shared = common_len(first, last);
+            if shared == self.prefix.len() {
+                // The heads are what they were: no key has to be looked at.
+                return;
+            }
             self.prefix.clear();
-            self.prefix.extend_from_slice(&first[..common_len(first, last)]);
+            self.prefix.extend_from_slice(&first[..shared]);
         }
         self.refresh(arena);
     }
@@ -187,6 +193,13 @@ impl Order {
             at = self.leaves[leaf].nodes.len();
         }
         self.leaves.get(leaf)?.nodes.get(at - left).copied()
+    }
+
+    /// Frees some leaves; false if none is left. The order is of no use afterwards.
+    pub fn shed(&mut self) -> bool {
+        const LEAVES: usize = 64;
+        self.leaves.truncate(self.leaves.len().saturating_sub(LEAVES));
+        !self.leaves.is_empty()
     }
 
     /// All keys, ascending.

@@ -14,14 +14,13 @@ use crate::erasure::{self, Erasure};
 use crate::error::Result;
 use crate::governor::IoClass;
 use crate::manifest::{ManifestEdit, SegmentDesc};
-use crate::merge::{MergeIter, Retain};
+use crate::merge::{MergeIter, Retain, Source};
 use crate::shard::files::Table;
 use crate::table::Purpose;
 use crate::types::{KeyRange, Lsn, SegmentId};
 
 use super::layout::{Layout, Segment};
 use super::output::TableFileWriter;
-use super::read::table_sources;
 use super::{Partition, Serving};
 
 /// Slices of a segment at which it is compacted.
@@ -187,6 +186,9 @@ impl Partition {
         edits.insert(0, ManifestEdit::ReplaceSegments { partition: self.id, remove, add });
         self.shard.log_edits(edits).await?;
         self.install(index, run, replacement);
+        for table in run.iter().flat_map(|segment| segment.tables()) {
+            table.forget_blocks().await;
+        }
         Ok(())
     }
 
@@ -298,20 +300,27 @@ impl Partition {
         }
         let current = self.layout();
         *self.layout.borrow_mut() = current.replaced(index, run.len(), replacement);
-        for segment in run {
-            self.retire_tables(segment);
-        }
+        run.iter().flat_map(|segment| segment.tables()).for_each(|table| table.retire());
     }
+}
 
-    /// Marks the files that no segment of the present layout reads any more.
-    pub(super) fn retire_tables(&self, old: &Segment) {
-        let layout = self.layout();
-        for table in old.tables() {
-            let used =
-                layout.segments.iter().flat_map(|segment| segment.tables()).any(|other| other.file.id == table.file.id);
-            if !used {
-                table.file.mark_obsolete();
+/// The tables of neighbouring segments as sources, read for the purpose that `purpose` gives for so many sources. The
+/// n-th tables of neighbours do not overlap, so one source walks them one after another.
+fn table_sources<'a>(
+    segments: impl Iterator<Item = &'a Rc<Segment>>,
+    start: &Bytes,
+    end: Option<&Bytes>,
+    purpose: impl FnOnce(usize) -> Purpose,
+) -> Vec<Source> {
+    let mut levels: Vec<Vec<Rc<Table>>> = Vec::new();
+    for segment in segments {
+        for (level, table) in segment.tables().enumerate() {
+            if level == levels.len() {
+                levels.push(Vec::new());
             }
+            levels[level].push(Rc::clone(table));
         }
     }
+    let purpose = purpose(levels.len());
+    levels.into_iter().map(|tables| Source::tables(tables, start.clone(), end.cloned(), purpose)).collect()
 }

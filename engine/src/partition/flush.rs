@@ -5,6 +5,7 @@ use std::rc::Rc;
 use crate::erasure::Erasure;
 use crate::error::Result;
 use crate::governor::IoClass;
+use crate::io::runtime;
 use crate::manifest::{ManifestEdit, TableRef};
 use crate::memtable::{Memtable, MemtableCursor};
 use crate::merge::{MergeIter, Retain, Source};
@@ -59,8 +60,14 @@ impl Partition {
         self.replay_from.set(replay_from);
         // One step: readers see the records in the memtable or in the slices, never in neither.
         *self.layout.borrow_mut() = Layout::new(segments);
-        self.frozen.borrow_mut().pop();
+        let flushed = self.frozen.borrow_mut().pop();
+        drop(memtable);
         self.flushes.set(self.flushes.get() + 1);
+        if let Some(Ok(mut unread)) = flushed.map(Rc::try_unwrap) {
+            while unread.shed() {
+                runtime::yield_now().await;
+            }
+        }
         self.shard.handle_memtable_freed();
         Ok(true)
     }

@@ -17,7 +17,7 @@ use crate::types::FileId;
 /// Tables of a file begin at multiples of this.
 const TABLE_ALIGN_BYTES: usize = 4096;
 /// Records added between two chances for other tasks.
-const YIELD_RECORDS: u32 = 32;
+const YIELD_RECORDS: u32 = 8;
 /// Bytes per write request; bounds how long a foreground request waits behind it at the device.
 const WRITE_CHUNK_BYTES: usize = 256 << 10;
 

@@ -1,5 +1,6 @@
 //! The life of a get and of a scan.
 
+use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
@@ -22,6 +23,10 @@ use super::{Partition, Serving};
 
 /// Block reads of one [`Partition::multi_get`] that are under way at a time: enough to fill a device's queue.
 pub const READS_IN_FLIGHT: usize = 64;
+
+/// Rows and bytes of a page that memory is taken for at its first row.
+const EXPECTED_ROWS_MAX: usize = 1024;
+const EXPECTED_BYTES_MAX: usize = 256 << 10;
 
 /// A key and its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -220,6 +225,12 @@ impl Partition {
         let mut ends = Vec::new();
         while iter.advance().await? {
             let record = iter.current();
+            if ends.is_empty() {
+                // Records of a range are mostly alike.
+                let expected = (record.key.len() + record.value.len()).saturating_mul(limit.min(EXPECTED_ROWS_MAX));
+                bytes.reserve(expected.min(EXPECTED_BYTES_MAX));
+                ends.reserve(limit.min(EXPECTED_ROWS_MAX));
+            }
             if ends.len() == limit {
                 page.next = Some(Bytes::copy_from_slice(record.key));
                 break;
@@ -237,6 +248,29 @@ impl Partition {
             start = end;
         }
         Ok(page)
+    }
+
+    /// Hands the live keys of `range`, ascending and all of one moment, with their values to `visit` where they lie, until
+    /// it breaks off or the range ends.
+    ///
+    /// Errors: as [`Partition::get`]; what was visited until then was right.
+    /// Cost: as [`Partition::scan`] without its copies.
+    pub async fn scan_with(
+        &self,
+        range: &KeyRange,
+        mut visit: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<()> {
+        self.wait_readable().await?;
+        let view = self.view_latest();
+        let (start, end) = self.clamp(range);
+        let mut records = self.iterate(&view, start, end, Retain::visible_at(view.pin.lsn(), clock::wall_ms()));
+        while records.advance().await? {
+            let record = records.current();
+            if visit(record.key, record.value).is_break() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// The newest version of `key` at or below `snapshot` (tombstones included), and its segment's index.
@@ -360,22 +394,77 @@ impl Partition {
         ReadView { layout: self.layout(), memtables, pin: self.snapshots.pin(lsn, clock::wall_ms()) }
     }
 
-    /// Iterates `[start, end)` of a view through every segment it touches.
-    pub(super) fn iterate(&self, view: &ReadView, start: Bytes, end: Option<Bytes>, retain: Retain) -> MergeIter {
-        let lsn = view.pin.lsn();
-        let cursor = |table: &Rc<Memtable>| MemtableCursor::new(Rc::clone(table), start.clone(), end.clone(), lsn);
-        let mut sources: Vec<Source> = view.memtables.iter().map(|table| Source::Memtable(cursor(table))).collect();
+    /// Iterates `[start, end)` of a view.
+    pub(super) fn iterate<'a>(
+        &self,
+        view: &'a ReadView,
+        start: Bytes,
+        end: Option<Bytes>,
+        retain: Retain,
+    ) -> ViewIter<'a> {
+        ViewIter::new(view, start, end, retain)
+    }
+}
+
+/// Walks a view segment by segment, so that a short walk opens no more tables than it reads.
+pub(super) struct ViewIter<'a> {
+    view: &'a ReadView,
+    end: Option<Bytes>,
+    retain: Retain,
+    /// The segment that comes next.
+    next: usize,
+    open: MergeIter,
+}
+
+impl<'a> ViewIter<'a> {
+    fn new(view: &'a ReadView, start: Bytes, end: Option<Bytes>, retain: Retain) -> ViewIter<'a> {
         let first = view.layout.locate(&start);
-        let touched = view.layout.segments[first..]
-            .iter()
-            .take_while(|segment| end.as_ref().is_none_or(|end| segment.start < *end));
-        sources.extend(table_sources(touched, &start, end.as_ref(), |_| Purpose::Serve));
-        let erasures = view.erasures(&start, end.as_ref(), Lsn(0), lsn);
-        MergeIter::new(sources, retain).erased_by(erasures)
+        let open = view.merge(first, start, end.as_ref(), retain.clone());
+        ViewIter { view, end, retain, next: first + 1, open }
+    }
+
+    /// Moves to the next kept record; false at the end.
+    pub async fn advance(&mut self) -> Result<bool> {
+        loop {
+            if self.open.advance().await? {
+                return Ok(true);
+            }
+            let Some(segment) = self.view.layout.segments.get(self.next) else {
+                return Ok(false);
+            };
+            if self.end.as_ref().is_some_and(|end| segment.start >= *end) {
+                return Ok(false);
+            }
+            self.open = self.view.merge(self.next, segment.start.clone(), self.end.as_ref(), self.retain.clone());
+            self.next += 1;
+        }
+    }
+
+    /// The record it stands on.
+    pub fn current(&self) -> RecordView<'_> {
+        self.open.current()
     }
 }
 
 impl ReadView {
+    /// The part of `[start, end)` that lies in one segment, which holds `start`.
+    fn merge(&self, segment: usize, start: Bytes, end: Option<&Bytes>, retain: Retain) -> MergeIter {
+        let (lsn, segment) = (self.pin.lsn(), &self.layout.segments[segment]);
+        let end = match (end, &segment.end) {
+            (Some(end), Some(segment_end)) => Some(end.min(segment_end).clone()),
+            (end, segment_end) => end.or(segment_end.as_ref()).cloned(),
+        };
+        let written = self.memtables.iter().filter(|table| !table.is_empty());
+        let newest_only = retain.is_of_one_version();
+        let cursor =
+            |table| MemtableCursor::new(Rc::clone(table), start.clone(), end.clone(), lsn).newest_only(newest_only);
+        let in_memtables = written.map(|table| Source::Memtable(cursor(table)));
+        let table = |table: &Rc<Table>| Source::table(table, start.clone(), end.clone(), Purpose::Serve);
+        let sources = in_memtables.chain(segment.tables().map(table)).collect();
+        let erasures = self.erasures(&start, end.as_ref(), Lsn(0), lsn);
+        MergeIter::new(sources, retain).erased_by(erasures)
+    }
+
     /// The range deletions within `[start, end)` above `after` and at or below `up_to`.
     pub fn erasures(&self, start: &Bytes, end: Option<&Bytes>, after: Lsn, up_to: Lsn) -> Vec<Erasure> {
         let in_memtables = self.memtables.iter().flat_map(|table| table.erasures().within(start, end, after, up_to));
@@ -387,25 +476,4 @@ impl ReadView {
         }
         erasures
     }
-}
-
-/// The tables of neighbouring segments as sources, read for the purpose that `purpose` gives for so many sources. The
-/// n-th tables of neighbours do not overlap, so one source walks them one after another.
-pub(super) fn table_sources<'a>(
-    segments: impl Iterator<Item = &'a Rc<Segment>>,
-    start: &Bytes,
-    end: Option<&Bytes>,
-    purpose: impl FnOnce(usize) -> Purpose,
-) -> Vec<Source> {
-    let mut levels: Vec<Vec<Rc<Table>>> = Vec::new();
-    for segment in segments {
-        for (level, table) in segment.tables().enumerate() {
-            if level == levels.len() {
-                levels.push(Vec::new());
-            }
-            levels[level].push(Rc::clone(table));
-        }
-    }
-    let purpose = purpose(levels.len());
-    levels.into_iter().map(|tables| Source::tables(tables, start.clone(), end.cloned(), purpose)).collect()
 }

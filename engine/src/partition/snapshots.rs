@@ -37,6 +37,11 @@ impl Snapshots {
         lsns
     }
 
+    /// The oldest pinned LSN, or `visible` if that is older: nobody reads below it.
+    pub fn horizon(&self, visible: Lsn) -> Lsn {
+        self.pinned.borrow().iter().map(|pinned| pinned.lsn).min().map_or(visible, |oldest| oldest.min(visible))
+    }
+
     /// The time by which records count as expired: now, or the oldest pin's time if that is earlier.
     pub fn expiry_horizon_ms(&self, now_ms: u64) -> u64 {
         self.pinned.borrow().iter().map(|pinned| pinned.wall_ms).min().map_or(now_ms, |oldest| oldest.min(now_ms))

@@ -13,7 +13,7 @@ use crate::clock;
 use crate::erasure::Erasure;
 use crate::error::{Error, Result};
 use crate::manifest::{ManifestEdit, Role};
-use crate::merge::{MergeIter, Retain};
+use crate::merge::Retain;
 use crate::record::Record;
 use crate::table::TableBuilder;
 use crate::types::{AttemptId, Epoch, Hlc, HostId, Lsn, SegmentId, ValidationToken};
@@ -22,7 +22,7 @@ use super::compact::LayoutPin;
 use super::layout::Segment;
 use super::mirror::{MirrorReceiver, MirrorTap};
 use super::output::plain_options;
-use super::read::ReadView;
+use super::read::{ReadView, ViewIter};
 use super::snapshots::SnapshotPin;
 use super::{Partition, Serving};
 
@@ -338,7 +338,7 @@ impl Partition {
         ValidationToken { segment: segment.id, version, checksum }
     }
 
-    fn iterate_segment(&self, view: &ReadView, segment: &Segment, retain: Retain) -> MergeIter {
+    fn iterate_segment<'a>(&self, view: &'a ReadView, segment: &Segment, retain: Retain) -> ViewIter<'a> {
         self.iterate(view, segment.start.clone(), segment.end.clone(), retain)
     }
 }

@@ -121,6 +121,8 @@ impl Partition {
                 break self.changes_of(&batch, &Resolved::default())?;
             }
             let base = ReadBase { lsn: self.assigned(), flushes: self.flushes.get() };
+            // Older versions go as newer ones become visible; until the batch is settled it needs those of its base.
+            let _pin = self.snapshots.pin(base.lsn, clock::wall_ms());
             if let Some(conflict) = self.first_conflict(&batch, base.lsn).await? {
                 // What is reported must not be undone by a crash; an absent key may owe that to a delete on its way.
                 let seen = conflict.found.as_ref().map_or(base.lsn, |found| found.version.lsn);
@@ -289,7 +291,8 @@ impl Partition {
         if let Some(tap) = self.mirror.borrow_mut().as_mut() {
             tap.push(index, segment.id, &record);
         }
-        self.active.borrow().insert(record.view());
+        let horizon = self.snapshots.horizon(self.progress.borrow().visible());
+        self.active.borrow().insert_above(record.view(), horizon);
         Ok(Written { lsn, hlc })
     }
 

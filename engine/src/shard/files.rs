@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use crate::error::Result;
 use crate::io::direct::DirectFile;
+use crate::io::runtime;
 use crate::manifest::TableRef;
 use crate::record::RecordView;
 use crate::residency::Resident;
@@ -33,6 +34,8 @@ pub(crate) struct TableFile {
     pub id: FileId,
     file: DirectFile,
     obsolete: Cell<bool>,
+    /// Tables of the file that are open and not retired.
+    tables: Cell<usize>,
     removals: async_channel::Sender<PathBuf>,
 }
 
@@ -44,7 +47,7 @@ impl std::fmt::Debug for TableFile {
 
 impl TableFile {
     pub fn new(id: FileId, file: DirectFile, removals: async_channel::Sender<PathBuf>) -> Rc<TableFile> {
-        Rc::new(TableFile { id, file, obsolete: Cell::new(false), removals })
+        Rc::new(TableFile { id, file, obsolete: Cell::new(false), tables: Cell::new(0), removals })
     }
 
     /// The durable manifest no longer names the file.
@@ -81,6 +84,7 @@ pub(crate) struct Table {
     /// Index and filter count against the memory budget.
     _memory: Charge,
     resident: Resident,
+    retired: Cell<bool>,
 }
 
 impl std::fmt::Debug for Table {
@@ -95,6 +99,7 @@ impl Table {
         let path = file.path().to_path_buf();
         let reader = TableReader::open(Rc::clone(&file), location.offset, location.len, &path).await?;
         let memory = cache.charge(reader.bytes());
+        file.tables.update(|tables| tables + 1);
         Ok(Rc::new(Table {
             location,
             file,
@@ -102,7 +107,32 @@ impl Table {
             cache,
             _memory: memory,
             resident: Resident::default(),
+            retired: Cell::new(false),
         }))
+    }
+
+    /// The durable manifest no longer names the table; the file is obsolete with the last one.
+    pub fn retire(&self) {
+        if !self.retired.replace(true) {
+            self.file.tables.update(|tables| tables - 1);
+            if self.file.tables.get() == 0 {
+                self.file.mark_obsolete();
+            }
+        }
+    }
+
+    /// Whether it was [retired](Table::retire).
+    pub fn is_retired(&self) -> bool {
+        self.retired.get()
+    }
+
+    /// Gives the memory of its blocks back piece by piece, letting others run in between. For a retired table: who still
+    /// reads it reads the device.
+    pub async fn forget_blocks(&self) {
+        self.leave_memory().await;
+        while self.reader.forget_some() {
+            runtime::yield_now().await;
+        }
     }
 
     /// Whether its blocks are locked in memory.
@@ -127,9 +157,11 @@ impl Table {
     }
 
     /// Serves its blocks through the cache again.
-    pub fn leave_memory(&self) {
-        if self.resident.release() {
-            self.reader.clear_resident();
+    pub async fn leave_memory(&self) {
+        if self.resident.release()
+            && let Some(map) = self.reader.clear_resident()
+        {
+            runtime::unblock(move || drop(map)).await;
         }
     }
 
@@ -196,5 +228,9 @@ impl TableRecords {
 
     pub fn current(&self) -> RecordView<'_> {
         self.0.current()
+    }
+
+    pub fn current_key(&self) -> &[u8] {
+        self.0.current_key()
     }
 }

@@ -204,7 +204,7 @@ impl Shard {
         self.directory.remove(id);
         self.handle_memtable_freed();
         for segment in &partition.layout().segments {
-            segment.tables().for_each(|table| table.file.mark_obsolete());
+            segment.tables().for_each(|table| table.retire());
         }
         Ok(())
     }

@@ -418,17 +418,31 @@ impl VerifiedBlock {
     /// When `index >= len()`.
     #[must_use]
     pub fn record(&self, index: usize) -> RecordView<'_> {
-        self.columns().record(index)
+        // Most of it from the directory: two words instead of six columns.
+        let (columns, position) = (self.columns(), self.position(index));
+        RecordView {
+            key: self.key_of(position),
+            lsn: Lsn(columns.lsns[index].to_native()),
+            hlc: Hlc(columns.hlcs[index].to_native()),
+            kind: kind_of(position.kind),
+            expires_at_ms: if position.has_deadline { columns.expiries[index].to_native() } else { 0 },
+            value: self.value_of(position),
+        }
+    }
+
+    /// The key of the record at `index`.
+    #[must_use]
+    pub fn key(&self, index: usize) -> &[u8] {
+        self.key_of(self.position(index))
     }
 
     /// Index of the first record whose key is at or after `key`.
     #[must_use]
     pub fn seek(&self, key: &[u8]) -> usize {
-        let columns = self.columns();
-        let (mut low, mut high) = (0, columns.lsns.len());
+        let (mut low, mut high) = (0, self.len());
         while low < high {
             let middle = low.midpoint(high);
-            if columns.key(middle) < key {
+            if self.key(middle) < key {
                 low = middle + 1;
             } else {
                 high = middle;
@@ -473,6 +487,11 @@ impl VerifiedBlock {
         Position::unpack([directory[at], directory[at + 1]])
     }
 
+    fn value_of(&self, position: Position) -> &[u8] {
+        let start = position.value_start as usize;
+        &self.memory.archive()[start..start + position.value_len as usize]
+    }
+
     fn key_of(&self, position: Position) -> &[u8] {
         let start = position.key_start as usize;
         &self.memory.archive()[start..start + usize::from(position.key_len)]
@@ -507,8 +526,7 @@ impl BlockRecord {
     #[must_use]
     pub fn content(&self) -> (RecordKind, u64, &[u8]) {
         let position = self.block.position(self.index);
-        let start = position.value_start as usize;
-        let value = &self.block.memory.archive()[start..start + position.value_len as usize];
+        let value = self.block.value_of(position);
         let deadline = if position.has_deadline { self.view().expires_at_ms } else { 0 };
         (kind_of(position.kind), deadline, value)
     }

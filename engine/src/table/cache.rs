@@ -131,6 +131,16 @@ impl BlockSlots {
         }
     }
 
+    /// Empties some slots; false if all are empty.
+    pub(super) fn forget_some(&self) -> bool {
+        const BLOCKS: usize = 32;
+        let usage = self.usage.get().map(|usage| &**usage);
+        let mut slots = self.slots.borrow_mut();
+        let mut held = slots.iter_mut().filter(|slot| slot.block.is_some());
+        held.by_ref().take(BLOCKS).for_each(|slot| slot.take(usage));
+        held.next().is_some()
+    }
+
     /// Bytes that the slots take without the blocks in them.
     #[must_use]
     pub fn bytes(&self) -> usize {

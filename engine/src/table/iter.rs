@@ -106,7 +106,7 @@ impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
             let block = self.take_block(next).await?;
             self.position = if first { block.seek(&self.start) } else { 0 };
             self.limit = match &self.end {
-                Some(end) if block.record(block.len() - 1).key >= end.as_ref() => block.seek(end),
+                Some(end) if block.key(block.len() - 1) >= end.as_ref() => block.seek(end),
                 _ => block.len(),
             };
             self.block = Some(block);
@@ -122,6 +122,16 @@ impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
     pub fn current(&self) -> RecordView<'_> {
         let block = self.block.as_ref().unwrap_or_else(|| unreachable!("INV-ITER: current follows a true advance"));
         block.record(self.position)
+    }
+
+    /// The key of the record it stands on.
+    ///
+    /// # Panics
+    /// As [`TableIter::current`].
+    #[must_use]
+    pub fn current_key(&self) -> &[u8] {
+        let block = self.block.as_ref().unwrap_or_else(|| unreachable!("INV-ITER: current follows a true advance"));
+        block.key(self.position)
     }
 
     async fn take_block(&mut self, block: usize) -> Result<Rc<VerifiedBlock>> {

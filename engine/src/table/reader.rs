@@ -1,5 +1,6 @@
 //! Reads a table block by block. No I/O of its own: bytes come from a [`BlockSource`].
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -84,6 +85,8 @@ pub struct TableReader<S> {
     dictionary_gap: Range<u64>,
     /// Of compressed blocks.
     unpacker: Option<Unpacker>,
+    /// What resident blocks lie in.
+    map: RefCell<Option<Arc<LockedMap>>>,
     meta: TableMeta,
 }
 
@@ -142,6 +145,7 @@ impl<S: BlockSource> TableReader<S> {
             data_len: footer.data_len(),
             dictionary_gap: dictionary_end..footer.filter.offset,
             unpacker,
+            map: RefCell::default(),
             meta: meta_of(&footer),
         };
         Ok((reader, footer.filter))
@@ -266,7 +270,8 @@ impl<S: BlockSource> TableReader<S> {
             let entry = self.index.entry(block);
             entry.offset as usize + entry.len - first.offset as usize
         };
-        let fits = |block: &usize| end_of(*block) <= bytes_max && (!be_kept || cache.peek(&self.slots, *block).is_none());
+        let fits =
+            |block: &usize| end_of(*block) <= bytes_max && (!be_kept || cache.peek(&self.slots, *block).is_none());
         let more = (blocks.start + 1..blocks.end.min(self.blocks())).take_while(fits).count();
         let run = blocks.start..blocks.start + 1 + more;
         let bytes = self.source.read(self.offset + first.offset, end_of(run.end - 1)).await?;
@@ -323,11 +328,18 @@ impl<S: BlockSource> TableReader<S> {
             VerifiedBlock::resident(&map, entry.offset as usize, entry.len, checked)
         };
         self.slots.fill_resident(checked.into_iter().enumerate().map(block).collect());
+        self.map.replace(Some(map));
     }
 
-    /// Lets go of what [`TableReader::set_resident`] set.
-    pub(crate) fn clear_resident(&self) {
+    /// Lets go of what [`TableReader::set_resident`] set. To unmap takes long: the caller has that done elsewhere.
+    pub(crate) fn clear_resident(&self) -> Option<Arc<LockedMap>> {
         self.slots.clear_resident();
+        self.map.take()
+    }
+
+    /// Takes some blocks out of the cache; false if none is left.
+    pub(crate) fn forget_some(&self) -> bool {
+        self.slots.forget_some()
     }
 
     fn verify(&self, block: usize, bytes: Frame) -> Result<VerifiedBlock> {
