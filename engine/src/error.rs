@@ -73,6 +73,17 @@ pub enum Error {
         /// What was stale, for the log.
         what: String,
     },
+    /// A read needs a segment that this host does not hold yet and cannot fetch: see [`crate::partition`]'s filling. Writes
+    /// and other keys are served.
+    #[error("segment {segment} of partition {partition} is not on this host yet and cannot be fetched: {what}")]
+    OutOfReach {
+        /// The partition asked.
+        partition: PartitionId,
+        /// The segment that is missing.
+        segment: SegmentId,
+        /// Why, and where it is.
+        what: String,
+    },
     /// No such segment.
     #[error("partition {partition} has no segment {segment}")]
     UnknownSegment {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use antumbra_engine::partition::{Frozen, MirrorReceiver, SegmentSummary};
-use antumbra_engine::types::{AttemptId, Epoch, HostId, KeyRange, Lsn};
+use antumbra_engine::types::{AttemptId, Epoch, HostId, KeyRange, Lsn, SegmentId};
 use antumbra_engine::{Batch, Durability, Engine, Error, PartitionHandle, Serving};
 use bytes::Bytes;
 use common::{PARTITION, block_on, create, open, spec};
@@ -129,8 +129,8 @@ async fn digests(handle: &PartitionHandle, starts: Vec<Vec<u8>>) -> Vec<antumbra
     handle.with(move |partition| async move { partition.digest_final(ATTEMPT, starts).await }).await.unwrap()
 }
 
-/// Freeze, tail, verify, hand over, promote.
-fn hand_over(from: &PartitionHandle, to: &PartitionHandle) {
+/// Freeze, tail, verify, hand over, promote; `early` with segments missing.
+fn hand_over(from: &PartitionHandle, to: &PartitionHandle, early: bool) {
     let frozen: Frozen =
         block_on(from.with(|partition| async move { partition.freeze(ATTEMPT, Duration::from_secs(60)).await }))
             .unwrap();
@@ -138,7 +138,7 @@ fn hand_over(from: &PartitionHandle, to: &PartitionHandle) {
     // The tail: the target has everything once its chain is the source's.
     let ready = || {
         let seal = seal.clone();
-        block_on(to.with(move |partition| async move { partition.make_ready(ATTEMPT, &seal).await }))
+        block_on(to.with(move |partition| async move { partition.make_ready(ATTEMPT, &seal, early).await }))
     };
     let mut result = ready();
     for _ in 0..200 {
@@ -177,7 +177,7 @@ fn move_under_load_loses_nothing_and_both_sides_agree() {
     block_on(from.with(|partition| async move { partition.set_synchronous(ATTEMPT, Lsn(0)) })).unwrap();
     std::thread::sleep(Duration::from_millis(100));
 
-    hand_over(&from, &to);
+    hand_over(&from, &to, false);
     carrier.join().unwrap();
 
     // Parked writes were told where to go; the first writes at the new owner.
@@ -274,16 +274,137 @@ fn move_under_batches_and_range_deletions_both_sides_agree() {
     block_on(to.compact()).unwrap();
     block_on(from.with(|partition| async move { partition.set_synchronous(ATTEMPT, Lsn(0)) })).unwrap();
     std::thread::sleep(Duration::from_millis(100));
-    hand_over(&from, &to);
+    hand_over(&from, &to, false);
     carrier.join().unwrap();
     let model = writer.join().unwrap();
-    let contents = |handle: &PartitionHandle| -> Model {
-        let page = block_on(handle.scan(KeyRange::all(), usize::MAX)).unwrap();
-        page.items.into_iter().map(|item| (item.key, item.value)).collect()
-    };
     assert!(contents(&to) == model, "the new owner has what was acknowledged");
     let starts: Vec<Vec<u8>> = summaries.iter().map(|summary| summary.start.to_vec()).collect();
     assert_eq!(block_on(digests(&from, starts.clone())), block_on(digests(&to, starts)));
+    block_on(target.close()).unwrap();
+    let target = open(target_dir.path());
+    assert!(contents(&target.partition(PARTITION).unwrap()) == model, "also after a restart");
+}
+
+/// What the partition holds, by scans of a few keys each.
+fn contents(handle: &PartitionHandle) -> Model {
+    let mut model = Model::new();
+    let mut range = KeyRange::all();
+    loop {
+        let page = block_on(handle.scan(range.clone(), 300)).unwrap();
+        model.extend(page.items.into_iter().map(|item| (item.key, item.value)));
+        match page.next {
+            Some(next) => range.start = next.to_vec(),
+            None => return model,
+        }
+    }
+}
+
+/// Fetches what is missing until nothing is, or `count` segments have come; returns their order.
+fn fetch(from: &PartitionHandle, to: &PartitionHandle, count: usize) -> Vec<SegmentId> {
+    let mut order = Vec::new();
+    while order.len() < count {
+        let next = block_on(to.with(|partition| async move {
+            if partition.lacks_any() { partition.take_missing(ATTEMPT, &[]) } else { Ok(None) }
+        }));
+        let Some(id) = next.unwrap() else {
+            break;
+        };
+        let image = block_on(from.with(move |partition| async move { partition.capture_released(id).await })).unwrap();
+        let install =
+            move |partition: std::rc::Rc<antumbra_engine::Partition>| async move {
+                partition.install_image(ATTEMPT, id, image.table, Vec::new()).await
+            };
+        block_on(to.with(install)).unwrap();
+        order.push(id);
+    }
+    order
+}
+
+#[test]
+fn early_switchover_serves_what_is_held_and_fetches_the_rest() {
+    let (source_dir, target_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (source, target) = (open(source_dir.path()), open(target_dir.path()));
+    let from = create(&source);
+    load(&from);
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = batch_writer(from.clone(), Arc::clone(&stop));
+    std::thread::sleep(Duration::from_millis(100));
+    let (receiver, summaries) = block_on(attach(&from, &target));
+    let to = target.partition(PARTITION).unwrap();
+    let carrier = {
+        let (from, to) = (from.clone(), to.clone());
+        std::thread::spawn(move || block_on(carry(receiver, from, to)))
+    };
+    let held = summaries.len() / 2;
+    block_on(copy(&from, &to, &summaries[..held]));
+    std::thread::sleep(Duration::from_millis(50));
+    hand_over(&from, &to, true);
+    carrier.join().unwrap();
+    let mut model = writer.join().unwrap();
+
+    // Writes go on everywhere, conditions and merges where they need not wait.
+    let (first, last) = (key(0), key(KEYS - 1));
+    block_on(to.put(last.clone(), "written here")).unwrap();
+    model.insert(last.clone(), Bytes::from_static(b"written here"));
+    assert_eq!(block_on(to.get(last.clone())).unwrap(), model.get(&last).cloned(), "its newest version is here");
+    assert_eq!(block_on(to.get(first.clone())).unwrap(), model.get(&first).cloned(), "held");
+
+    // A reader waits for the segment that it needs, and that one comes first.
+    let beyond = Bytes::copy_from_slice(&summaries[summaries.len() - 2].start);
+    let reader = {
+        let (to, beyond) = (to.clone(), beyond.clone());
+        std::thread::spawn(move || block_on(to.get(beyond)))
+    };
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!reader.is_finished(), "what is missing is not absent");
+    let progress = block_on(to.with(|partition| async move { Ok(partition.fill_progress()) })).unwrap().unwrap();
+    assert_eq!((progress.missing, progress.reads_waited), (summaries.len() - held, 1));
+    assert!(matches!(block_on(target.checkpoint(target_dir.path().join("copy"))), Err(Error::Invalid { .. })));
+    assert_eq!(fetch(&from, &to, 1), [summaries[summaries.len() - 2].id]);
+    assert_eq!(reader.join().unwrap().unwrap(), model.get(&beyond).cloned());
+
+    // A restart knows what is missing; nothing that was deleted comes back with what is fetched later.
+    block_on(to.put("key-00000x", "new")).unwrap();
+    block_on(to.delete(beyond.clone())).unwrap();
+    model.insert(Bytes::from_static(b"key-00000x"), Bytes::from_static(b"new"));
+    model.remove(&beyond);
+    let deleted = key(KEYS - 2);
+    block_on(to.delete(deleted.clone())).unwrap();
+    model.remove(&deleted);
+    block_on(to.compact()).unwrap();
+    block_on(target.close()).unwrap();
+    let target = open(target_dir.path());
+    let to = target.partition(PARTITION).unwrap();
+    let missing = block_on(to.with(|partition| async move { Ok(partition.missing_segments()) })).unwrap();
+    assert_eq!(missing.len(), summaries.len() - held - 1);
+
+    // The source cannot be reached: readers are told at once, others are served.
+    let lost = missing[0];
+    block_on(to.with(move |partition| async move {
+        partition.give_back(ATTEMPT, lost, Some("host 1 is down".into()));
+        Ok(())
+    }))
+    .unwrap();
+    let start = summaries.iter().find(|summary| summary.id == lost).unwrap().start.clone();
+    let absent = Bytes::from([&start[..], b"?"].concat());
+    assert!(matches!(block_on(to.get(absent)), Err(Error::OutOfReach { segment, .. }) if segment == lost));
+    assert_eq!(block_on(to.get(first.clone())).unwrap(), model.get(&first).cloned());
+    block_on(to.with(|partition| async move {
+        partition.note_reachable(ATTEMPT);
+        Ok(())
+    }))
+    .unwrap();
+
+    // It returns: a scan waits for segment after segment.
+    let scan = {
+        let to = to.clone();
+        std::thread::spawn(move || contents(&to))
+    };
+    assert_eq!(fetch(&from, &to, usize::MAX).len(), missing.len());
+    assert!(scan.join().unwrap() == model);
+    let whole = block_on(to.with(|partition| async move { Ok(!partition.lacks_any()) })).unwrap();
+    assert!(whole);
+    block_on(to.compact()).unwrap();
     block_on(target.close()).unwrap();
     let target = open(target_dir.path());
     assert!(contents(&target.partition(PARTITION).unwrap()) == model, "also after a restart");

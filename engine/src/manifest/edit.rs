@@ -137,6 +137,22 @@ pub enum ManifestEdit {
         /// Up to here.
         lsn: Lsn,
     },
+    /// These segments are not held yet; an attempt is to bring them.
+    Missing {
+        /// The partition.
+        partition: PartitionId,
+        /// The attempt.
+        attempt: AttemptId,
+        /// All that is missing.
+        segments: Vec<SegmentId>,
+    },
+    /// A segment that was missing is held.
+    Held {
+        /// The partition.
+        partition: PartitionId,
+        /// The segment.
+        segment: SegmentId,
+    },
     /// Keys of a segment were deleted by ranges.
     AddErasures {
         /// The partition.
@@ -185,6 +201,8 @@ const KIND_REPLACE: u8 = 5;
 const KIND_ERASE: u8 = 6;
 const KIND_FLUSHED: u8 = 7;
 const KIND_OPTIONS: u8 = 8;
+const KIND_MISSING: u8 = 9;
+const KIND_HELD: u8 = 10;
 
 /// Encodes a group of edits.
 pub(super) fn encode(edits: &[ManifestEdit]) -> Result<AlignedVec> {
@@ -330,6 +348,18 @@ impl Writer<'_> {
                 self.number(lsn.0);
                 KIND_FLUSHED
             }
+            ManifestEdit::Missing { partition, attempt, segments } => {
+                self.number(partition.0);
+                self.number(attempt.0);
+                self.number(segments.len() as u64);
+                segments.iter().for_each(|segment| self.number(segment.0));
+                KIND_MISSING
+            }
+            ManifestEdit::Held { partition, segment } => {
+                self.number(partition.0);
+                self.number(segment.0);
+                KIND_HELD
+            }
             ManifestEdit::AddErasures { partition, segment, erasures } => {
                 self.number(partition.0);
                 self.number(segment.0);
@@ -423,6 +453,14 @@ impl Reader<'_> {
                 Ok(ManifestEdit::SetOptions { partition, compression })
             }
             KIND_FLUSHED => Ok(ManifestEdit::Flushed { partition, lsn: Lsn(self.number()?) }),
+            KIND_MISSING => {
+                let attempt = AttemptId(self.number()?);
+                let segments = (0..self.count()?)
+                    .map(|_| self.number().map(SegmentId))
+                    .collect::<std::result::Result<_, String>>()?;
+                Ok(ManifestEdit::Missing { partition, attempt, segments })
+            }
+            KIND_HELD => Ok(ManifestEdit::Held { partition, segment: SegmentId(self.number()?) }),
             KIND_ERASE => {
                 let segment = SegmentId(self.number()?);
                 let erasures =

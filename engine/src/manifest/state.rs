@@ -1,9 +1,9 @@
 //! The state that edits build up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::Compression;
-use crate::types::{Epoch, FileId, KeyRange, Lsn, PartitionId, SegmentId, WalSeq};
+use crate::types::{AttemptId, Epoch, FileId, KeyRange, Lsn, PartitionId, SegmentId, WalSeq};
 
 use super::edit::{ManifestEdit, NewPartition, Role, SegmentDesc, TableRef};
 
@@ -32,6 +32,8 @@ pub struct PartitionState {
     pub compression: Compression,
     /// Every record up to here is in tables.
     pub flushed: Lsn,
+    /// Segments that are not held yet, and the attempt that is to bring them; never empty.
+    pub missing: Option<(AttemptId, BTreeSet<SegmentId>)>,
 }
 
 /// All partitions of a shard.
@@ -85,6 +87,23 @@ impl ManifestState {
                 state.flushed = state.flushed.max(*lsn);
                 Ok(())
             }
+            ManifestEdit::Missing { partition, attempt, segments } => {
+                let state = self.partition(*partition)?;
+                if let Some(unknown) = segments.iter().find(|id| index_of(&state.segments, **id).is_none()) {
+                    return Err(format!("partition {partition}: unknown segment {unknown} is missing"));
+                }
+                let missing: BTreeSet<SegmentId> = segments.iter().copied().collect();
+                state.missing = (!missing.is_empty()).then_some((*attempt, missing));
+                Ok(())
+            }
+            ManifestEdit::Held { partition, segment } => {
+                let state = self.partition(*partition)?;
+                if let Some((_, missing)) = &mut state.missing {
+                    missing.remove(segment);
+                }
+                state.missing.take_if(|(_, missing)| missing.is_empty());
+                Ok(())
+            }
             ManifestEdit::AddErasures { partition, segment, erasures } => {
                 let state = self.partition(*partition)?;
                 let index = index_of(&state.segments, *segment)
@@ -132,6 +151,10 @@ impl ManifestState {
             if state.compression != Compression::None {
                 edits.push(ManifestEdit::SetOptions { partition: *id, compression: state.compression });
             }
+            if let Some((attempt, missing)) = &state.missing {
+                let segments = missing.iter().copied().collect();
+                edits.push(ManifestEdit::Missing { partition: *id, attempt: *attempt, segments });
+            }
             if state.flushed > Lsn(0) {
                 edits.push(ManifestEdit::Flushed { partition: *id, lsn: state.flushed });
             }
@@ -168,6 +191,7 @@ impl ManifestState {
             last_lsn: new.last_lsn,
             compression: Compression::None,
             flushed: Lsn(0),
+            missing: None,
         };
         self.partitions.insert(new.partition, state);
         Ok(())

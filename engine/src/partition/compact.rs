@@ -62,6 +62,11 @@ impl Partition {
     pub(crate) async fn pin_layout(&self) -> LayoutPin {
         // A compaction under way may still split: wait it out.
         let _guard = self.maintenance.lock().await;
+        self.pin_layout_now()
+    }
+
+    /// As [`Partition::pin_layout`], of a partition that no maintenance works on.
+    pub(super) fn pin_layout_now(&self) -> LayoutPin {
         self.layout_pins.set(self.layout_pins.get() + 1);
         LayoutPin { pins: Rc::clone(&self.layout_pins) }
     }
@@ -124,6 +129,7 @@ impl Partition {
     /// Range deletions up to here may end in a compaction.
     fn oldest_reader(&self) -> Lsn {
         match self.serving() {
+            _ if self.lacks_any() => Lsn(0),
             Serving::Shadow { .. } => Lsn(0),
             Serving::Owner | Serving::Frozen | Serving::Suspended | Serving::Released { .. } => {
                 let visible = self.progress.borrow().visible();
@@ -201,7 +207,8 @@ impl Partition {
         let sources = table_sources(run.iter(), &start, end.as_ref(), purpose);
         let (snapshots, visible) = (self.snapshots.lsns(), self.progress.borrow().visible());
         let retain = match self.serving() {
-            // A shadow takes records out of order: an older one may still come and must find the tombstone.
+            // Older records may still come, with the mirror or with a missing segment: they must find the tombstone.
+            _ if self.lacks_any() => Retain::needed(&snapshots, visible),
             Serving::Shadow { .. } => Retain::needed(&snapshots, visible),
             Serving::Owner | Serving::Frozen | Serving::Suspended | Serving::Released { .. } => {
                 let horizon_ms = self.snapshots.expiry_horizon_ms(clock::wall_ms());

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::merge::Retain;
 use crate::types::KeyRange;
 
+use super::page::Direction;
 use super::Partition;
 
 /// A live record.
@@ -20,7 +21,7 @@ pub struct Exported {
     pub expires_at_ms: u64,
 }
 
-/// Some live records, and where the next ones begin.
+/// Some live records (or none, though more follow), and where the next ones begin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExportPage {
     /// Ascending by key.
@@ -36,10 +37,11 @@ impl Partition {
     /// Errors: as [`Partition::scan`]. Cancel: no effect. Cost: a scan; two copies a record.
     pub async fn export(&self, start: &[u8], bytes_max: usize) -> Result<ExportPage> {
         self.wait_readable().await?;
-        let view = self.view_latest();
         let (start, end) = self.clamp(&KeyRange { start: start.to_vec(), end: None });
-        let mut page = ExportPage::default();
-        let mut iter = self.iterate(&view, start, end, Retain::visible_at(view.pin.lsn(), clock::wall_ms()));
+        let (start, to) = self.held_stretch(&start, end.as_ref(), Direction::Forward).await?;
+        let view = self.view_latest();
+        let mut page = ExportPage { next: to.clone().filter(|to| Some(to) != end.as_ref()), ..ExportPage::default() };
+        let mut iter = self.iterate(&view, start, to, Retain::visible_at(view.pin.lsn(), clock::wall_ms()));
         let mut bytes = 0;
         while iter.advance().await? {
             let record = iter.current();

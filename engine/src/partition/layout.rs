@@ -130,6 +130,15 @@ impl Layout {
         self.starts.count_up_to(key, |index| &self.segments[index + 1].start)
     }
 
+    /// Index of the segment that holds the largest keys below `end`.
+    pub fn last_below(&self, end: Option<&Bytes>) -> usize {
+        let Some(end) = end else {
+            return self.segments.len() - 1;
+        };
+        let index = self.locate(end);
+        if self.segments[index].start == *end { index.saturating_sub(1) } else { index }
+    }
+
     /// Index of segment `id`.
     pub fn index_of(&self, id: SegmentId) -> Option<usize> {
         self.segments.iter().position(|segment| segment.id == id)

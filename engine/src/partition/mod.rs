@@ -4,6 +4,7 @@
 //! - `INV-GATE`: writes are accepted only while the partition serves as [`Serving::Owner`]; a frozen or suspended
 //!   partition parks them, a released one answers who owns it now. Reads pass while it is owned or frozen.
 //! - `INV-VISIBLE`: a reader sees exactly the records at or below the visible LSN at the moment it began.
+//! - `INV-FILL` is [`filling`]'s.
 //! - `INV-MAINT`: flush, compaction and image installation of one partition exclude each other.
 
 mod access;
@@ -11,6 +12,7 @@ mod batch;
 mod compact;
 mod digest;
 mod export;
+mod filling;
 mod flush;
 pub(crate) mod layout;
 mod mirror;
@@ -26,6 +28,7 @@ mod transfer;
 mod write;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -50,6 +53,7 @@ pub use access::Totals;
 pub use batch::{Batch, Commit, Condition, Conflict, Versioned};
 pub use digest::RangeDigest;
 pub use export::{ExportPage, Exported};
+pub use filling::FillProgress;
 pub use mirror::{MirrorItem, MirrorReceiver};
 pub use page::{Direction, Page, PageLimits};
 pub use read::{KeyValue, READS_IN_FLIGHT, ScanPage};
@@ -109,6 +113,11 @@ pub struct Partition {
     outgoing: RefCell<Option<transfer::Outgoing>>,
     final_pin: RefCell<Option<digest::FinalPin>>,
     shadow: RefCell<Option<shadow::ShadowState>>,
+    filling: RefCell<Option<filling::Filling>>,
+    /// Whether `filling` is there: what readers look at.
+    lacks_segments: Cell<bool>,
+    /// Notified when a segment is held, is wanted, or cannot be fetched.
+    filling_changed: Event,
     snapshots: Rc<Snapshots>,
     maintenance: TaskLock,
     /// First batch that the durable manifest still needs for this partition.
@@ -138,6 +147,8 @@ pub(crate) struct PartitionInit {
     pub last_lsn: Lsn,
     pub next_segment: u64,
     pub replay_from: WalSeq,
+    /// Segments that are not held yet, and the attempt that is to bring them.
+    pub missing: Option<(AttemptId, BTreeSet<SegmentId>)>,
 }
 
 /// Counts and sizes of a partition, for people and for the controller.
@@ -181,7 +192,7 @@ pub(crate) struct Hotness {
 impl Partition {
     pub(crate) fn new(shard: Rc<Shard>, init: PartitionInit) -> Rc<Partition> {
         let segments = init.layout.segments.len();
-        Rc::new(Partition {
+        let partition = Rc::new(Partition {
             id: init.id,
             keyspace: init.keyspace,
             range: init.range,
@@ -202,13 +213,20 @@ impl Partition {
             outgoing: RefCell::default(),
             final_pin: RefCell::default(),
             shadow: RefCell::default(),
+            filling: RefCell::default(),
+            lacks_segments: Cell::new(false),
+            filling_changed: Event::default(),
             snapshots: Rc::default(),
             maintenance: TaskLock::default(),
             replay_from: Cell::new(init.replay_from),
             flushes: Cell::new(0),
             unlogged: Cell::new(false),
             shard,
-        })
+        });
+        if let Some((attempt, missing)) = init.missing {
+            partition.begin_filling(attempt, missing);
+        }
+        partition
     }
 
     /// The partition's id.
@@ -317,6 +335,7 @@ impl Partition {
     fn set_serving(&self, serving: Serving) {
         self.serving.set(serving);
         self.serving_changed.notify_all();
+        self.filling_changed.notify_all();
         self.progress.borrow_mut().wake_all();
     }
 
@@ -362,10 +381,12 @@ impl Partition {
     pub(crate) async fn retire(&self) {
         self.retired.set(true);
         self.serving_changed.notify_all();
+        self.filling_changed.notify_all();
         let _guard = self.maintenance.lock().await;
         self.mirror.take();
         self.outgoing.take();
         self.shadow.take();
+        self.filling.take();
         self.final_pin.take();
     }
 

@@ -72,10 +72,30 @@ impl Partition {
         if end.as_ref().is_some_and(|end| start >= *end) {
             return Ok(Page::default());
         }
-        let view = self.view_at(moment.lsn);
-        match direction {
-            Direction::Forward => self.page_forward(&view, start, end, moment, limits).await,
-            Direction::Backward => self.page_backward(&view, start, end, moment, limits).await,
+        let (mut start, mut end) = (start, end);
+        loop {
+            let (from, to) = self.held_stretch(&start, end.as_ref(), direction).await?;
+            let view = self.view_at(moment.lsn);
+            let (left, right) = (from.clone(), to.clone());
+            let mut page = match direction {
+                Direction::Forward => self.page_forward(&view, left, right, moment, limits).await?,
+                Direction::Backward => self.page_backward(&view, left, right, moment, limits).await?,
+            };
+            // What is left of the range reaches beyond the stretch.
+            let rest = match (direction, page.rest.take()) {
+                (Direction::Forward, Some(rest)) => Some((Bytes::from(rest.start), end.clone())),
+                (Direction::Forward, None) => to.filter(|to| Some(to) != end.as_ref()).map(|to| (to, end.clone())),
+                (Direction::Backward, Some(rest)) => Some((start.clone(), rest.end.map(Bytes::from))),
+                (Direction::Backward, None) => (from != start).then(|| (start.clone(), Some(from))),
+            };
+            let Some((rest_start, rest_end)) = rest else {
+                return Ok(page);
+            };
+            (start, end) = (rest_start, rest_end);
+            if !page.items.is_empty() {
+                page.rest = Some(KeyRange { start: start.to_vec(), end: end.map(|end| end.to_vec()) });
+                return Ok(page);
+            }
         }
     }
 
@@ -155,13 +175,5 @@ fn stretch_start(view: &ReadView, end: Option<&Bytes>, records: usize, bytes: us
 
 /// The segment that holds the largest keys below `end`.
 fn last_segment<'a>(view: &'a ReadView, end: Option<&Bytes>) -> &'a Segment {
-    let segments = &view.layout.segments;
-    let index = match end {
-        None => segments.len() - 1,
-        Some(end) => {
-            let index = view.layout.locate(end);
-            if segments[index].start == *end { index.saturating_sub(1) } else { index }
-        }
-    };
-    &segments[index]
+    &view.layout.segments[view.layout.last_below(end)]
 }

@@ -18,6 +18,7 @@ use crate::types::{KeyRange, Lsn};
 
 use super::batch::Versioned;
 use super::layout::{Layout, Segment};
+use super::page::Direction;
 use super::snapshots::{Moment, SnapshotPin};
 use super::{Partition, Serving};
 
@@ -216,9 +217,24 @@ impl Partition {
     /// Cost: the page's keys and values share one piece of memory, which lives as long as the last of them.
     pub async fn scan(&self, range: &KeyRange, limit: usize) -> Result<ScanPage> {
         self.wait_readable().await?;
+        let (mut start, end) = self.clamp(range);
+        loop {
+            let (_, to) = self.held_stretch(&start, end.as_ref(), Direction::Forward).await?;
+            let mut page = self.scan_held(start, to.clone(), limit).await?;
+            // What lies behind the stretch is left of the range too.
+            if page.next.is_none() {
+                page.next = to.filter(|to| Some(to) != end.as_ref());
+            }
+            match page.next.take_if(|_| page.items.is_empty() && limit > 0) {
+                Some(next) => start = next,
+                None => return Ok(page),
+            }
+        }
+    }
+
+    async fn scan_held(&self, start: Bytes, end: Option<Bytes>, limit: usize) -> Result<ScanPage> {
         let view = self.view_latest();
         let now_ms = clock::wall_ms();
-        let (start, end) = self.clamp(range);
         let mut page = ScanPage::default();
         let mut iter = self.iterate(&view, start, end, Retain::visible_at(view.pin.lsn(), now_ms));
         let mut bytes = BytesMut::new();
@@ -275,13 +291,31 @@ impl Partition {
 
     /// The newest version of `key` at or below `snapshot` (tombstones included), and its segment's index.
     async fn find(&self, key: HashedKey<'_>, snapshot: Lsn) -> Result<(usize, Option<Found>)> {
-        let layout = self.layout();
-        let index = layout.locate(key.bytes);
+        loop {
+            let layout = self.layout();
+            let index = layout.locate(key.bytes);
+            let segment = &layout.segments[index];
+            let lacked = self.lacks(segment.id);
+            let (erased, found) = self.find_in_segment(key, snapshot, segment).await?;
+            if !lacked || found.is_some() || erased > Lsn(0) {
+                return Ok((index, found.filter(|found| erased == Lsn(0) || found.lsn() > erased)));
+            }
+            self.wait_held(segment.id).await?;
+        }
+    }
+
+    /// The newest version of `key` in the memtables and in `segment`, and the newest range deletion over it.
+    async fn find_in_segment(
+        &self,
+        key: HashedKey<'_>,
+        snapshot: Lsn,
+        segment: &Segment,
+    ) -> Result<(Lsn, Option<Found>)> {
         let mut found = self.find_in_memtables(key, snapshot);
-        let erased = self.erased_at(key.bytes, snapshot, &layout.segments[index]);
+        let erased = self.erased_at(key.bytes, snapshot, segment);
         // A memtable record is newer than every table's, except in a shadow, which takes records out of order.
         let mut newest = found.as_ref().map_or(erased, |found| found.lsn().max(erased));
-        for table in layout.segments[index].tables() {
+        for table in segment.tables() {
             if newest >= table.location.max_lsn {
                 continue;
             }
@@ -292,7 +326,7 @@ impl Partition {
                 found = Some(candidate);
             }
         }
-        Ok((index, found.filter(|found| erased == Lsn(0) || found.lsn() > erased)))
+        Ok((erased, found))
     }
 
     /// LSN of the newest version of `key` or range deletion over it in the memtables; `Lsn(0)` if there is none.
@@ -313,7 +347,7 @@ impl Partition {
         frozen.iter().fold(newest, |newest, table| newest.max(table.erasures().newest_covering(key, snapshot)))
     }
 
-    /// As [`Partition::find`] without an await; `None` when a block has to be read.
+    /// As [`Partition::find`] without an await; `None` when a block has to be read or a segment is missing.
     fn find_in_memory(&self, key: HashedKey<'_>, snapshot: Lsn) -> Option<(usize, Option<Found>)> {
         let layout = self.layout.borrow();
         let index = layout.locate(key.bytes);
@@ -336,6 +370,10 @@ impl Partition {
                 Lookup::Found(_) => {}
                 Lookup::OnDevice => return None,
             }
+        }
+        // A missing segment may have what the memtables lack.
+        if found.is_none() && erased == Lsn(0) && self.lacks(segment.id) {
+            return None;
         }
         Some((index, found.filter(|found| erased == Lsn(0) || found.lsn() > erased)))
     }
@@ -361,7 +399,7 @@ impl Partition {
     }
 
     /// Whether readers may pass; `None` makes them wait.
-    fn read_gate(&self) -> Option<Result<()>> {
+    pub(super) fn read_gate(&self) -> Option<Result<()>> {
         match self.serving.get() {
             Serving::Owner => Some(Ok(())),
             Serving::Frozen => (clock::monotonic() < self.reads_until.get()).then_some(Ok(())),
@@ -373,6 +411,7 @@ impl Partition {
 
     /// Counts a read; the layout may have changed since `index` was found.
     fn count_read(&self, index: usize, key: &[u8], bytes: usize) {
+        self.count_fill_read();
         let layout = self.layout.borrow();
         let fits = |segment: &Rc<Segment>| {
             segment.start.as_ref() <= key && segment.end.as_ref().is_none_or(|end| key < end.as_ref())

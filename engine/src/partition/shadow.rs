@@ -3,7 +3,6 @@
 //! A segment's image lies below everything that the mirror brought meanwhile, and its delta right above the image;
 //! records carry their LSNs, so the order of arrival does not matter to readers.
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use crate::chain::{ChainState, Seal};
@@ -16,7 +15,6 @@ use crate::shard::files::Table;
 use crate::table::{self, TableBuilder};
 use crate::types::{AttemptId, Epoch, Hlc, Lsn, SegmentId, WalSeq};
 
-use super::compact::LayoutPin;
 use super::layout::Segment;
 use super::mirror::MirrorItem;
 use super::output::{TableFileWriter, plain_options};
@@ -27,13 +25,10 @@ use super::{Partition, Serving};
 pub(super) struct ShadowState {
     attempt: AttemptId,
     chain: ChainState,
-    held: BTreeSet<SegmentId>,
     /// Largest timestamp seen.
     clock: Hlc,
     /// The last LSN of the source's seal, once it has been compared and the readiness is durable.
     sealed: Option<Lsn>,
-    /// Segments keep the source's bounds.
-    _layout: LayoutPin,
 }
 
 /// How far the mirror has been taken in.
@@ -47,16 +42,9 @@ pub struct Applied {
 
 impl Partition {
     /// Readies a partition that was just created as a shadow, for the mirror that begins after `from`.
-    pub(crate) async fn begin_shadow(self: &Rc<Self>, attempt: AttemptId, from: Lsn) {
-        let layout = self.pin_layout().await;
-        *self.shadow.borrow_mut() = Some(ShadowState {
-            attempt,
-            chain: ChainState::new(from),
-            held: BTreeSet::new(),
-            clock: Hlc::default(),
-            sealed: None,
-            _layout: layout,
-        });
+    pub(crate) fn begin_shadow(&self, attempt: AttemptId, from: Lsn) {
+        let chain = ChainState::new(from);
+        *self.shadow.borrow_mut() = Some(ShadowState { attempt, chain, clock: Hlc::default(), sealed: None });
     }
 
     /// Takes in a stretch of the mirror: WAL and memtable. [`Partition::mirror_durable`] tells when it is on the
@@ -112,7 +100,7 @@ impl Partition {
         self.shard.wal().wait_durable(applied.seq).await
     }
 
-    /// Installs a segment's image and its delta, durably.
+    /// Installs a segment's image and its delta, durably: in a shadow, or behind an early switchover.
     ///
     /// # Errors
     /// [`Error::Stale`] for another attempt or a segment held already, [`Error::UnknownSegment`],
@@ -136,10 +124,7 @@ impl Partition {
         image: Vec<u8>,
         delta: Vec<Record>,
     ) -> Result<()> {
-        let held = self.with_shadow(attempt, |shadow| Ok(shadow.held.contains(&id)))?;
-        if held {
-            return Err(self.stale(format!("segment {id} is held already")));
-        }
+        self.check_missing(attempt, id)?;
         let segment = self.segment(id)?;
         let range = segment.range();
         if delta.iter().any(|record| !range.contains(&record.key)) {
@@ -164,22 +149,37 @@ impl Partition {
             tables.push((built.bytes, built.meta.max_lsn));
         }
         let clock = delta.iter().chain(&erased).map(|record| record.hlc).max().unwrap_or_default();
-        if !tables.is_empty() || !erasures.is_empty() {
-            self.install_below(id, tables, erasures).await?;
+        self.install_below(attempt, id, tables, erasures).await?;
+        match self.shadow.borrow_mut().as_mut() {
+            Some(shadow) => shadow.clock = shadow.clock.max(clock),
+            None => self.shard.clock().observe(clock),
         }
-        self.with_shadow(attempt, |shadow| {
-            shadow.held.insert(id);
-            shadow.clock = shadow.clock.max(clock);
-            Ok(())
-        })
+        Ok(())
+    }
+
+    fn check_missing(&self, attempt: AttemptId, segment: SegmentId) -> Result<()> {
+        let filling = self.filling.borrow();
+        match filling.as_ref().filter(|filling| filling.attempt == attempt) {
+            Some(filling) if filling.missing.contains(&segment) => Ok(()),
+            Some(_) => Err(self.stale(format!("segment {segment} is held already"))),
+            None => Err(self.stale(format!("attempt {attempt} fills nothing here"))),
+        }
     }
 
     /// Writes tables, oldest first, into one file and puts them below what the segment has.
-    async fn install_below(&self, id: SegmentId, tables: Vec<(Vec<u8>, Lsn)>, erasures: Vec<Erasure>) -> Result<()> {
+    async fn install_below(
+        &self,
+        attempt: AttemptId,
+        id: SegmentId,
+        tables: Vec<(Vec<u8>, Lsn)>,
+        erasures: Vec<Erasure>,
+    ) -> Result<()> {
         let opened = self.write_tables(&tables).await?;
         let Some(_guard) = self.lock_maintenance().await else {
             return Err(self.stale("the shadow is being discarded"));
         };
+        // Another copy of it may have been faster.
+        self.check_missing(attempt, id)?;
         let layout = self.layout();
         let index = layout.index_of(id).ok_or(Error::UnknownSegment { partition: self.id, segment: id })?;
         let old = &layout.segments[index];
@@ -204,10 +204,12 @@ impl Partition {
         let add: Vec<SegmentDesc> = vec![segment.desc()];
         let mut edits: Vec<ManifestEdit> = ManifestEdit::erasures_of(self.id, &add).collect();
         edits.insert(0, ManifestEdit::ReplaceSegments { partition: self.id, remove: vec![id], add });
+        edits.push(ManifestEdit::Held { partition: self.id, segment: id });
         self.shard.log_edits(edits).await?;
-        // Mirror records that came during the write raised the version further.
+        // Records that came during the write raised the version further.
         segment.version.set(segment.version.get().max(old.version.get()));
         *self.layout.borrow_mut() = layout.replaced(index, 1, vec![segment]);
+        self.note_held(id);
         Ok(())
     }
 
@@ -228,17 +230,17 @@ impl Partition {
         Ok(opened)
     }
 
-    /// Compares the source's seal with what this shadow holds, and makes the readiness durable.
+    /// Compares the source's seal with what this shadow holds, and makes the readiness durable. Segments may be missing
+    /// only if `early`.
     ///
     /// # Errors
     /// [`Error::Stale`] for another attempt; [`Error::Invalid`] naming the first difference: the shadow is not the
     /// source's equal and must not be promoted.
-    pub async fn make_ready(&self, attempt: AttemptId, seal: &Seal) -> Result<()> {
-        let layout = self.layout();
+    pub async fn make_ready(&self, attempt: AttemptId, seal: &Seal, early: bool) -> Result<()> {
+        if let Some(missing) = self.missing_segments().first().filter(|_| !early) {
+            return Err(Error::Invalid { what: format!("segment {missing} is not held") });
+        }
         self.with_shadow(attempt, |shadow| {
-            if let Some(missing) = layout.segments.iter().find(|segment| !shadow.held.contains(&segment.id)) {
-                return Err(Error::Invalid { what: format!("segment {} is not held", missing.id) });
-            }
             match seal.difference(&shadow.chain.seal()) {
                 Some(difference) => Err(Error::Invalid { what: format!("source and shadow differ: {difference}") }),
                 None => Ok(()),
@@ -300,12 +302,6 @@ impl Partition {
         self.promote(attempt, epoch, last, Hlc(0), 0).await?;
         self.unpin_final(attempt);
         Ok(())
-    }
-
-    /// Segments that the shadow holds.
-    #[must_use]
-    pub fn held_segments(&self) -> usize {
-        self.shadow.borrow().as_ref().map_or(0, |shadow| shadow.held.len())
     }
 
     fn with_shadow<T>(&self, attempt: AttemptId, with: impl FnOnce(&mut ShadowState) -> Result<T>) -> Result<T> {

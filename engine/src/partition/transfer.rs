@@ -101,6 +101,7 @@ impl Partition {
         if self.outgoing.borrow().is_some() {
             return Err(Error::Invalid { what: format!("partition {} has a shadow already", self.id) });
         }
+        self.check_whole()?;
         let segments = self.layout().segments.len();
         let (tap, receiver) = MirrorTap::new(self.assigned(), segments, queued_bytes_max);
         *self.mirror.borrow_mut() = Some(tap);
@@ -150,23 +151,45 @@ impl Partition {
 
     async fn build_image(&self, attempt: AttemptId, id: SegmentId) -> Result<Image> {
         self.check_outgoing(attempt)?;
-        let segment = self.segment(id)?;
         let view = self.view_latest();
+        let image = self.image_at(&view, id).await?;
+        let mut outgoing = self.outgoing.borrow_mut();
+        let outgoing = outgoing.as_mut().filter(|held| held.attempt == attempt);
+        let outgoing = outgoing.ok_or_else(|| self.stale(format!("attempt {attempt}")))?;
+        outgoing.captured.insert(id, view.pin);
+        Ok(image)
+    }
+
+    async fn image_at(&self, view: &ReadView, id: SegmentId) -> Result<Image> {
+        let segment = self.segment(id)?;
         let (token, snapshot) = (self.token(&segment), view.pin.lsn());
         // Nothing that has expired since is left out: the target decides by its own clock when it serves.
-        let mut records = self.iterate_segment(&view, &segment, Retain::visible_at(snapshot, 0));
+        let mut records = self.iterate_segment(view, &segment, Retain::visible_at(snapshot, 0));
         let mut builder = TableBuilder::new(plain_options(self.options));
         while records.advance().await? {
             builder.add(records.current())?;
             crate::io::runtime::yield_now().await;
         }
         let table = if builder.is_empty() { Vec::new() } else { builder.finish()?.bytes };
-        drop(records);
-        let mut outgoing = self.outgoing.borrow_mut();
-        let outgoing = outgoing.as_mut().filter(|held| held.attempt == attempt);
-        let outgoing = outgoing.ok_or_else(|| self.stale(format!("attempt {attempt}")))?;
-        outgoing.captured.insert(id, view.pin);
         Ok(Image { token, snapshot, table })
+    }
+
+    /// The image of a segment of a partition that was handed over, for the owner that does not hold it yet. Nothing is
+    /// written here any more, so every such image shows the state at the hand-over.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] while this host serves the partition, [`Error::UnknownSegment`], [`Error::Corruption`],
+    /// [`Error::Io`].
+    pub async fn capture_released(self: &Rc<Self>, segment: SegmentId) -> Result<Image> {
+        let partition = Rc::clone(self);
+        let capture = async move {
+            if !matches!(partition.serving(), Serving::Released { .. }) {
+                return Err(partition.stale("an image is asked for as if the partition had been handed over"));
+            }
+            let view = partition.view_at(partition.assigned());
+            partition.image_at(&view, segment).await
+        };
+        self.shard.background().run(capture).await
     }
 
     /// From now on the segment's records travel over the mirror. Returns what changed since its image was taken.

@@ -18,7 +18,8 @@ impl Shard {
     /// Makes `dir` a shard's folder that holds every partition served here as it is now: each of one moment, batches
     /// whole. The log is not part of it: memtables are flushed first.
     ///
-    /// Errors: [`crate::Error::Io`]; `dir` is then unfinished.
+    /// Errors: [`crate::Error::Io`], and [`crate::Error::Invalid`] while segments are still on their way here; `dir` is then
+    /// unfinished.
     /// Cost: one flush a partition, one hard link a file; nothing is copied.
     pub(crate) async fn checkpoint(self: &Rc<Shard>, dir: PathBuf) -> Result<()> {
         let (mut state, mut layouts, mut files) = (ManifestState::default(), Vec::new(), BTreeSet::new());
@@ -26,6 +27,7 @@ impl Shard {
             if !matches!(partition.serving(), Serving::Owner | Serving::Frozen | Serving::Suspended) {
                 continue;
             }
+            partition.check_whole()?;
             partition.flush_all().await?;
             // Without an await: layout and state are of one moment. The layout keeps its files until they are linked.
             let (layout, taken) = partition.capture();
@@ -78,6 +80,7 @@ impl Partition {
             // Numbers given to records that are not in the checkpoint are not used again.
             last_lsn: self.assigned(),
             flushed: self.assigned(),
+            missing: None,
         };
         (layout, state)
     }

@@ -10,7 +10,7 @@ mod manifest;
 pub(crate) mod recovery;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -151,6 +151,15 @@ impl Shard {
         if spec.options.compression != Compression::None {
             edits.push(ManifestEdit::SetOptions { partition: spec.id, compression: spec.options.compression });
         }
+        let filled_by = match role {
+            Role::Shadow { attempt } => Some(attempt),
+            Role::Owner | Role::Released { .. } => None,
+        };
+        let missing: BTreeSet<SegmentId> = segments.iter().filter(|_| filled_by.is_some()).map(|(id, _)| *id).collect();
+        if let Some(attempt) = filled_by {
+            let segments = missing.iter().copied().collect();
+            edits.push(ManifestEdit::Missing { partition: spec.id, attempt, segments });
+        }
         self.log_edits(edits).await?;
         let ends = segments.iter().skip(1).map(|(_, start)| Some(start.clone())).chain([spec.range.end.clone()]);
         let layout = segments
@@ -183,6 +192,7 @@ impl Shard {
                 last_lsn,
                 next_segment,
                 replay_from,
+                missing: filled_by.map(|attempt| (attempt, missing)),
             },
         );
         self.partitions.borrow_mut().insert(spec.id, Rc::clone(&partition));
@@ -221,7 +231,7 @@ impl Shard {
         from: Lsn,
     ) -> Result<Rc<Partition>> {
         let partition = self.install_partition(spec, Role::Shadow { attempt }, segments, Lsn(0)).await?;
-        partition.begin_shadow(attempt, from).await;
+        partition.begin_shadow(attempt, from);
         Ok(partition)
     }
 

@@ -166,6 +166,7 @@ impl Shard {
                 last_lsn: replayed.last_lsn,
                 next_segment,
                 replay_from: state.replay_from,
+                missing: state.missing,
             },
         ))
     }
