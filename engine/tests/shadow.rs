@@ -309,11 +309,12 @@ fn fetch(from: &PartitionHandle, to: &PartitionHandle, count: usize) -> Vec<Segm
         let Some(id) = next.unwrap() else {
             break;
         };
-        let image = block_on(from.with(move |partition| async move { partition.capture_released(id).await })).unwrap();
-        let install =
-            move |partition: std::rc::Rc<antumbra_engine::Partition>| async move {
-                partition.install_image(ATTEMPT, id, image.table, Vec::new()).await
-            };
+        let image =
+            block_on(from.with(move |partition| async move { partition.capture_released(HostId(2), id).await }))
+                .unwrap();
+        let install = move |partition: std::rc::Rc<antumbra_engine::Partition>| async move {
+            partition.install_image(ATTEMPT, id, image.table, Vec::new()).await
+        };
         block_on(to.with(install)).unwrap();
         order.push(id);
     }

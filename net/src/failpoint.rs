@@ -21,7 +21,7 @@ impl Failpoint {
     }
 
     /// All places: each step of a move, at the host that takes it.
-    pub const NAMES: [&'static str; 17] = [
+    pub const NAMES: [&'static str; 19] = [
         "source:begun",
         "source:send-segment",
         "source:set-synchronous",
@@ -31,12 +31,14 @@ impl Failpoint {
         "source:committed",
         "source:handed-over",
         "source:digest",
+        "source:fetch",
         "source:complete",
         "target:opened",
         "target:installed",
         "target:ready",
         "target:promote",
         "target:promoted",
+        "target:fetching",
         "coordinator:apply",
         "coordinator:applied",
     ];

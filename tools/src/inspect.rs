@@ -332,6 +332,10 @@ fn edit_text(edit: &ManifestEdit) -> String {
         }
         ManifestEdit::DropPartition { partition } => format!("drop partition {partition}"),
         ManifestEdit::Flushed { partition, lsn } => format!("partition {partition}: flushed up to LSN {lsn}"),
+        ManifestEdit::Missing { partition, attempt, segments } => {
+            format!("partition {partition}: {} segments to come by attempt {attempt}", segments.len())
+        }
+        ManifestEdit::Held { partition, segment } => format!("partition {partition}: segment {segment} is held"),
         ManifestEdit::AddErasures { partition, segment, erasures } => {
             format!("partition {partition}: {} range deletions in segment {segment}", erasures.len())
         }

@@ -7,8 +7,8 @@ use crate::error::Result;
 use crate::merge::Retain;
 use crate::types::KeyRange;
 
-use super::page::Direction;
 use super::Partition;
+use super::page::Direction;
 
 /// A live record.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -33,7 +33,7 @@ pub(super) struct Filling {
     _layout: LayoutPin,
 }
 
-/// How far a partition is filled that is served already.
+/// How far a partition is filled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FillProgress {
     /// The attempt that left segments behind.
@@ -48,6 +48,19 @@ pub struct FillProgress {
     pub reads_waited: u64,
     /// Why nothing can be fetched at the moment, if so.
     pub out_of_reach: Option<String>,
+}
+
+impl Filling {
+    fn progress(&self) -> FillProgress {
+        FillProgress {
+            attempt: self.attempt,
+            segments: 0,
+            missing: self.missing.len(),
+            reads: self.reads,
+            reads_waited: self.reads_waited,
+            out_of_reach: self.out_of_reach.clone(),
+        }
+    }
 }
 
 impl Partition {
@@ -104,6 +117,7 @@ impl Partition {
         held.fetching.remove(&segment);
         held.wanted.retain(|other| *other != segment);
         if held.missing.is_empty() {
+            *self.filled.borrow_mut() = Some(held.progress());
             *filling = None;
             self.lacks_segments.set(false);
         }
@@ -111,17 +125,13 @@ impl Partition {
         self.filling_changed.notify_all();
     }
 
-    /// What is missing, while anything is.
+    /// What is missing, or how it went; `None` if nothing has been missing since the partition was opened.
     #[must_use]
     pub fn fill_progress(&self) -> Option<FillProgress> {
-        self.filling.borrow().as_ref().map(|filling| FillProgress {
-            attempt: filling.attempt,
-            segments: self.layout().segments.len(),
-            missing: filling.missing.len(),
-            reads: filling.reads,
-            reads_waited: filling.reads_waited,
-            out_of_reach: filling.out_of_reach.clone(),
-        })
+        let segments = self.layout().segments.len();
+        let open = self.filling.borrow().as_ref().map(Filling::progress);
+        let progress = open.or_else(|| self.filled.borrow().clone());
+        progress.map(|progress| FillProgress { segments, ..progress })
     }
 
     /// The segments that are missing, ascending.

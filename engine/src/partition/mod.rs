@@ -114,6 +114,8 @@ pub struct Partition {
     final_pin: RefCell<Option<digest::FinalPin>>,
     shadow: RefCell<Option<shadow::ShadowState>>,
     filling: RefCell<Option<filling::Filling>>,
+    /// How the last filling went.
+    filled: RefCell<Option<FillProgress>>,
     /// Whether `filling` is there: what readers look at.
     lacks_segments: Cell<bool>,
     /// Notified when a segment is held, is wanted, or cannot be fetched.
@@ -166,6 +168,8 @@ pub struct PartitionStats {
     pub serving: Serving,
     /// Number of segments.
     pub segments: usize,
+    /// Segments that are still at the host that owned the partition before.
+    pub missing_segments: usize,
     /// Bytes in tables.
     pub table_bytes: u64,
     /// Bytes in memtables.
@@ -214,6 +218,7 @@ impl Partition {
             final_pin: RefCell::default(),
             shadow: RefCell::default(),
             filling: RefCell::default(),
+            filled: RefCell::default(),
             lacks_segments: Cell::new(false),
             filling_changed: Event::default(),
             snapshots: Rc::default(),
@@ -283,6 +288,7 @@ impl Partition {
             epoch: self.epoch.get(),
             serving: self.serving.get(),
             segments: layout.segments.len(),
+            missing_segments: self.missing_segments().len(),
             table_bytes: layout.segments.iter().map(|segment| segment.bytes()).sum(),
             memtable_bytes: self.memtable_bytes(),
             resident_bytes: layout.segments.iter().map(|segment| segment.resident_bytes()).sum(),

@@ -240,11 +240,9 @@ impl Partition {
         if let Some(missing) = self.missing_segments().first().filter(|_| !early) {
             return Err(Error::Invalid { what: format!("segment {missing} is not held") });
         }
-        self.with_shadow(attempt, |shadow| {
-            match seal.difference(&shadow.chain.seal()) {
-                Some(difference) => Err(Error::Invalid { what: format!("source and shadow differ: {difference}") }),
-                None => Ok(()),
-            }
+        self.with_shadow(attempt, |shadow| match seal.difference(&shadow.chain.seal()) {
+            Some(difference) => Err(Error::Invalid { what: format!("source and shadow differ: {difference}") }),
+            None => Ok(()),
         })?;
         self.shard.wal().wait_durable(self.shard.wal().collecting()).await?;
         let edit = ManifestEdit::SetRole {

@@ -174,17 +174,17 @@ impl Partition {
         Ok(Image { token, snapshot, table })
     }
 
-    /// The image of a segment of a partition that was handed over, for the owner that does not hold it yet. Nothing is
+    /// The image of a segment of a partition that was handed over to `owner`, which does not hold it yet. Nothing is
     /// written here any more, so every such image shows the state at the hand-over.
     ///
     /// # Errors
-    /// [`Error::Stale`] while this host serves the partition, [`Error::UnknownSegment`], [`Error::Corruption`],
-    /// [`Error::Io`].
-    pub async fn capture_released(self: &Rc<Self>, segment: SegmentId) -> Result<Image> {
+    /// [`Error::Stale`] unless the partition was handed over to `owner`, [`Error::UnknownSegment`],
+    /// [`Error::Corruption`], [`Error::Io`].
+    pub async fn capture_released(self: &Rc<Self>, owner: HostId, segment: SegmentId) -> Result<Image> {
         let partition = Rc::clone(self);
         let capture = async move {
-            if !matches!(partition.serving(), Serving::Released { .. }) {
-                return Err(partition.stale("an image is asked for as if the partition had been handed over"));
+            if partition.serving() != (Serving::Released { owner }) {
+                return Err(partition.stale(format!("fetch: it has not been handed over to host {owner}")));
             }
             let view = partition.view_at(partition.assigned());
             partition.image_at(&view, segment).await

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 pub struct Moving {
     /// Attempt id; rises with each move and serves as fencing token.
     pub attempt: u64,
+    /// The host that owned the partition when the attempt began.
+    pub source: u32,
     /// The host that the shadow lies on.
     pub destination: u32,
 }
@@ -215,7 +217,7 @@ impl Machine {
         if record.state != RecordState::Stable {
             return Err(format!("partition {partition} is being moved"));
         }
-        record.state = RecordState::Moving(Moving { attempt, destination });
+        record.state = RecordState::Moving(Moving { attempt, source, destination });
         record.revision += 1;
         let answer = Answer::Record(record.clone());
         self.state.attempts = attempt;

@@ -3,7 +3,7 @@
 pub(crate) mod claims;
 mod reconcile;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::failpoint::Failpoint;
 use crate::resp::forward;
 use crate::resp::slot;
 use crate::routing::RoutingTable;
-use crate::shadow::drive::{self, MoveHandle, MoveOptions, TargetInbox};
+use crate::shadow::drive::{self, MoveHandle, MoveOptions, Pace, TargetInbox};
 use crate::tls::Identity;
 use crate::transport::{Handler, Incoming, Plane, PlaneConfig, PlaneHandle, SchedulingClass, StreamKind};
 
@@ -85,6 +85,10 @@ pub struct Host {
     pub(crate) reconcile_wanted: Notify,
     inboxes: Mutex<HashMap<AttemptId, TargetInbox>>,
     moves: Mutex<HashMap<PartitionId, MoveHandle>>,
+    /// Caps of the moves that began here.
+    paces: Mutex<HashMap<AttemptId, Pace>>,
+    /// Partitions whose missing segments are being fetched.
+    fetching: Mutex<HashSet<PartitionId>>,
     _planes: Mutex<Vec<Plane>>,
 }
 
@@ -133,6 +137,8 @@ impl Host {
             reconcile_wanted: Notify::new(),
             inboxes: Mutex::default(),
             moves: Mutex::default(),
+            paces: Mutex::default(),
+            fetching: Mutex::default(),
             _planes: Mutex::new(vec![control, bulk]),
         });
         let _ = slot.set(Arc::downgrade(&host));
@@ -217,7 +223,7 @@ impl Host {
         destination: HostId,
         options: MoveOptions,
     ) -> Result<MoveHandle> {
-        let mut moves = self.moves.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut moves = lock(&self.moves);
         if moves.get(&partition).is_some_and(|known| !known.is_finished()) {
             return Err(Error::Refused { what: format!("partition {partition} is being moved") });
         }
@@ -229,19 +235,40 @@ impl Host {
     /// The last move of a partition that began here.
     #[must_use]
     pub fn find_move(&self, partition: PartitionId) -> Option<MoveHandle> {
-        self.moves.lock().unwrap_or_else(PoisonError::into_inner).get(&partition).cloned()
+        lock(&self.moves).get(&partition).cloned()
     }
 
     pub(crate) fn inbox(&self, attempt: AttemptId) -> Option<TargetInbox> {
-        self.inboxes.lock().unwrap_or_else(PoisonError::into_inner).get(&attempt).cloned()
+        lock(&self.inboxes).get(&attempt).cloned()
     }
 
     pub(crate) fn open_inbox(&self, attempt: AttemptId, inbox: TargetInbox) {
-        self.inboxes.lock().unwrap_or_else(PoisonError::into_inner).insert(attempt, inbox);
+        lock(&self.inboxes).insert(attempt, inbox);
     }
 
     pub(crate) fn close_inbox(&self, attempt: AttemptId) {
-        self.inboxes.lock().unwrap_or_else(PoisonError::into_inner).remove(&attempt);
+        lock(&self.inboxes).remove(&attempt);
+        self.reconcile_wanted.notify_one();
+    }
+
+    pub(crate) fn pace(&self, attempt: AttemptId) -> Option<Pace> {
+        lock(&self.paces).get(&attempt).cloned()
+    }
+
+    pub(crate) fn set_pace(&self, attempt: AttemptId, pace: Option<Pace>) {
+        match pace {
+            Some(pace) => lock(&self.paces).insert(attempt, pace),
+            None => lock(&self.paces).remove(&attempt),
+        };
+    }
+
+    /// False if the missing segments of the partition are being fetched already.
+    pub(crate) fn begin_fetching(&self, partition: PartitionId) -> bool {
+        lock(&self.fetching).insert(partition)
+    }
+
+    pub(crate) fn end_fetching(&self, partition: PartitionId) {
+        lock(&self.fetching).remove(&partition);
         self.reconcile_wanted.notify_one();
     }
 
@@ -255,8 +282,13 @@ impl Host {
                 None => tracing::debug!(peer = %incoming.peer, "asked for a coordinator that is not here"),
             },
             StreamKind::Forward => forward::serve(&self, incoming).await,
+            StreamKind::Fetch => drive::serve_fetch(self, incoming).await,
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn handler(slot: Arc<OnceLock<Weak<Host>>>) -> Handler {

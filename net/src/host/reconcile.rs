@@ -12,6 +12,7 @@ use antumbra_engine::{PartitionHandle, Serving};
 use crate::coordinator::embedded::SYSTEM_PARTITION;
 use crate::coordinator::{self, ClusterState, Command, RecordState};
 use crate::error::{Error, Result};
+use crate::shadow::drive;
 use crate::shadow::recovery::{Held, PROMOTE_WAIT, Verdict, verdict};
 
 use super::Host;
@@ -81,7 +82,9 @@ impl Reconciler {
             return Ok(true);
         };
         // Only now, with the claim: nobody else changes what is held, and the record is as new as it has to be.
-        let held = match partition.stats().await?.serving {
+        let stats = partition.stats().await?;
+        let held = match stats.serving {
+            Serving::Owner | Serving::Frozen | Serving::Suspended if stats.missing_segments > 0 => Held::Partly,
             Serving::Owner | Serving::Frozen | Serving::Suspended => Held::Owner,
             Serving::Shadow { attempt } => Held::Shadow(attempt),
             Serving::Released { .. } => Held::Released,
@@ -124,7 +127,7 @@ fn close_if_over(host: &Host, id: PartitionId, serving: Serving, state: &Cluster
     }
 }
 
-async fn act(host: &Host, partition: &PartitionHandle, verdict: Verdict) -> Result<bool> {
+async fn act(host: &Arc<Host>, partition: &PartitionHandle, verdict: Verdict) -> Result<bool> {
     let id = partition.id();
     let shard = partition.shard();
     match verdict {
@@ -143,13 +146,18 @@ async fn act(host: &Host, partition: &PartitionHandle, verdict: Verdict) -> Resu
                 Err(cause) => return Err(cause),
             }
         }
+        Verdict::Fill(epoch, attempt, source) => {
+            partition.with(move |partition| async move { partition.resume(epoch).await }).await?;
+            drive::fetch_missing(host, id, attempt, epoch, source, Vec::new());
+        }
         Verdict::Release(owner, epoch) => {
             partition.with(move |partition| async move { partition.hand_over(owner, epoch).await }).await?;
         }
         Verdict::Promote(attempt, epoch) => {
             tracing::info!(partition = %id, %attempt, %epoch, "promoted by the coordinator's record");
             partition.with(move |partition| async move { partition.promote_by_record(attempt, epoch).await }).await?;
-            complete(host, id, attempt).await?;
+            // Segments may be missing still: the next look completes the attempt or fetches them.
+            return Ok(partition.stats().await?.missing_segments == 0 && complete(host, id, attempt).await.is_ok());
         }
         Verdict::Discard(attempt) => {
             host.engine.on_shard(shard, move |shard| async move { shard.discard_shadow(id, attempt).await }).await??;

@@ -13,7 +13,7 @@ use crate::host::Host;
 use crate::shadow::{MoveOptions, Policy};
 
 const USAGE: &str = "PARTITIONS | CREATE id first-slot last-slot owner | MOVE id host [ORDER gru|ewma|key|random] \
-                     [THROTTLE mb-per-second] [MANUAL] | SWITCH id | PROGRESS id | REPORT id | COMPACT id | SEGMENTS id | \
+                     [THROTTLE mb-per-second] [MANUAL] [EARLY percent] | SWITCH id | FILL id | PROGRESS id | REPORT id | COMPACT id | SEGMENTS id | \
                      STATE id | RECORD id START one-key-of | RECORD id TAKE | RECORD id STOP";
 
 /// Runs one admin command.
@@ -38,6 +38,7 @@ pub(crate) async fn run(host: &Arc<Host>, args: &[Bytes]) -> Result<Value> {
             let id = partition_id(words.get(1))?;
             Ok(json!(coordinator::read(host.coordinator.as_ref(), id.0).await?))
         }
+        Some("FILL") => fill(host, partition_id(words.get(1))?).await,
         Some("SEGMENTS") => segments(host, partition_id(words.get(1))?).await,
         Some("RECORD") => record(host, &words[1..]).await,
         _ => Err(usage()),
@@ -77,7 +78,7 @@ fn describe(stats: &PartitionStats, shard: u16) -> Value {
     };
     json!({
         "partition": stats.id.0, "keyspace": stats.keyspace, "shard": shard, "serving": serving,
-        "epoch": stats.epoch.0, "segments": stats.segments, "table_bytes": stats.table_bytes,
+        "epoch": stats.epoch.0, "segments": stats.segments, "missing_segments": stats.missing_segments, "table_bytes": stats.table_bytes,
         "memtable_bytes": stats.memtable_bytes, "last_lsn": stats.visible.0, "windows": stats.windows_closed,
         "last_window": { "reads": stats.totals.reads, "writes": stats.totals.writes, "bytes": stats.totals.bytes },
     })
@@ -114,11 +115,29 @@ fn start_move(host: &Arc<Host>, words: &[&str]) -> Result<Value> {
                 options.throttle_bytes_s = (rate > 0.0).then_some((rate * 1e6) as u64);
             }
             "MANUAL" => options.policy = Policy::Manual,
+            "EARLY" => {
+                let percent: f64 = rest.next().and_then(|word| word.parse().ok()).ok_or_else(usage)?;
+                options.early = Some(percent.clamp(0.0, 100.0) / 100.0);
+            }
             _ => return Err(usage()),
         }
     }
     host.start_move(partition, destination, options)?;
     Ok(json!("OK"))
+}
+
+/// How far a move's target is filled; null where no segment was missing since the start.
+async fn fill(host: &Host, id: PartitionId) -> Result<Value> {
+    let read = |partition: std::rc::Rc<antumbra_engine::Partition>| async move {
+        Ok((partition.serving() == Serving::Owner, partition.fill_progress()))
+    };
+    let (serving, progress) = host.engine.partition(id)?.with(read).await?;
+    Ok(progress.map_or(Value::Null, |progress| {
+        json!({
+            "serving": serving, "attempt": progress.attempt.0, "segments": progress.segments, "missing": progress.missing,
+            "reads": progress.reads, "reads_waited": progress.reads_waited, "out_of_reach": progress.out_of_reach,
+        })
+    }))
 }
 
 async fn segments(host: &Host, id: PartitionId) -> Result<Value> {

@@ -516,6 +516,9 @@ impl Server {
             Err(Error::Refused { what }) if what.starts_with("CLUSTERDOWN") || what.starts_with("TRYAGAIN") => {
                 Reply::Error(what)
             }
+            Err(Error::Engine(cause @ antumbra_engine::Error::OutOfReach { .. })) => {
+                Reply::Error(format!("TRYAGAIN {cause}"))
+            }
             Err(Error::Engine(cause @ antumbra_engine::Error::ReadOnly { .. })) => {
                 Reply::Error(format!("READONLY {cause}"))
             }

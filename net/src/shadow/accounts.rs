@@ -47,6 +47,8 @@ pub struct SwitchoverAccounts {
     pub epoch_before: u64,
     /// Epoch after the commit.
     pub epoch_after: u64,
+    /// Segments that were still at the source when the target began to serve.
+    pub missing: u64,
     /// In order.
     pub steps: Vec<StepTime>,
 }

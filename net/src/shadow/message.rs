@@ -38,6 +38,8 @@ pub struct Sealing {
     pub clock: Hlc,
     /// When writes stopped, in milliseconds since the Unix epoch.
     pub wall_ms: u64,
+    /// Whether the target may lack segments.
+    pub early: bool,
 }
 
 /// A message.
@@ -77,6 +79,9 @@ pub enum Message {
     Mirror(Vec<MirrorItem>),
 }
 
+/// Kind of [`Message::Failed`].
+pub(super) const KIND_FAILED: u8 = 3;
+
 fn split(wide: u128) -> [u64; 2] {
     [wide as u64, (wide >> 64) as u64]
 }
@@ -111,7 +116,7 @@ impl Message {
         Ok(match self {
             Message::Open(opening) => (1, opening_columns(opening)),
             Message::Opened => (2, Columns::default()),
-            Message::Failed(what) => (3, text(what)),
+            Message::Failed(what) => (KIND_FAILED, text(what)),
             Message::Plan(entries) => {
                 let numbers = entries.iter().flat_map(|entry| {
                     let [segment, version, checksum] = token_numbers(entry.token);
@@ -150,7 +155,7 @@ impl Message {
         Ok(match kind {
             1 => Message::Open(opening_of(columns)?),
             2 => Message::Opened,
-            3 => Message::Failed(columns.text_at(0)?),
+            KIND_FAILED => Message::Failed(columns.text_at(0)?),
             4 => Message::Plan(plan_of(columns)?),
             5 => Message::Request(token_at(columns, 0)?),
             6 => Message::Stale(token_at(columns, 0)?),
@@ -218,9 +223,9 @@ fn plan_of(columns: &Columns) -> Result<Vec<PlanEntry>> {
 }
 
 fn seal_columns(sealing: &Sealing) -> Columns {
-    let Sealing { seal, clock, wall_ms } = sealing;
+    let Sealing { seal, clock, wall_ms, early } = sealing;
     let [low, high] = split(seal.chain);
-    let mut columns = Columns::of([clock.0, *wall_ms, seal.final_lsn.0, seal.count, low, high]);
+    let mut columns = Columns::of([clock.0, *wall_ms, seal.final_lsn.0, seal.count, low, high, u64::from(*early)]);
     for (segment, chain) in &seal.segments {
         let [low, high] = split(*chain);
         columns.numbers.extend([segment.0, low, high]);
@@ -229,14 +234,15 @@ fn seal_columns(sealing: &Sealing) -> Columns {
 }
 
 fn seal_of(columns: &Columns) -> Result<Sealing> {
-    let segments = columns.numbers.get(6..).unwrap_or_default();
+    let segments = columns.numbers.get(7..).unwrap_or_default();
     let seal = Seal {
         final_lsn: Lsn(columns.number(2)?),
         count: columns.number(3)?,
         chain: join(columns.number(4)?, columns.number(5)?),
         segments: segments.chunks_exact(3).map(|of| (SegmentId(of[0]), join(of[1], of[2]))).collect(),
     };
-    Ok(Sealing { seal, clock: Hlc(columns.number(0)?), wall_ms: columns.number(1)? })
+    let (clock, wall_ms) = (Hlc(columns.number(0)?), columns.number(1)?);
+    Ok(Sealing { seal, clock, wall_ms, early: columns.number(6)? == 1 })
 }
 
 fn digests_of(columns: &Columns) -> Result<Vec<RangeDigest>> {
@@ -358,6 +364,7 @@ mod tests {
                 },
                 clock: Hlc(7),
                 wall_ms: 8,
+                early: true,
             }),
             Message::SealOk,
             Message::Promote(Epoch(1)),

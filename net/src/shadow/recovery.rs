@@ -6,6 +6,7 @@
 //! | owner | owned here, stable | serve |
 //! | owner | owned here, moving | abort that attempt, then look again: whoever drove it is gone |
 //! | owner | owned here, committed | serve, and complete the attempt: its source is gone |
+//! | owner, segments missing | owned here, committed | serve, and fetch the rest from the attempt's source |
 //! | owner | owned elsewhere | release |
 //! | shadow | moving, this attempt | wait |
 //! | shadow | owned here | promote: only an attempt whose readiness was durable can have been committed |
@@ -35,6 +36,8 @@ pub const PROMOTE_WAIT: Duration = Duration::from_millis(1_250);
 pub enum Held {
     /// It owned the partition when it last knew.
     Owner,
+    /// The same, after an early switchover: some segments are still at the source.
+    Partly,
     /// A shadow of this attempt.
     Shadow(AttemptId),
     /// A copy that another host took over.
@@ -50,6 +53,8 @@ pub enum Verdict {
     ServeAndComplete(Epoch, AttemptId),
     /// Abort the attempt at the coordinator, then look again.
     Abort(AttemptId),
+    /// Serve in this epoch, and fetch what is missing from this host, for this attempt.
+    Fill(Epoch, AttemptId, HostId),
     /// Answer that this host owns it in this epoch.
     Release(HostId, Epoch),
     /// Serve in this epoch from the shadow of the attempt, after [`PROMOTE_WAIT`].
@@ -68,9 +73,12 @@ pub fn verdict(host: HostId, held: Held, record: &PartitionRecord) -> Verdict {
     let (owner, epoch) = (HostId(record.owner), Epoch(record.epoch));
     let owned_here = owner == host;
     match (held, &record.state) {
-        (Held::Owner, _) if !owned_here => Verdict::Release(owner, epoch),
-        (Held::Owner, RecordState::Stable) => Verdict::Serve(epoch),
-        (Held::Owner, RecordState::Moving(moving)) => Verdict::Abort(AttemptId(moving.attempt)),
+        (Held::Owner | Held::Partly, _) if !owned_here => Verdict::Release(owner, epoch),
+        (Held::Owner | Held::Partly, RecordState::Stable) => Verdict::Serve(epoch),
+        (Held::Owner | Held::Partly, RecordState::Moving(moving)) => Verdict::Abort(AttemptId(moving.attempt)),
+        (Held::Partly, RecordState::Committed(moving)) => {
+            Verdict::Fill(epoch, AttemptId(moving.attempt), HostId(moving.source))
+        }
         (Held::Owner, RecordState::Committed(moving)) => Verdict::ServeAndComplete(epoch, AttemptId(moving.attempt)),
         (Held::Shadow(attempt), RecordState::Moving(moving)) if moving.attempt == attempt.0 => Verdict::Wait,
         (Held::Shadow(attempt), _) if owned_here => Verdict::Promote(attempt, epoch),
@@ -94,11 +102,11 @@ mod tests {
     }
 
     fn moving(attempt: u64) -> RecordState {
-        RecordState::Moving(Moving { attempt, destination: ME.0 })
+        RecordState::Moving(Moving { attempt, source: OTHER.0, destination: ME.0 })
     }
 
     fn committed(attempt: u64) -> RecordState {
-        RecordState::Committed(Moving { attempt, destination: ME.0 })
+        RecordState::Committed(Moving { attempt, source: OTHER.0, destination: ME.0 })
     }
 
     #[test]
@@ -110,6 +118,13 @@ mod tests {
         for state in [RecordState::Stable, moving(3), committed(3)] {
             assert_eq!(of(record(OTHER, state)), Verdict::Release(OTHER, Epoch(7)));
         }
+    }
+
+    #[test]
+    fn owner_that_lacks_segments_completes_nothing() {
+        let of = |record| verdict(ME, Held::Partly, &record);
+        assert_eq!(of(record(ME, committed(3))), Verdict::Fill(Epoch(7), AttemptId(3), OTHER));
+        assert_eq!(of(record(OTHER, committed(3))), Verdict::Release(OTHER, Epoch(7)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! | state | reads | writes | left by |
 //! |---|---|---|---|
 //! | `Opening` | source | source | the target's `Opened` |
-//! | `Copying` | source | source | every segment held and the mirror's lag within budget |
+//! | `Copying` | source | source | every segment held (or enough of them, if early), the mirror's lag within budget |
 //! | `Ready` | source | source, acknowledged when both have it | the policy lets it switch |
 //! | `Freezing` | source | parked | the engine stands still at LSN F |
 //! | `Tail` | source | parked | the target has acknowledged F |
@@ -11,6 +11,7 @@
 //! | `Committing` | source, until the read lease has run out | parked | the coordinator's record has been *read* as committed |
 //! | `HandingOver` | both | parked | the source serves no more |
 //! | `Promoting` | target | forwarded | the target's `Promoted`, or its loss |
+//! | `Draining` | target | target | the target has fetched what an early switchover left here |
 //! | `Digesting` | target | target | both digests are there |
 //! | `AwaitingTarget` | target, once it serves | forwarded | the target has completed the attempt by itself |
 //! | `Complete` | target | target | - |
@@ -38,6 +39,7 @@ pub enum State {
     Committing,
     HandingOver,
     Promoting,
+    Draining,
     Digesting,
     AwaitingTarget,
     Complete,
@@ -50,8 +52,8 @@ impl State {
     #[must_use]
     pub fn may_become(self, next: State) -> bool {
         use State::{
-            Aborted, Aborting, AwaitingTarget, Committing, Complete, Copying, Digesting, Freezing, HandingOver,
-            Opening, Promoting, Ready, Tail, Verifying,
+            Aborted, Aborting, AwaitingTarget, Committing, Complete, Copying, Digesting, Draining, Freezing,
+            HandingOver, Opening, Promoting, Ready, Tail, Verifying,
         };
         matches!(
             (self, next),
@@ -63,7 +65,8 @@ impl State {
                 | (Verifying, Committing)
                 | (Committing, HandingOver | Aborting)
                 | (HandingOver, Promoting)
-                | (Promoting, Digesting | AwaitingTarget)
+                | (Promoting, Draining | Digesting | AwaitingTarget)
+                | (Draining, Digesting | AwaitingTarget)
                 | (Digesting | AwaitingTarget, Complete)
                 | (Aborting, Aborted)
                 | (Opening | Copying | Ready | Freezing | Tail | Verifying, Aborting)
@@ -95,6 +98,8 @@ pub enum Event {
     Acked(Lsn),
     /// The last LSN that the source has assigned.
     Assigned(Lsn),
+    /// What the target holds is enough for an early switchover.
+    EnoughHeld,
     /// The policy (or a person) lets the switchover begin.
     Allowed,
     /// Writes stand still.
@@ -176,6 +181,7 @@ pub struct Source {
     acked: Lsn,
     assigned: Lsn,
     last: Option<Lsn>,
+    enough: bool,
     allowed: bool,
     /// Requests answered with a newer token.
     pub token_retries: u64,
@@ -193,6 +199,7 @@ impl Source {
             acked: from,
             assigned: from,
             last: None,
+            enough: false,
             allowed: false,
             token_retries: 0,
         }
@@ -208,6 +215,12 @@ impl Source {
     #[must_use]
     pub fn is_missing(&self, segment: SegmentId) -> bool {
         self.missing.contains_key(&segment) && !self.sending.contains(&segment)
+    }
+
+    /// Whether the target holds the segment.
+    #[must_use]
+    pub fn is_held(&self, segment: SegmentId) -> bool {
+        !self.missing.contains_key(&segment)
     }
 
     /// The last LSN that the target has made durable.
@@ -230,7 +243,12 @@ impl Source {
             Event::Held(segment) => {
                 self.missing.remove(&segment);
                 self.sending.remove(&segment);
+                if self.state == State::Draining && self.missing.is_empty() {
+                    self.become_state(State::Digesting);
+                    return vec![Action::Digest];
+                }
             }
+            Event::EnoughHeld => self.enough = true,
             Event::Acked(lsn) => self.acked = self.acked.max(lsn),
             Event::Assigned(lsn) => self.assigned = self.assigned.max(lsn),
             Event::Allowed => self.allowed = true,
@@ -254,6 +272,9 @@ impl Source {
                 self.become_state(State::Promoting);
                 return vec![Action::Promote];
             }
+            Event::Promoted if self.state == State::Promoting && !self.missing.is_empty() => {
+                self.become_state(State::Draining);
+            }
             Event::Promoted if self.state == State::Promoting => {
                 self.become_state(State::Digesting);
                 return vec![Action::Digest];
@@ -262,7 +283,7 @@ impl Source {
                 self.become_state(State::Complete);
                 return vec![Action::Complete];
             }
-            Event::TargetLost if self.state == State::Promoting => {
+            Event::TargetLost if matches!(self.state, State::Promoting | State::Draining) => {
                 self.become_state(State::AwaitingTarget);
                 return vec![Action::AwaitTarget];
             }
@@ -290,7 +311,7 @@ impl Source {
     }
 
     fn answer_request(&mut self, wanted: ValidationToken, present: ValidationToken) -> Vec<Action> {
-        let expected = matches!(self.state, State::Copying);
+        let expected = matches!(self.state, State::Copying | State::Ready);
         let Some(retries) = self.missing.get_mut(&wanted.segment).filter(|_| expected) else {
             return Vec::new();
         };
@@ -311,7 +332,8 @@ impl Source {
     fn advance(&mut self) -> Vec<Action> {
         let mut actions = Vec::new();
         let lag = self.assigned.0.saturating_sub(self.acked.0);
-        if self.state == State::Copying && self.missing.is_empty() && lag <= self.limits.lag_max {
+        let held = self.missing.is_empty() || self.enough;
+        if self.state == State::Copying && held && lag <= self.limits.lag_max {
             self.become_state(State::Ready);
             actions.push(Action::SetSynchronous);
         }
@@ -381,6 +403,25 @@ mod tests {
         assert_eq!(source.token_retries, 2);
     }
 
+    #[test]
+    fn early_switchover_drains_before_it_digests() {
+        let mut source = source(2);
+        source.handle(Event::Opened);
+        source.handle(Event::Held(SegmentId(1)));
+        source.handle(Event::Allowed);
+        assert_eq!(source.state(), State::Copying);
+        assert_eq!(source.handle(Event::EnoughHeld), [Action::SetSynchronous, Action::Freeze]);
+        for event in [Event::Frozen(Lsn(10)), Event::SealOk, Event::Committed, Event::HandedOver] {
+            source.handle(event);
+        }
+        assert_eq!((source.handle(Event::Promoted), source.state()), (vec![], State::Draining));
+        assert_eq!(source.handle(Event::Failed("late".into())), [], "there is no way back");
+        let mut lost = source.clone();
+        assert_eq!(lost.handle(Event::TargetLost), [Action::AwaitTarget]);
+        assert_eq!(source.handle(Event::Held(SegmentId(2))), [Action::Digest]);
+        assert_eq!(source.handle(Event::Digested), [Action::Complete]);
+    }
+
     fn arbitrary_event() -> impl Strategy<Value = Event> {
         prop_oneof![
             Just(Event::Opened),
@@ -388,6 +429,7 @@ mod tests {
             (1..4u64).prop_map(|id| Event::Held(SegmentId(id))),
             (10..40u64).prop_map(|lsn| Event::Acked(Lsn(lsn))),
             (10..40u64).prop_map(|lsn| Event::Assigned(Lsn(lsn))),
+            Just(Event::EnoughHeld),
             Just(Event::Allowed),
             (10..40u64).prop_map(|lsn| Event::Frozen(Lsn(lsn))),
             Just(Event::SealOk),

@@ -51,6 +51,12 @@ impl Target {
         self.state
     }
 
+    /// The segments of the newest plan, best first.
+    #[must_use]
+    pub fn order(&self) -> Vec<SegmentId> {
+        self.plan.iter().map(|(token, _)| token.segment).collect()
+    }
+
     /// A new plan replaces the old one. Returns what to ask for now.
     pub fn handle_plan(&mut self, plan: Vec<PlanEntry>) -> Vec<ValidationToken> {
         self.plan = plan.iter().map(|entry| (entry.token, entry.bytes)).collect();

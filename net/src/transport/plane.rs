@@ -42,13 +42,14 @@ pub enum StreamKind {
     Coordinator = 4,
     /// One forwarded request.
     Forward = 5,
+    /// One segment, asked for by the new owner.
+    Fetch = 6,
 }
 
 impl StreamKind {
     fn from_byte(byte: u8) -> Option<StreamKind> {
-        [StreamKind::Control, StreamKind::Mirror, StreamKind::Bulk, StreamKind::Coordinator, StreamKind::Forward]
-            .into_iter()
-            .find(|kind| *kind as u8 == byte)
+        use StreamKind::{Bulk, Control, Coordinator, Fetch, Forward, Mirror};
+        [Control, Mirror, Bulk, Coordinator, Forward, Fetch].into_iter().find(|kind| *kind as u8 == byte)
     }
 }
 

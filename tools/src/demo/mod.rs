@@ -1,6 +1,7 @@
 //! `antumbra demo`: the whole life of a move on one machine, checked.
 
 mod cluster;
+mod fill;
 mod html;
 mod load;
 mod model;
@@ -22,6 +23,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::CliError;
 use crate::client::Client;
 
+use fill::FillWatch;
 use load::Route;
 use model::Model;
 use report::{Report, SignalReport};
@@ -55,6 +57,9 @@ pub struct DemoOptions {
     /// Cap of the copy, in MB (10^6 bytes) per second on the wire; 0 = none.
     #[arg(long, default_value_t = 3.0)]
     throttle_mb_s: f64,
+    /// Switch when the target holds this share of the expected accesses, in percent; it fetches the rest afterwards.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=100))]
+    early: Option<u8>,
     /// Share of writes, in percent; without it, 30.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u8).range(0..=100))]
     writes: u8,
@@ -124,7 +129,8 @@ async fn drive(options: &DemoOptions, requests: &[Request], nodes: &[cluster::No
     let start_us = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros() as u64;
     let bar = progress_bar(options.json, u64::from(options.seconds) * 10, "load");
     let running = tokio::spawn(load::run(Arc::clone(&route), Arc::clone(&workload), Arc::clone(&model), ramp, seconds));
-    let (moved, signal) = watch_and_move(options, &admins[0], rate, seconds, &bar).await?;
+    let mut fill = FillWatch::default();
+    let (moved, signal) = watch_and_move(options, &admins, rate, seconds, &bar, &mut fill).await?;
     let samples = running.await?;
     bar.finish_and_clear();
     let lost = load::count_lost(&route, &model, workload.keys()).await?;
@@ -136,6 +142,7 @@ async fn drive(options: &DemoOptions, requests: &[Request], nodes: &[cluster::No
         durability: "durable on both hosts before the acknowledgement",
         environment: environment(),
         signal,
+        early: options.early.map(|percent| fill.report(f64::from(percent), moved.switchover.missing)),
         ..Report::default()
     };
     report.fill(&samples, moved, &model.counts, lost, start_us);
@@ -145,12 +152,13 @@ async fn drive(options: &DemoOptions, requests: &[Request], nodes: &[cluster::No
 /// Watches the load of the partition; moves it when its trend says so. Returns when the move is complete.
 async fn watch_and_move(
     options: &DemoOptions,
-    admin: &Client,
+    admins: &[Client],
     rate: f64,
     seconds: f64,
     bar: &ProgressBar,
+    fill: &mut FillWatch,
 ) -> Result<(MoveReport, SignalReport), CliError> {
-    let window = cluster::WINDOW.as_secs_f64();
+    let (admin, window) = (&admins[0], cluster::WINDOW.as_secs_f64());
     // The host could bear this much; the shadow takes about as long as the lead.
     let threshold = rate * 2.5;
     let lead_windows = (seconds * 0.15 / window).max(4.0);
@@ -158,8 +166,9 @@ async fn watch_and_move(
     let mut found = SignalReport { threshold_ops_s: threshold, ..SignalReport::default() };
     let began = Instant::now();
     let mut windows = 0;
-    let start =
-        format!("ANTUMBRA MOVE {} 2 ORDER {} THROTTLE {}", cluster::PARTITION, options.order, options.throttle_mb_s);
+    let early = options.early.map_or_else(String::new, |percent| format!(" EARLY {percent}"));
+    let (id, order, throttle) = (cluster::PARTITION, options.order, options.throttle_mb_s);
+    let start = format!("ANTUMBRA MOVE {id} 2 ORDER {order} THROTTLE {throttle}{early}");
     loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let elapsed = began.elapsed().as_secs_f64();
@@ -190,6 +199,9 @@ async fn watch_and_move(
     loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
         bar.set_position((began.elapsed().as_secs_f64() * 10.0) as u64);
+        if options.early.is_some() {
+            fill.look(&admins[1]).await?;
+        }
         let progress = admin.json(&format!("ANTUMBRA PROGRESS {}", cluster::PARTITION)).await?;
         if let Some(what) = progress["failed"].as_str() {
             return Err(format!("the move failed: {what}").into());

@@ -6,6 +6,7 @@ use antumbra_predictor::eval::{area, order_curve};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use super::fill::EarlyReport;
 use super::load::Sample;
 use super::model::Counts;
 use super::workload;
@@ -114,6 +115,9 @@ pub struct Report {
     pub switchover: SwitchoverAccounts,
     pub verify: VerifyReport,
     pub signal: SignalReport,
+    /// Only after `--early`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early: Option<EarlyReport>,
     /// Seconds after the load began at which each phase began.
     pub marks: Vec<(String, f64)>,
     pub series: Vec<Bin>,
@@ -261,6 +265,19 @@ impl Report {
             self.switchover.epoch_after,
             steps.join(", ")
         );
+        if let Some(early) = &self.early {
+            let shares: Vec<String> = early.local_share.iter().map(|share| format!("{:.1}", share * 100.0)).collect();
+            println!(
+                "  early     at {} % of the expected accesses, {} segments missing; fetched in {:.2} s; {} of {} reads waited; \
+                 local by second, %: {}",
+                early.threshold_percent,
+                early.missing,
+                early.seconds,
+                early.reads_waited,
+                early.reads,
+                shares.join(" ")
+            );
+        }
         println!(
             "  verify    {} segments, {} records, equal: {}",
             self.verify.segments, self.verify.records, self.verify.equal

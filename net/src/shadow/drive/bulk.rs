@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 use antumbra_engine::PartitionHandle;
 use antumbra_engine::record::Record;
 use antumbra_engine::table::{decode_records, encode_records};
-use antumbra_engine::types::SegmentId;
+use antumbra_engine::types::{Lsn, SegmentId};
 use quinn::{RecvStream, SendStream};
 
 use crate::error::{Error, Result};
 use crate::shadow::codec;
 use crate::shadow::frame::{self, Columns, FrameContext, HEADER_LEN, PAYLOAD_MAX};
+use crate::shadow::message;
 use crate::throttle::Throttle;
 use crate::transport::read_exact_limited;
 
@@ -31,16 +32,24 @@ const IMAGE_MAX: usize = 256 << 20;
 
 /// A throttle shared by the streams of one move.
 #[derive(Clone, Debug)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     throttle: Arc<Mutex<Throttle>>,
     piece: usize,
     started: Instant,
+    /// What is sent counts against the cap without waiting for it.
+    urgent: bool,
 }
 
 impl Pace {
     pub fn new(rate: Option<u64>) -> Pace {
         let throttle = Throttle::new(rate);
-        Pace { piece: throttle.piece_bytes(), throttle: Arc::new(Mutex::new(throttle)), started: Instant::now() }
+        let piece = throttle.piece_bytes();
+        Pace { piece, throttle: Arc::new(Mutex::new(throttle)), started: Instant::now(), urgent: false }
+    }
+
+    /// The same cap for a sender that goes first: the others wait for what it sends.
+    pub fn without_waiting(&self) -> Pace {
+        Pace { urgent: true, ..self.clone() }
     }
 
     /// For how long bytes were there to be sent.
@@ -54,7 +63,7 @@ impl Pace {
         for piece in bytes.chunks(self.piece) {
             let wait = lock(&self.throttle).admit(piece.len() as u64, self.now_ns());
             // The clock of the runtime has a resolution of a millisecond; the account makes up for late wake-ups.
-            if wait >= 1_000_000 {
+            if wait >= 1_000_000 && !self.urgent {
                 tokio::time::sleep(Duration::from_nanos(wait)).await;
             }
             stream.write_all(piece).await.map_err(|cause| Error::link("peer", cause))?;
@@ -103,13 +112,7 @@ pub(super) async fn send_segment(
 ) -> Result<SegmentCost> {
     let attempt = context.attempt;
     let image = partition.with(move |partition| async move { partition.capture_image(attempt, segment).await }).await?;
-    let wire = codec::compress(&image.table)?;
-    let mut cost =
-        SegmentCost { image_raw: image.table.len() as u64, image_wire: wire.len() as u64, ..SegmentCost::default() };
-    let columns = Columns::of([segment.0, cost.image_raw, cost.image_wire]);
-    pace.send(&mut stream, &frame::encode(KIND_IMAGE, context, &columns)?).await?;
-    pace.send(&mut stream, &wire).await?;
-
+    let mut cost = send_image(&mut stream, context, segment, &image.table, pace).await?;
     let delta = partition.with(move |partition| async move { partition.cover_segment(attempt, segment).await }).await?;
     let (raw, wire) = if delta.records.is_empty() {
         (Vec::new(), Vec::new())
@@ -119,11 +122,49 @@ pub(super) async fn send_segment(
         (raw, wire)
     };
     (cost.delta_raw, cost.delta_wire) = (raw.len() as u64, wire.len() as u64);
-    let columns = Columns::of([delta.covered.0, cost.delta_raw, cost.delta_wire]);
-    pace.send(&mut stream, &frame::encode(KIND_DELTA, context, &columns)?).await?;
-    pace.send(&mut stream, &wire).await?;
+    send_delta(&mut stream, context, delta.covered, raw.len(), &wire, pace).await?;
     stream.finish().map_err(|cause| Error::link("peer", cause))?;
     Ok(cost)
+}
+
+/// Sends a segment that does not change any more.
+pub(super) async fn send_whole(
+    stream: &mut SendStream,
+    context: FrameContext,
+    segment: SegmentId,
+    image: &[u8],
+    pace: &Pace,
+) -> Result<()> {
+    send_image(stream, context, segment, image, pace).await?;
+    send_delta(stream, context, Lsn(0), 0, &[], pace).await
+}
+
+async fn send_image(
+    stream: &mut SendStream,
+    context: FrameContext,
+    segment: SegmentId,
+    image: &[u8],
+    pace: &Pace,
+) -> Result<SegmentCost> {
+    let wire = codec::compress(image)?;
+    let cost = SegmentCost { image_raw: image.len() as u64, image_wire: wire.len() as u64, ..SegmentCost::default() };
+    let columns = Columns::of([segment.0, cost.image_raw, cost.image_wire]);
+    pace.send(stream, &frame::encode(KIND_IMAGE, context, &columns)?).await?;
+    pace.send(stream, &wire).await?;
+    Ok(cost)
+}
+
+async fn send_delta(
+    stream: &mut SendStream,
+    context: FrameContext,
+    covered: Lsn,
+    raw_len: usize,
+    wire: &[u8],
+    pace: &Pace,
+) -> Result<()> {
+    let columns = Columns::of([covered.0, raw_len as u64, wire.len() as u64]);
+    pace.send(stream, &frame::encode(KIND_DELTA, context, &columns)?).await?;
+    pace.send(stream, wire).await
 }
 
 /// A segment as it arrived.
@@ -161,10 +202,15 @@ fn check_len(len: usize) -> Result<()> {
     Ok(())
 }
 
-async fn read_frame(stream: &mut RecvStream, kind: u8) -> Result<(FrameContext, Columns)> {
+/// Reads a frame of this kind; a message of failure in its place is the peer's refusal.
+pub(super) async fn read_frame(stream: &mut RecvStream, kind: u8) -> Result<(FrameContext, Columns)> {
     let mut header_bytes = [0; HEADER_LEN];
     stream.read_exact(&mut header_bytes).await.map_err(|cause| Error::link("peer", format!("{cause:?}")))?;
     let header = frame::decode_header(&header_bytes)?;
+    if header.kind == message::KIND_FAILED && kind != header.kind {
+        let payload = read_exact_limited(stream, header.payload_len, PAYLOAD_MAX).await?;
+        return Err(Error::Refused { what: frame::decode_payload(&header_bytes, header, &payload)?.text_at(0)? });
+    }
     if header.kind != kind {
         return Err(Error::protocol(format!("frame kind {} where {kind} was due", header.kind)));
     }

@@ -1,8 +1,11 @@
 //! Carries out what the machines decide.
 
+mod attempt;
 mod bulk;
+mod fetching;
 mod receiving;
 mod sending;
+mod streams;
 mod switching;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +21,8 @@ use super::accounts::MoveReport;
 use super::plan::Order;
 use super::source::{Limits, State};
 
+pub(crate) use bulk::Pace;
+pub(crate) use fetching::{fetch_missing, serve_fetch};
 pub(crate) use receiving::{TargetInbox, serve_bulk, serve_control, serve_mirror};
 
 /// When the switchover begins.
@@ -39,6 +44,9 @@ pub struct MoveOptions {
     pub throttle_bytes_s: Option<u64>,
     /// When to switch.
     pub policy: Policy,
+    /// Share of the expected accesses (0..1) that the target has to hold for the switchover; it fetches the rest afterwards.
+    /// `None` = all.
+    pub early: Option<f64>,
     /// Limits of the protocol.
     pub limits: Limits,
 }
@@ -140,7 +148,7 @@ pub(crate) fn start(host: Arc<Host>, partition: PartitionId, destination: HostId
     let plane = host.control.clone();
     let task = handle.clone();
     plane.spawn(async move {
-        let result = sending::run(&host, partition, destination, options, &task).await;
+        let result = attempt::run(&host, partition, destination, options, &task).await;
         if let Err(cause) = &result {
             tracing::warn!(%cause, %partition, %destination, "move ended");
         }

@@ -17,8 +17,7 @@ use crate::shadow::message::{self, Message, Opening, Sealing};
 use crate::shadow::target::Target;
 use crate::transport::Incoming;
 
-use super::bulk;
-use super::lock;
+use super::{bulk, fetch_missing, lock};
 
 /// A mirror or bulk stream may overtake the control stream that opens the attempt.
 const INBOX_WAIT: Duration = Duration::from_secs(2);
@@ -38,6 +37,11 @@ impl TargetInbox {
     fn send(&self, message: Message) {
         // The control stream may be gone; its end decides what becomes of the shadow.
         let _ = self.outgoing.send(message);
+    }
+
+    /// A segment that an early switchover left at the source has come.
+    pub fn note_held(&self, segment: SegmentId) {
+        self.send(Message::Held(segment));
     }
 
     /// Ends the attempt here: the coordinator has closed it, and its source may never say so.
@@ -155,10 +159,10 @@ async fn serve_messages(
             Message::Plan(plan) => inbox.request(lock(&inbox.machine).handle_plan(plan)),
             Message::Stale(token) => inbox.request(lock(&inbox.machine).handle_stale(token)),
             Message::Seal(seal) => {
-                let expected = seal.seal.clone();
+                let (expected, early) = (seal.seal.clone(), seal.early);
                 let ready = inbox
                     .partition
-                    .with(move |partition| async move { partition.make_ready(attempt, &expected).await });
+                    .with(move |partition| async move { partition.make_ready(attempt, &expected, early).await });
                 match ready.await {
                     Ok(()) => {
                         lock(&inbox.machine).handle_ready();
@@ -203,7 +207,7 @@ async fn serve_messages(
 
 /// The record says that this host owns the partition: it serves from here on.
 async fn promote(
-    host: &Host,
+    host: &Arc<Host>,
     context: FrameContext,
     inbox: &TargetInbox,
     sealing: Option<&Sealing>,
@@ -215,7 +219,14 @@ async fn promote(
         .partition
         .with(move |partition| async move { partition.promote(attempt, epoch, last, clock, wall_ms).await })
         .await?;
-    lock(&inbox.machine).handle_promoted();
+    let order = {
+        let mut machine = lock(&inbox.machine);
+        machine.handle_promoted();
+        machine.order()
+    };
+    if sealing.early {
+        fetch_missing(host, context.partition, attempt, epoch, inbox.source, order);
+    }
     // Clients are told at once; the record itself follows with the next refresh.
     if let Ok(record) = coordinator::read(host.coordinator.as_ref(), context.partition.0).await {
         host.routing.update_record(&record);

@@ -1,51 +1,49 @@
-//! The source's driver: one move from the lock to its completion.
+//! The source's driver: one attempt from its opening to its end.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use antumbra_engine::PartitionHandle;
-use antumbra_engine::partition::{MirrorItem, MirrorReceiver, RangeDigest, SegmentSummary};
-use antumbra_engine::types::{AttemptId, Epoch, HostId, PartitionId, SegmentId};
-use quinn::{RecvStream, SendStream};
+use antumbra_engine::partition::{RangeDigest, SegmentSummary};
+use antumbra_engine::types::{HostId, SegmentId};
+use quinn::SendStream;
 use tokio::sync::mpsc;
 
-use crate::coordinator::{self, Command, PartitionRecord, RecordState};
+use crate::coordinator::PartitionRecord;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::routing::Addresses;
 use crate::shadow::accounts::{MoveReport, OrderedSegment, StepTime};
 use crate::shadow::frame::FrameContext;
 use crate::shadow::message::{self, Message, Opening, Sealing};
-use crate::shadow::plan;
+use crate::shadow::plan::{self, Order};
 use crate::shadow::recovery::READ_LEASE;
 use crate::shadow::source::{Action, Event, Source, State};
 use crate::transport::StreamKind;
 
+use super::attempt::abort_until_known;
 use super::bulk::{self, Pace, SegmentCost};
+use super::streams::{listen, stream_mirror};
 use super::switching::{OURS, THEIRS};
 use super::{MoveHandle, MoveOptions, Policy};
 
 /// Bytes that the mirror may queue at the source before the attempt is given up.
 const MIRROR_QUEUE_BYTES: u64 = 64 << 20;
-/// Records in one mirror frame.
-const MIRROR_BATCH: usize = 512;
 /// Plans are sent this often, and the lag is looked at.
 const PLAN_INTERVAL: Duration = Duration::from_millis(200);
 /// Writes stand still for this long at most: then the attempt is aborted.
 const FREEZE_MAX: Duration = Duration::from_secs(2);
 /// A copy in which no segment arrives for this long has failed.
 const STALL_MAX: Duration = Duration::from_secs(15);
-/// Attempts of a move whose target is not reached.
-const OPEN_TRIES: u32 = 3;
-/// Requests to begin whose answers were lost, after which a move is given up.
-const BEGIN_TRIES: u32 = 50;
 /// Wait between two tries of what has to succeed.
 pub(super) const RETRY: Duration = Duration::from_millis(20);
 
 /// What reaches the driver's loop.
 pub(super) enum Signal {
     Message(Message),
-    Sent(SegmentId, SegmentCost),
+    Sent(SegmentCost),
+    /// A segment was not sent.
+    NotSent(String),
     /// The target cannot be reached any more.
     Lost(String),
     /// The coordinator's record decided.
@@ -55,126 +53,6 @@ pub(super) enum Signal {
     Completed,
     /// This host's digests of the state at the hand-over.
     Digested(Result<Vec<RangeDigest>>),
-}
-
-/// Runs a move. On an error the source serves as before.
-pub(super) async fn run(
-    host: &Arc<Host>,
-    partition: PartitionId,
-    destination: HostId,
-    options: MoveOptions,
-    handle: &MoveHandle,
-) -> Result<MoveReport> {
-    // From here on the reconciler leaves the partition to this move.
-    let _claim = host.claims.claim(partition).await;
-    let mut tried = 1;
-    loop {
-        match attempt(host, partition, destination, options, handle).await {
-            // The connection was one to an earlier life of the peer: that shows with its first use.
-            Err(Failure { cause, lost_at_opening: true }) if tried < OPEN_TRIES => {
-                tracing::info!(%cause, %partition, "the target was not reached; another attempt");
-                tried += 1;
-            }
-            Err(failure) => return Err(failure.cause),
-            Ok(report) => return Ok(report),
-        }
-    }
-}
-
-/// Why an attempt ended.
-struct Failure {
-    cause: Error,
-    /// The link was lost before the target answered.
-    lost_at_opening: bool,
-}
-
-impl From<Error> for Failure {
-    fn from(cause: Error) -> Failure {
-        Failure { cause, lost_at_opening: false }
-    }
-}
-
-async fn attempt(
-    host: &Arc<Host>,
-    partition: PartitionId,
-    destination: HostId,
-    options: MoveOptions,
-    handle: &MoveHandle,
-) -> std::result::Result<MoveReport, Failure> {
-    let record = begin_until_known(host, partition, destination).await?;
-    let RecordState::Moving(moving) = &record.state else {
-        return Err(Error::protocol("the coordinator began no move").into());
-    };
-    let context = FrameContext { attempt: AttemptId(moving.attempt), partition, epoch: Epoch(record.epoch) };
-    host.failpoint.pass("source:begun");
-    let mut driver = match Driver::open(host, context, &record, destination, options, handle).await {
-        Ok(driver) => driver,
-        Err(cause) => {
-            abort_until_known(host, context, &cause.to_string()).await;
-            let lost_at_opening = matches!(cause, Error::Link { .. });
-            return Err(Failure { cause, lost_at_opening });
-        }
-    };
-    let ended = driver.run().await;
-    ended.map_err(|cause| Failure { cause, lost_at_opening: driver.lost && !driver.opened })
-}
-
-/// Locks the partition. When the answer is lost the record tells: an attempt of this host's partition that has this
-/// destination and that nobody drives can only be the one asked for. Should a request that was given up arrive after
-/// all, the reconciler aborts what it begins.
-async fn begin_until_known(host: &Host, partition: PartitionId, destination: HostId) -> Result<PartitionRecord> {
-    let command = Command::Begin { partition: partition.0, source: host.id.0, destination: destination.0 };
-    let begun = |record: &PartitionRecord| {
-        let ours = matches!(&record.state, RecordState::Moving(moving) if moving.destination == destination.0);
-        ours && record.owner == host.id.0
-    };
-    let mut asked = 0;
-    loop {
-        let unknown = match coordinator::change(host.coordinator.as_ref(), command.clone()).await {
-            Err(cause @ (Error::Unknown { .. } | Error::Link { .. })) => cause,
-            known => return known,
-        };
-        match coordinator::read(host.coordinator.as_ref(), partition.0).await {
-            Ok(record) if begun(&record) => return Ok(record),
-            _ if asked == BEGIN_TRIES => return Err(unknown),
-            _ => {}
-        }
-        asked += 1;
-        tokio::time::sleep(RETRY).await;
-    }
-}
-
-/// Closes the attempt at the coordinator, however long that takes, then serves again.
-async fn abort_until_known(host: &Host, context: FrameContext, reason: &str) {
-    let command =
-        Command::Abort { partition: context.partition.0, attempt: context.attempt.0, reason: reason.to_string() };
-    loop {
-        match coordinator::change(host.coordinator.as_ref(), command.clone()).await {
-            Ok(record) => {
-                host.routing.update_record(&record);
-                return serve_again(host, context, &record).await;
-            }
-            // Committed, which nothing here asked for: the reconciler goes by the record.
-            Err(Error::Conflict { what }) => return tracing::error!(what, "the attempt is not this host's to abort"),
-            Err(cause) => tracing::warn!(%cause, "the abort is not known yet; writes may be waiting"),
-        }
-        tokio::time::sleep(RETRY).await;
-    }
-}
-
-/// Serves what the record of the closed attempt gives this host.
-async fn serve_again(host: &Host, context: FrameContext, record: &PartitionRecord) {
-    let (attempt, owner, epoch) = (context.attempt, HostId(record.owner), Epoch(record.epoch));
-    let Ok(partition) = host.engine.partition(context.partition) else {
-        return;
-    };
-    let here = owner == host.id;
-    let served = partition.with(move |partition| async move {
-        if here { partition.thaw(attempt, epoch).await } else { partition.hand_over(owner, epoch).await }
-    });
-    if let Err(cause) = served.await {
-        tracing::error!(%cause, "the epoch of the closed attempt is not durable");
-    }
 }
 
 pub(super) struct Driver<'a> {
@@ -201,13 +79,13 @@ pub(super) struct Driver<'a> {
     pub(super) step: Instant,
     /// When the target last held one more segment.
     progressed: Instant,
-    opened: bool,
+    pub(super) opened: bool,
     pub(super) lost: bool,
     failure: Option<String>,
 }
 
 impl<'a> Driver<'a> {
-    async fn open(
+    pub(super) async fn open(
         host: &'a Arc<Host>,
         context: FrameContext,
         record: &PartitionRecord,
@@ -241,6 +119,8 @@ impl<'a> Driver<'a> {
         host.control.spawn(listen(incoming, context, signal.clone()));
         host.control.spawn(stream_mirror(mirror, context, receiver, signal.clone()));
         let machine = Source::new(summaries.iter().map(|summary| summary.id), from, options.limits);
+        let pace = Pace::new(options.throttle_bytes_s);
+        host.set_pace(attempt, Some(pace.clone()));
         let now = Instant::now();
         handle.note(|progress| progress.segments = summaries.len());
         let mut report = MoveReport { attempt: attempt.0, segments: describe(&summaries), ..MoveReport::default() };
@@ -259,7 +139,7 @@ impl<'a> Driver<'a> {
             control,
             signals,
             signal,
-            pace: Pace::new(options.throttle_bytes_s),
+            pace,
             report,
             sealing: None,
             starts: summaries.iter().map(|summary| summary.start.to_vec()).collect(),
@@ -274,7 +154,7 @@ impl<'a> Driver<'a> {
         })
     }
 
-    async fn run(&mut self) -> Result<MoveReport> {
+    pub(super) async fn run(&mut self) -> Result<MoveReport> {
         if self.options.policy == Policy::Auto {
             self.machine.handle(Event::Allowed);
         }
@@ -338,9 +218,6 @@ impl<'a> Driver<'a> {
                     let missing = self.machine.missing();
                     self.progressed = Instant::now();
                     self.handle.note(|progress| progress.held = progress.segments - missing);
-                    if missing == 0 {
-                        self.end_copy();
-                    }
                     return actions;
                 }
                 Message::MirrorAck(lsn) => {
@@ -370,10 +247,13 @@ impl<'a> Driver<'a> {
                 Message::Failed(what) => Event::Failed(format!("target: {what}")),
                 other => Event::Failed(format!("unexpected from the target: {other:?}")),
             },
-            Some(Signal::Sent(segment, cost)) => {
-                self.account(segment, cost);
+            Some(Signal::Sent(cost)) => {
+                self.account(cost);
                 return Vec::new();
             }
+            // After the hand-over the target fetches it.
+            Some(Signal::NotSent(_)) if !self.machine.state().may_abort() => return Vec::new(),
+            Some(Signal::NotSent(what)) => Event::Failed(what),
             Some(Signal::Lost(what)) => return self.note_lost(what),
             Some(Signal::Committed(record)) => {
                 self.note_committed(&record);
@@ -426,13 +306,29 @@ impl<'a> Driver<'a> {
             Ok(read) => read,
             Err(cause) => return self.note_and_handle(Event::Failed(cause.to_string())),
         };
-        if self.machine.state() == State::Copying {
+        if self.machine.missing() > 0 {
             let plan = plan::plan(self.options.order, &summaries, |segment| self.machine.is_missing(segment));
             if let Err(cause) = message::send(&mut self.control, self.context, &Message::Plan(plan)).await {
                 return self.note_and_handle(Event::Failed(cause.to_string()));
             }
         }
-        self.machine.handle(Event::Assigned(assigned))
+        let mut actions = self.machine.handle(Event::Assigned(assigned));
+        if let Some(early) = self.options.early
+            && self.held_share(&summaries) >= early
+        {
+            actions.extend(self.machine.handle(Event::EnoughHeld));
+        }
+        actions
+    }
+
+    /// Share of the accesses expected now that would hit what the target holds, 0..1.
+    fn held_share(&self, summaries: &[SegmentSummary]) -> f64 {
+        let expected = |segment: &SegmentSummary| {
+            f64::from(if self.options.order == Order::Ewma { segment.ewma } else { segment.gru })
+        };
+        let all: f64 = summaries.iter().map(expected).sum();
+        let held: f64 = summaries.iter().filter(|segment| self.machine.is_held(segment.id)).map(expected).sum();
+        if all > 0.0 { held / all } else { 0.0 }
     }
 
     /// Carries out one action; what it brought about is the next event.
@@ -467,11 +363,18 @@ impl<'a> Driver<'a> {
                     .await?;
                 self.end_step("freeze");
                 let last = frozen.seal.final_lsn;
-                self.sealing = Some(Sealing { seal: frozen.seal, clock: frozen.clock, wall_ms: frozen.wall_ms });
+                self.sealing = Some(Sealing {
+                    seal: frozen.seal,
+                    clock: frozen.clock,
+                    wall_ms: frozen.wall_ms,
+                    early: self.machine.missing() > 0,
+                });
                 Ok(Some(Event::Frozen(last)))
             }
             Action::SendSeal => {
                 self.end_step("tail");
+                self.report.shadow.token_retries = self.machine.token_retries;
+                self.report.switchover.missing = self.machine.missing() as u64;
                 let sealing = self.sealing.clone().ok_or_else(|| Error::protocol("no seal"))?;
                 message::send(&mut self.control, self.context, &Message::Seal(sealing)).await?;
                 Ok(None)
@@ -517,13 +420,13 @@ impl<'a> Driver<'a> {
                 bulk::send_segment(&partition, stream, context, segment, &pace).await
             };
             let _ = signal.send(match send.await {
-                Ok(cost) => Signal::Sent(segment, cost),
-                Err(cause) => Signal::Lost(format!("segment {segment}: {cause}")),
+                Ok(cost) => Signal::Sent(cost),
+                Err(cause) => Signal::NotSent(format!("segment {segment}: {cause}")),
             });
         });
     }
 
-    fn account(&mut self, _segment: SegmentId, cost: SegmentCost) {
+    fn account(&mut self, cost: SegmentCost) {
         let shadow = &mut self.report.shadow;
         shadow.segments += 1;
         shadow.bytes_copied += cost.image_raw;
@@ -538,14 +441,16 @@ impl<'a> Driver<'a> {
         self.handle.note(|progress| progress.bytes_on_wire = wire);
     }
 
-    fn end_copy(&mut self) {
-        self.report.shadow.token_retries = self.machine.token_retries;
-    }
-
     pub(super) fn end_step(&mut self, name: &str) {
         let us = self.step.elapsed().as_micros() as u64;
         self.report.switchover.steps.push(StepTime { name: name.to_string(), us });
         self.step = Instant::now();
+    }
+}
+
+impl Drop for Driver<'_> {
+    fn drop(&mut self) {
+        self.host.set_pace(self.context.attempt, None);
     }
 }
 
@@ -581,44 +486,4 @@ fn describe(summaries: &[SegmentSummary]) -> Vec<OrderedSegment> {
 pub(super) fn mark(report: &mut MoveReport, name: &str) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
     report.marks_ms.push((name.to_string(), now));
-}
-
-/// Hands the target's messages to the driver. A message of another attempt is not ours.
-async fn listen(mut incoming: RecvStream, context: FrameContext, signal: mpsc::UnboundedSender<Signal>) {
-    loop {
-        let next = match message::receive(&mut incoming).await {
-            Ok((found, _)) if found.attempt != context.attempt => continue,
-            Ok((_, message)) => Signal::Message(message),
-            Err(cause) => Signal::Lost(cause.to_string()),
-        };
-        let lost = matches!(next, Signal::Lost(_));
-        if signal.send(next).is_err() || lost {
-            return;
-        }
-    }
-}
-
-/// Streams the mirror until its tap is closed.
-async fn stream_mirror(
-    mut stream: SendStream,
-    context: FrameContext,
-    receiver: MirrorReceiver,
-    signal: mpsc::UnboundedSender<Signal>,
-) {
-    while let Some(item) = receiver.recv().await {
-        let mut items: Vec<MirrorItem> = vec![item];
-        let mut bytes = items[0].queued_bytes();
-        while items.len() < MIRROR_BATCH
-            && bytes < 1 << 20
-            && let Some(item) = receiver.try_recv()
-        {
-            bytes += item.queued_bytes();
-            items.push(item);
-        }
-        if let Err(cause) = message::send(&mut stream, context, &Message::Mirror(items)).await {
-            let _ = signal.send(Signal::Lost(format!("mirror: {cause}")));
-            return;
-        }
-    }
-    let _ = stream.finish();
 }
