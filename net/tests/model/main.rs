@@ -64,7 +64,8 @@ impl Model for Moving {
 fn ends(world: &World, mutant: Mutant) -> bool {
     const STEPS_MAX: usize = 400;
     let mut world = world.clone();
-    world.budget = Budget { writes: 0, moves: 0, crashes: [0, 0], cuts: 0, lost_answers: 0, repeats: 0, timeouts: 1 };
+    world.budget =
+        Budget { writes: 0, moves: 0, crashes: [0, 0], cuts: 0, lost_answers: 0, repeats: 0, timeouts: 1, early: 0 };
     for _ in 0..STEPS_MAX {
         let mut steps = world.steps(mutant);
         // What is under way arrives before anybody asks again, and time passes last.
@@ -122,6 +123,7 @@ fn budget() -> Budget {
         lost_answers: byte("LOST_ANSWERS", 1),
         repeats: byte("REPEATS", 0),
         timeouts: byte("TIMEOUTS", 0),
+        early: byte("EARLY", 1),
     }
 }
 
@@ -136,8 +138,11 @@ fn every_reachable_state_keeps_the_invariants() {
 
 #[test]
 fn planted_bugs_are_found() {
-    let base = Budget { writes: 1, moves: 1, crashes: [0, 0], cuts: 1, lost_answers: 1, repeats: 0, timeouts: 0 };
+    let base =
+        Budget { writes: 1, moves: 1, crashes: [0, 0], cuts: 1, lost_answers: 1, repeats: 0, timeouts: 0, early: 0 };
+    let early = Budget { cuts: 1, lost_answers: 0, early: 1, ..base };
     let hunts = [
+        (Mutant::CompleteBeforeFilled, early),
         (Mutant::WriteBeforeHandOver, base),
         (Mutant::FreezeLeftByTimer, base),
         (Mutant::StaleAttempt, Budget { writes: 1, moves: 2, cuts: 0, lost_answers: 0, timeouts: 1, ..base }),

@@ -86,7 +86,8 @@ fn carry_out(world: &mut World, index: usize, action: Action) -> Option<Event> {
         }
         Action::SendSeal => {
             let chain = host.source.as_ref().map(|side| side.chain.clone()).unwrap_or_default();
-            world.send(peer, attempt, Body::Seal { last, chain });
+            let early = host.source.as_ref().is_some_and(|side| side.machine.missing() > 0);
+            world.send(peer, attempt, Body::Seal { last, chain, early });
             None
         }
         Action::Commit => {

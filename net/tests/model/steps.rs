@@ -1,14 +1,14 @@
 //! What can happen next, and what it leads to.
 
 use antumbra_engine::Serving;
-use antumbra_engine::types::{Epoch, Lsn};
+use antumbra_engine::types::{Epoch, Lsn, SegmentId};
 use antumbra_net::coordinator::{Answer, Command, PartitionRecord, RecordState};
 use antumbra_net::shadow::recovery::{Held, Verdict, verdict};
 use antumbra_net::shadow::source::{Event, Limits, Source, State};
 
 use crate::source;
 use crate::target;
-use crate::world::{Ask, HOSTS, KEYS, Mutant, PARTITION, Packet, SourceSide, World, segments};
+use crate::world::{Ask, HOSTS, KEYS, Mutant, PARTITION, Packet, SourceSide, World, segment_of, segments};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
@@ -31,6 +31,10 @@ pub enum Step {
     },
     /// The next record of the mirror reaches the target.
     Mirror(usize),
+    /// What the target holds is enough for its source.
+    Enough(usize),
+    /// The owner fetches a segment that it lacks.
+    Fetch(usize, SegmentId),
     /// A driver notices that its peer is gone.
     Cut(usize),
     /// A source gives its attempt up.
@@ -92,6 +96,9 @@ impl World {
             if source::can_mirror(self, index) {
                 steps.push(Step::Mirror(index));
             }
+            if self.budget.early > 0 && side.machine.state() == State::Copying {
+                steps.push(Step::Enough(index));
+            }
             if self.budget.timeouts > 0 && side.machine.state().may_abort() && side.attempt.is_some() {
                 steps.push(Step::Timeout(index));
             }
@@ -101,6 +108,10 @@ impl World {
             if mutant == Mutant::FreezeLeftByTimer && side.machine.state() == State::Committing {
                 steps.push(Step::Thaw(index));
             }
+        }
+        let other = &self.hosts[1 - index];
+        if host.serves_writes() && other.up && other.held == Some(Held::Released) {
+            steps.extend(host.missing.iter().map(|segment| Step::Fetch(index, *segment)));
         }
         if host.serving == Some(Serving::Frozen) && !host.lease_over {
             steps.push(Step::LeaseOver(index));
@@ -172,6 +183,11 @@ impl World {
                 self.deliver(packet, mutant);
             }
             Step::Mirror(host) => source::mirror(self, *host),
+            Step::Enough(host) => {
+                self.budget.early -= 1;
+                source::handle(self, *host, Event::EnoughHeld);
+            }
+            Step::Fetch(host, segment) => target::fetch(self, *host, *segment),
             Step::Cut(host) => self.cut(*host),
             Step::Timeout(host) => {
                 self.budget.timeouts -= 1;
@@ -182,10 +198,14 @@ impl World {
             Step::Restart(host) => self.restart(*host),
             Step::Look(index) => {
                 let host = &self.hosts[*index];
-                let verdict = host.held.map(|held| verdict(HOSTS[*index], held, self.record()));
+                let held = host.held.map(|held| match held {
+                    Held::Partly if mutant == Mutant::CompleteBeforeFilled => Held::Owner,
+                    held => held,
+                });
+                let verdict = held.map(|held| verdict(HOSTS[*index], held, self.record()));
                 self.hosts[*index].verdict = verdict.filter(|verdict| *verdict != Verdict::Wait);
             }
-            Step::Act(host) => self.act(*host),
+            Step::Act(host) => self.act(*host, mutant),
             Step::Poll(host) => {
                 let attempt = self.hosts[*host].source.as_ref().and_then(|side| side.attempt);
                 let open =
@@ -290,7 +310,8 @@ impl World {
         let (source, target) = (&self.hosts[from], &self.hosts[1 - from]);
         let differs = (0..KEYS).any(|key| {
             // Also a source that has just died has told nobody of more than its device holds.
-            source.durable_version(key) > target.durable_version(key)
+            let copied = !target.missing.contains(&segment_of(key));
+            copied && source.durable_version(key) > target.durable_version(key)
         });
         if differs || target.sealed.is_none() {
             self.broken.get_or_insert("S1: the target differs at the commit");
@@ -335,20 +356,20 @@ impl World {
         host.up = true;
         host.serving = match host.held {
             // Nothing is served until the record has been read.
-            Some(Held::Owner) => Some(Serving::Suspended),
+            Some(Held::Owner | Held::Partly) => Some(Serving::Suspended),
             Some(Held::Shadow(attempt)) => Some(Serving::Shadow { attempt }),
             Some(Held::Released) => Some(Serving::Released { owner: HOSTS[1 - index] }),
             None => None,
         };
     }
 
-    fn act(&mut self, index: usize) {
+    fn act(&mut self, index: usize, mutant: Mutant) {
         let Some(verdict) = self.hosts[index].verdict.take() else {
             return;
         };
         let host = &mut self.hosts[index];
         match verdict {
-            Verdict::Serve(epoch) => host.resume(epoch),
+            Verdict::Serve(epoch) | Verdict::Fill(epoch, ..) => host.resume(epoch),
             Verdict::ServeAndComplete(epoch, attempt) => {
                 host.resume(epoch);
                 self.ask(index, Command::Complete { partition: PARTITION, attempt: attempt.0 });
@@ -363,11 +384,16 @@ impl World {
             }
             Verdict::Promote(attempt, epoch) => {
                 target::promote(host, epoch);
+                // What is missing is fetched before the attempt is completed.
+                if host.held == Some(Held::Partly) && mutant != Mutant::CompleteBeforeFilled {
+                    return;
+                }
                 self.ask(index, Command::Complete { partition: PARTITION, attempt: attempt.0 });
             }
             Verdict::Discard(_) | Verdict::Drop => {
                 (host.held, host.serving, host.sealed) = (None, None, None);
                 host.records.clear();
+                host.missing.clear();
                 host.durable = 0;
             }
             Verdict::Wait => {}

@@ -1,15 +1,13 @@
 //! An attempt at its target.
 
-use std::collections::BTreeSet;
-
 use antumbra_engine::Serving;
-use antumbra_engine::types::{AttemptId, Epoch, ValidationToken};
+use antumbra_engine::types::{AttemptId, Epoch, SegmentId, ValidationToken};
 use antumbra_net::coordinator::RecordState;
 use antumbra_net::shadow::plan::PlanEntry;
 use antumbra_net::shadow::recovery::Held;
 use antumbra_net::shadow::target::Target;
 
-use crate::world::{Body, HOSTS, Host, Mutant, Packet, TargetSide, World, segments};
+use crate::world::{Body, HOSTS, Host, Mutant, Packet, TargetSide, World, segment_of, segments};
 
 pub fn deliver(world: &mut World, packet: &Packet, mutant: Mutant) {
     let index = packet.to;
@@ -31,7 +29,7 @@ pub fn deliver(world: &mut World, packet: &Packet, mutant: Mutant) {
         }
         Body::Stale(token) => replies.extend(side.machine.handle_stale(*token).map(Body::Request)),
         Body::Segment { segment, records } => {
-            if !side.held.insert(*segment) {
+            if !host.missing.remove(segment) {
                 replies.push(Body::Failed);
             } else {
                 host.records.extend(records);
@@ -39,8 +37,8 @@ pub fn deliver(world: &mut World, packet: &Packet, mutant: Mutant) {
                 replies.extend(request(side.machine.handle_installed(*segment)));
             }
         }
-        Body::Seal { last, chain } => {
-            let whole = segments().all(|segment| side.held.contains(&segment));
+        Body::Seal { last, chain, early } => {
+            let whole = host.missing.is_empty() || *early;
             if host.sealed.is_none() && whole && *chain == side.chain {
                 side.machine.handle_ready();
                 host.sealed = Some(*last);
@@ -90,15 +88,33 @@ fn open(world: &mut World, packet: &Packet, epoch: u64, from: u8) {
     host.serving = Some(Serving::Shadow { attempt });
     host.records.clear();
     host.durable = 0;
-    let (machine, held, chain) = (Target::default(), BTreeSet::new(), Vec::new());
-    host.target = Some(TargetSide { attempt: packet.attempt, epoch, machine, held, chain, from });
+    host.missing = segments().collect();
+    let (machine, chain) = (Target::default(), Vec::new());
+    host.target = Some(TargetSide { attempt: packet.attempt, epoch, machine, chain, from });
     world.send(1 - index, packet.attempt, Body::Opened);
 }
 
 /// Becomes the owner; the history goes on after the seal.
 pub fn promote(host: &mut Host, epoch: Epoch) {
-    (host.held, host.epoch) = (Some(Held::Owner), epoch.0);
+    let held = if host.missing.is_empty() { Held::Owner } else { Held::Partly };
+    (host.held, host.epoch) = (Some(held), epoch.0);
     host.serving = Some(Serving::Owner);
     host.durable = host.sealed.unwrap_or(0);
     host.sealed = None;
+}
+
+/// The owner fetches a segment that an early switchover left at the host before it.
+pub fn fetch(world: &mut World, index: usize, segment: SegmentId) {
+    let from = &world.hosts[1 - index];
+    let of_segment = from.records.iter().filter(|(_, (key, _))| segment_of(usize::from(*key)) == segment);
+    let newest = of_segment.map(|(lsn, value)| (*lsn, *value)).next_back();
+    let host = &mut world.hosts[index];
+    host.records.extend(newest);
+    host.missing.remove(&segment);
+    if host.missing.is_empty() {
+        host.held = Some(Held::Owner);
+    }
+    if let Some(attempt) = host.target.as_ref().map(|side| side.attempt) {
+        world.send(1 - index, attempt, Body::Held(segment));
+    }
 }

@@ -36,6 +36,8 @@ pub struct Budget {
     pub repeats: u8,
     /// Attempts that their source gives up by itself.
     pub timeouts: u8,
+    /// Switchovers before every segment is held.
+    pub early: u8,
 }
 
 /// Bugs that are planted to see that the checker finds them.
@@ -48,6 +50,8 @@ pub enum Mutant {
     FreezeLeftByTimer,
     /// The target takes frames of any attempt.
     StaleAttempt,
+    /// An owner that lacks segments completes the attempt all the same, so that the source drops them.
+    CompleteBeforeFilled,
 }
 
 /// A record: key and version.
@@ -71,7 +75,7 @@ pub enum Body {
     Segment { segment: SegmentId, records: BTreeMap<u8, Value> },
     Held(SegmentId),
     Ack(u8),
-    Seal { last: u8, chain: Vec<(u8, Option<Value>)> },
+    Seal { last: u8, chain: Vec<(u8, Option<Value>)>, early: bool },
     SealOk,
     Failed,
     Promote { epoch: u64 },
@@ -110,7 +114,6 @@ pub struct TargetSide {
     pub attempt: u64,
     pub epoch: u64,
     pub machine: Target,
-    pub held: BTreeSet<SegmentId>,
     pub chain: Vec<(u8, Option<Value>)>,
     pub from: u8,
 }
@@ -124,6 +127,8 @@ pub struct Host {
     pub held: Option<Held>,
     pub epoch: u64,
     pub sealed: Option<u8>,
+    /// Segments whose copy has not come yet.
+    pub missing: BTreeSet<SegmentId>,
     /// Records by LSN; those above `durable` are lost in a crash.
     pub records: BTreeMap<u8, Value>,
     pub durable: u8,
@@ -161,6 +166,7 @@ impl Host {
             held: owner.then_some(Held::Owner),
             epoch: 1,
             sealed: None,
+            missing: BTreeSet::new(),
             records: BTreeMap::new(),
             durable: 0,
             shown: 0,
@@ -198,6 +204,11 @@ impl Host {
 
     pub fn serves_writes(&self) -> bool {
         self.up && self.serving == Some(Serving::Owner)
+    }
+
+    /// Whether a reader of the key has to wait: its segment is missing, and nothing newer than the copy is here.
+    pub fn lacks(&self, key: usize) -> bool {
+        self.missing.contains(&segment_of(key)) && self.version(key, self.visible()) == 0
     }
 
     /// The newest version of a key that a crash of this host does not take away.
@@ -289,6 +300,9 @@ impl World {
         }
         for host in self.hosts.iter().filter(|host| host.serves_reads()) {
             for key in 0..KEYS {
+                if host.lacks(key) {
+                    continue;
+                }
                 let version = host.version(key, host.visible());
                 if version < self.seen[key] || version < self.acked[key] {
                     self.broken.get_or_insert("R1: a read goes back in time");
@@ -299,8 +313,14 @@ impl World {
         if self.hosts.iter().all(Host::serves_writes) {
             self.broken.get_or_insert("W1: two hosts accept writes");
         }
-        let owner = &self.hosts[self.owner()];
-        if (0..KEYS).any(|key| owner.durable_version(key) < self.acked[key]) {
+        let (owner, other) = (&self.hosts[self.owner()], &self.hosts[1 - self.owner()]);
+        // What the owner has not fetched yet is at the host that owned it before.
+        let durable = |key| {
+            let is_source = matches!(other.held, Some(Held::Owner | Held::Released));
+            let fetched_later = owner.missing.contains(&segment_of(key)) && is_source;
+            owner.durable_version(key).max(if fetched_later { other.durable_version(key) } else { 0 })
+        };
+        if (0..KEYS).any(|key| durable(key) < self.acked[key]) {
             self.broken.get_or_insert("W2: an acknowledged write is not durable at the owner");
         }
     }

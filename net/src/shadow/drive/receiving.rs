@@ -277,7 +277,8 @@ pub(crate) async fn serve_bulk(host: Arc<Host>, incoming: Incoming) {
     let (peer, mut recv) = (incoming.peer, incoming.recv);
     let received = match bulk::receive_segment(&mut recv).await {
         Ok(received) => received,
-        Err(cause) => return tracing::warn!(%cause, %peer, "a segment was not received"),
+        // A source that has handed over ends what it was sending; what is missing is fetched.
+        Err(cause) => return tracing::info!(%cause, %peer, "a segment was not received"),
     };
     let attempt = received.context.attempt;
     let Ok(inbox) = wait_inbox(&host, attempt, peer).await else {
