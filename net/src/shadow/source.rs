@@ -22,7 +22,7 @@
 //! there is no way back: what fails is tried again. A target that is lost after the commit serves by the coordinator's
 //! record when it is back (see [`super::recovery`]); the source keeps its copy until the record says so.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use antumbra_engine::types::{Lsn, SegmentId, ValidationToken};
 
@@ -96,7 +96,7 @@ pub enum Event {
     Held(SegmentId),
     /// The target has made durable everything up to here.
     Acked(Lsn),
-    /// The last LSN that the source has assigned.
+    /// The last LSN that the source has assigned; told at regular intervals.
     Assigned(Lsn),
     /// What the target holds is enough for an early switchover.
     EnoughHeld,
@@ -162,11 +162,16 @@ pub struct Limits {
     pub retries_max: u32,
     /// Records that the target may lack when the mirror becomes synchronous.
     pub lag_max: u64,
+    /// Looks (see [`Event::Assigned`]) that a copy whose mirror stays further behind than that waits for.
+    pub patience_looks: u32,
+    /// After them it is enough that the target has what was assigned this many looks ago: on a slow link or a busy machine
+    /// the lag never falls below [`Limits::lag_max`], and writers that wait for the target end it.
+    pub late_looks: usize,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { retries_max: 2, lag_max: 256 }
+        Limits { retries_max: 2, lag_max: 256, patience_looks: 25, late_looks: 5 }
     }
 }
 
@@ -180,6 +185,10 @@ pub struct Source {
     sending: BTreeSet<SegmentId>,
     acked: Lsn,
     assigned: Lsn,
+    /// What was assigned at the last looks, the oldest first.
+    looks: VecDeque<Lsn>,
+    /// Looks since the target holds enough.
+    waited_looks: u32,
     last: Option<Lsn>,
     enough: bool,
     allowed: bool,
@@ -198,6 +207,8 @@ impl Source {
             sending: BTreeSet::new(),
             acked: from,
             assigned: from,
+            looks: VecDeque::new(),
+            waited_looks: 0,
             last: None,
             enough: false,
             allowed: false,
@@ -229,6 +240,12 @@ impl Source {
         self.acked
     }
 
+    /// Records that the target has not made durable yet, as far as known.
+    #[must_use]
+    pub fn lag(&self) -> u64 {
+        self.assigned.0.saturating_sub(self.acked.0)
+    }
+
     /// Number of segments that the target holds not yet.
     #[must_use]
     pub fn missing(&self) -> usize {
@@ -250,7 +267,14 @@ impl Source {
             }
             Event::EnoughHeld => self.enough = true,
             Event::Acked(lsn) => self.acked = self.acked.max(lsn),
-            Event::Assigned(lsn) => self.assigned = self.assigned.max(lsn),
+            Event::Assigned(lsn) => {
+                self.assigned = self.assigned.max(lsn);
+                self.looks.push_back(self.assigned);
+                if self.looks.len() > self.limits.late_looks {
+                    self.looks.pop_front();
+                }
+                self.waited_looks += u32::from(self.holds_enough());
+            }
             Event::Allowed => self.allowed = true,
             Event::Frozen(last) if self.state == State::Freezing => {
                 self.last = Some(last);
@@ -328,12 +352,17 @@ impl Source {
         vec![Action::SendSegment(wanted.segment)]
     }
 
+    fn holds_enough(&self) -> bool {
+        self.missing.is_empty() || self.enough
+    }
+
     /// What follows from the counters.
     fn advance(&mut self) -> Vec<Action> {
         let mut actions = Vec::new();
-        let lag = self.assigned.0.saturating_sub(self.acked.0);
-        let held = self.missing.is_empty() || self.enough;
-        if self.state == State::Copying && held && lag <= self.limits.lag_max {
+        let patient = self.waited_looks >= self.limits.patience_looks;
+        let near = self.lag() <= self.limits.lag_max
+            || patient && self.looks.front().is_some_and(|assigned| self.acked >= *assigned);
+        if self.state == State::Copying && self.holds_enough() && near {
             self.become_state(State::Ready);
             actions.push(Action::SetSynchronous);
         }
@@ -365,7 +394,11 @@ mod tests {
     }
 
     fn source(segments: u64) -> Source {
-        Source::new((1..=segments).map(SegmentId), Lsn(10), Limits { retries_max: 2, lag_max: 5 })
+        Source::new(
+            (1..=segments).map(SegmentId),
+            Lsn(10),
+            Limits { retries_max: 2, lag_max: 5, patience_looks: 4, late_looks: 2 },
+        )
     }
 
     fn request(wanted: ValidationToken, present: ValidationToken) -> Event {
@@ -401,6 +434,25 @@ mod tests {
         assert_eq!(source.handle(request(token(1, 3), token(1, 4))), [Action::SendSegment(SegmentId(1))]);
         assert_eq!(source.handle(request(token(1, 3), token(1, 4))), [], "asked twice, sent once");
         assert_eq!(source.token_retries, 2);
+    }
+
+    #[test]
+    fn mirror_that_stays_late_is_enough_after_a_while() {
+        let mut source = source(1);
+        source.handle(Event::Opened);
+        source.handle(Event::Assigned(Lsn(100)));
+        source.handle(Event::Held(SegmentId(1)));
+        let mut look = |acked, assigned| {
+            let mut actions = source.handle(Event::Acked(Lsn(acked)));
+            actions.extend(source.handle(Event::Assigned(Lsn(assigned))));
+            actions
+        };
+        // Each acknowledgement has what was assigned a look before.
+        for (acked, assigned) in [(20, 200), (100, 300), (200, 400)] {
+            assert_eq!(look(acked, assigned), []);
+        }
+        assert_eq!(look(250, 500), [], "later than that");
+        assert_eq!(look(450, 600), [Action::SetSynchronous]);
     }
 
     #[test]

@@ -24,7 +24,11 @@ pub fn begun(world: &mut World, index: usize, record: &PartitionRecord) {
     if let Some(side) = host.source.as_mut() {
         side.attempt = Some(attempt);
         side.epoch = epoch;
-        side.machine = Source::new(segments(), Lsn(u64::from(from)), Limits { retries_max: 1, lag_max: 1 });
+        side.machine = Source::new(
+            segments(),
+            Lsn(u64::from(from)),
+            Limits { retries_max: 1, lag_max: 1, patience_looks: u32::MAX, late_looks: 0 },
+        );
     }
     handle(world, index, Event::Allowed);
     world.send(1 - index, attempt, Body::Open { epoch, from });

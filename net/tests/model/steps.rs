@@ -236,7 +236,11 @@ impl World {
 
     fn start_move(&mut self, index: usize) {
         self.budget.moves -= 1;
-        let machine = Source::new(segments(), Lsn(0), Limits { retries_max: 1, lag_max: 1 });
+        let machine = Source::new(
+            segments(),
+            Lsn(0),
+            Limits { retries_max: 1, lag_max: 1, patience_looks: u32::MAX, late_looks: 0 },
+        );
         self.hosts[index].source = Some(SourceSide {
             attempt: None,
             epoch: 0,

@@ -295,7 +295,11 @@ impl<'a> Driver<'a> {
             return self.note_and_handle(Event::Failed("writes stood still for too long".into()));
         }
         if matches!(self.machine.state(), State::Opening | State::Copying) && self.progressed.elapsed() > STALL_MAX {
-            return self.note_and_handle(Event::Failed("the copy makes no progress".into()));
+            let what = match (self.machine.missing(), self.machine.lag()) {
+                (0, lag) => format!("the mirror does not keep up with the writes: {lag} records behind"),
+                (missing, _) => format!("the copy makes no progress: {missing} segments are missing"),
+            };
+            return self.note_and_handle(Event::Failed(what));
         }
         if !matches!(self.machine.state(), State::Copying | State::Ready) {
             return Vec::new();
