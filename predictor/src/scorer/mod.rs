@@ -5,7 +5,7 @@
 //! of one. The copy order is by score divided by the segment's bytes; that division is the caller's.
 //!
 //! `gru` is the learned one. The rest are its rivals, one rule each; every evaluation prints all of them. `auto` is the
-//! guard: it follows whichever of them has ordered this partition best lately.
+//! guard: their mean, weighted by how well each has ordered this partition lately.
 
 mod choice;
 mod classic;
@@ -13,6 +13,8 @@ mod gru;
 mod judge;
 mod linear;
 mod markov;
+mod mixture;
+mod panel;
 mod readahead;
 mod softmax;
 
@@ -29,6 +31,7 @@ pub use gru::Gru;
 pub(crate) use judge::Judge;
 pub use linear::Linear;
 pub use markov::Markov;
+pub use mixture::Mixture;
 pub use readahead::EwmaReadahead;
 
 /// Windows ahead that scores stand for, where the model does not say otherwise.
@@ -96,7 +99,7 @@ pub enum ScorerKind {
     Linear,
     /// The learned one.
     Gru,
-    /// Whichever of the others has been best lately.
+    /// The mean of the others, weighted by how good each has been lately.
     Auto,
 }
 
@@ -180,10 +183,8 @@ pub fn build(kind: ScorerKind, given: Option<&Model>, segments: usize) -> Result
         ScorerKind::Gru => Box::new(Gru::new(&model(given)?, segments)),
         ScorerKind::Auto => {
             let model = model(given)?;
-            let mut candidates: Vec<Box<dyn Scorer + Send>> =
-                vec![Box::new(Gru::new(&model, segments)), Box::new(Linear::new(&model, segments))];
-            candidates.extend(Choice::rules(segments));
-            Box::new(Choice::new("auto", candidates, segments))
+            let (gru, linear) = (Gru::new(&model, segments), Linear::new(&model, segments));
+            Box::new(Mixture::auto(vec![Box::new(gru), Box::new(linear)], segments))
         }
     })
 }

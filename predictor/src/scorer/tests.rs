@@ -218,5 +218,28 @@ fn choice_follows_the_better_candidate_and_back() {
     }
     assert_eq!(choice.followed().name(), "lfu");
     assert!((1..=20).contains(&choice.switches()), "{}", choice.switches());
-    assert!(choice.standings().all(|(_, share)| (0.0..=1.0).contains(&share)));
+}
+
+#[test]
+fn mixture_weighs_the_better_candidate_more_and_keeps_the_scale() {
+    let candidates: Vec<Box<dyn Scorer + Send>> = vec![Box::new(Lfu::new(64)), Box::new(LastWindow::new(64))];
+    let mut mixture = Mixture::new("auto", candidates, 64);
+    assert!(mixture.standings().all(|(_, weight)| weight == 0.0));
+    let weight = |mixture: &Mixture, name| mixture.standings().find(|of| of.0 == name).unwrap().1;
+    for window in 0..400 {
+        let mut counts = [0; 64];
+        counts[window / 25 % 64] = 100;
+        mixture.observe(&reads(&counts));
+    }
+    assert!(weight(&mixture, "last-window") > 0.9, "{:?}", mixture.standings().collect::<Vec<_>>());
+    let mut rng = fastrand::Rng::with_seed(1);
+    for _ in 0..600 {
+        let mut counts = [0; 64];
+        (0..2).for_each(|_| counts[32 + rng.usize(0..16)] += 100);
+        mixture.observe(&reads(&counts));
+    }
+    assert!(weight(&mixture, "lfu") > 0.9, "{:?}", mixture.standings().collect::<Vec<_>>());
+    assert!((mixture.standings().map(|of| of.1).sum::<f64>() - 1.0).abs() < 1e-9);
+    // eight windows of 200 accesses; lfu remembers those of 100 as well
+    assert!((1_200.0..1_700.0).contains(&mixture.scores().iter().sum::<f32>()));
 }

@@ -30,7 +30,9 @@ pub fn run(with_torch: bool) -> Result<()> {
         let torch = setup::torch_dir();
         let mut command = cargo();
         command
-            .args(["test", "--release", "-p", "antumbra-predictor", "--features", "torch", "--no-fail-fast"])
+            // tests say SKIPPED on their output, which would be swallowed
+            .args(["test", "--release", "-p", "antumbra-predictor", "--features", "torch", "--no-fail-fast", "--"])
+            .arg("--nocapture")
             .env("LIBTORCH", &torch)
             .env("LD_LIBRARY_PATH", torch.join("lib"));
         run_counted(&mut command, &mut counts)?;
