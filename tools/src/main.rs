@@ -6,6 +6,7 @@ mod demo;
 mod doctor;
 mod dump;
 mod inspect;
+mod moving;
 mod node;
 mod predict;
 mod repair;
@@ -67,7 +68,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(options) => demo::run(options),
         Command::Node(options) => node::run(options).map(|()| ExitCode::SUCCESS),
-        Command::Bench(command) => bench::run(&command).map(|()| ExitCode::SUCCESS),
+        Command::Bench(command) => bench::run(&command),
         Command::Predict(command) => predict::run(command).map(|()| ExitCode::SUCCESS),
         Command::Inspect(command) => inspect::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Verify(options) => verify::run(&options).map(|()| ExitCode::SUCCESS),

@@ -1,4 +1,4 @@
-//! The demo, short, as a newcomer would run it.
+//! The demo and the benchmark of a move, short, as a newcomer would run them.
 #![allow(clippy::unwrap_used)]
 
 use std::process::Command;
@@ -40,4 +40,40 @@ fn demo_moves_a_partition_and_everything_holds() {
     }
     let page = std::fs::read_to_string(out.path().join("report.html")).unwrap();
     assert!(page.contains("<svg") && page.contains("Passed"));
+}
+
+#[test]
+fn early_demo_counts_reads_that_waited() {
+    let out = tempfile::tempdir().unwrap();
+    let args = ["demo", "--seconds", "12", "--rate", "400", "--throttle-mb-s", "4", "--early", "60", "--json", "--out"];
+    let output = Command::new(env!("CARGO_BIN_EXE_antumbra")).args(args).arg(out.path()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let number = |field: &str| report.pointer(field).unwrap().as_u64().unwrap();
+    assert!(number("/early/missing") > 0, "it was early");
+    assert_eq!(number("/early/missing"), number("/switchover/missing"));
+    assert!(number("/early/reads_waited") <= number("/early/reads"));
+    assert_eq!(report["verify"]["equal"], true);
+}
+
+#[test]
+fn bench_move_prints_what_the_goals_are_about() {
+    let args = ["bench", "move", "--mib", "16", "--rate", "400", "--before-s", "2", "--after-s", "1", "--json"];
+    let output = Command::new(env!("CARGO_BIN_EXE_antumbra")).args(args).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for field in [
+        "/other_partitions/before/write/p99",
+        "/other_partitions/during/read/max",
+        "/copy_mb_s",
+        "/quic_limit_mb_s",
+        "/latency_us/switchover/write/p999",
+        "/write_pause_us",
+        "/shadow/delta_bytes_raw",
+    ] {
+        assert!(report.pointer(field).is_some_and(|value| value.is_number()), "{field}");
+    }
+    assert_eq!((&report["coordinator"], &report["passed"]), (&"embedded".into(), &true.into()));
 }

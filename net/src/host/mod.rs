@@ -1,6 +1,7 @@
 //! One host as its drivers see it: engine, planes, coordinator, routes, moves.
 
 pub(crate) mod claims;
+pub mod probe;
 mod reconcile;
 
 use std::collections::{HashMap, HashSet};
@@ -283,6 +284,7 @@ impl Host {
             },
             StreamKind::Forward => forward::serve(&self, incoming).await,
             StreamKind::Fetch => drive::serve_fetch(self, incoming).await,
+            StreamKind::Probe => probe::serve(incoming).await,
         }
     }
 }

@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 
 use crate::coordinator::{self, Command};
 use crate::error::{Error, Result};
-use crate::host::Host;
+use crate::host::{Host, probe};
 use crate::shadow::{MoveOptions, Policy};
 
 const USAGE: &str = "PARTITIONS | CREATE id first-slot last-slot owner | MOVE id host [ORDER gru|ewma|key|random] \
-                     [THROTTLE mb-per-second] [MANUAL] [EARLY percent] | SWITCH id | FILL id | PROGRESS id | REPORT id | COMPACT id | SEGMENTS id | \
+                     [THROTTLE mb-per-second] [MANUAL] [EARLY percent] | SWITCH id | FILL id | LINK host mebibytes | PROGRESS id | REPORT id | COMPACT id | SEGMENTS id | \
                      STATE id | RECORD id START one-key-of | RECORD id TAKE | RECORD id STOP";
 
 /// Runs one admin command.
@@ -38,6 +38,7 @@ pub(crate) async fn run(host: &Arc<Host>, args: &[Bytes]) -> Result<Value> {
             let id = partition_id(words.get(1))?;
             Ok(json!(coordinator::read(host.coordinator.as_ref(), id.0).await?))
         }
+        Some("LINK") => link(host, &words[1..]).await,
         Some("FILL") => fill(host, partition_id(words.get(1))?).await,
         Some("SEGMENTS") => segments(host, partition_id(words.get(1))?).await,
         Some("RECORD") => record(host, &words[1..]).await,
@@ -124,6 +125,15 @@ fn start_move(host: &Arc<Host>, words: &[&str]) -> Result<Value> {
     }
     host.start_move(partition, destination, options)?;
     Ok(json!("OK"))
+}
+
+/// What the bulk plane moves to another host without a cap, in MB (10^6 bytes) per second.
+async fn link(host: &Arc<Host>, words: &[&str]) -> Result<Value> {
+    const MEBIBYTES_MAX: u64 = 16 << 10;
+    let number = |at: usize| words.get(at).and_then(|word| word.parse::<u64>().ok()).ok_or_else(usage);
+    let (peer, mebibytes) = (u32::try_from(number(0)?).map_err(|_| usage())?, number(1)?.clamp(1, MEBIBYTES_MAX));
+    let bytes_s = probe::measure(host, HostId(peer), mebibytes << 20).await?;
+    Ok(json!({ "mb_s": bytes_s / 1e6, "mebibytes": mebibytes }))
 }
 
 /// How far a move's target is filled; null where no segment was missing since the start.

@@ -44,12 +44,14 @@ pub enum StreamKind {
     Forward = 5,
     /// One segment, asked for by the new owner.
     Fetch = 6,
+    /// Bytes that only measure the link.
+    Probe = 7,
 }
 
 impl StreamKind {
     fn from_byte(byte: u8) -> Option<StreamKind> {
-        use StreamKind::{Bulk, Control, Coordinator, Fetch, Forward, Mirror};
-        [Control, Mirror, Bulk, Coordinator, Forward, Fetch].into_iter().find(|kind| *kind as u8 == byte)
+        use StreamKind::{Bulk, Control, Coordinator, Fetch, Forward, Mirror, Probe};
+        [Control, Mirror, Bulk, Coordinator, Forward, Fetch, Probe].into_iter().find(|kind| *kind as u8 == byte)
     }
 }
 

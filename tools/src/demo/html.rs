@@ -4,7 +4,7 @@ use plotters::prelude::*;
 
 use crate::CliError;
 
-use super::report::{PhaseLatency, Report};
+use crate::moving::report::{PhaseLatency, Report};
 
 const WIDTH: u32 = 900;
 const HEIGHT: u32 = 320;
@@ -164,7 +164,7 @@ fn latency_plot(report: &Report) -> Result<String, CliError> {
                 ("sans-serif", 13).into_font().color(&MARK),
             )])?;
         }
-        let line = |of: fn(&super::report::Bin) -> u64| {
+        let line = |of: fn(&crate::moving::report::Bin) -> u64| {
             report.series.iter().map(move |bin| (bin.at_s, (of(bin) as f64).max(10.0)))
         };
         chart

@@ -1,12 +1,6 @@
 //! `antumbra demo`: the whole life of a move on one machine, checked.
 
-mod cluster;
-mod fill;
 mod html;
-mod load;
-mod model;
-mod report;
-mod workload;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,15 +17,20 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::CliError;
 use crate::client::Client;
 
-use fill::FillWatch;
-use load::Route;
-use model::Model;
-use report::{Report, SignalReport};
-use workload::{Ramp, Workload};
+use crate::moving;
+use crate::moving::cluster::{self, NodeConfig};
+use crate::moving::fill::FillWatch;
+use crate::moving::load::{self, Route};
+use crate::moving::model::Model;
+use crate::moving::report::{Report, SignalReport};
+use crate::moving::workload::{Ramp, Space, Workload};
 
 /// The trace that comes with the program; see `assets/ATTRIBUTION.md`.
 const BUNDLED: &[u8] = include_bytes!("../../assets/mooncake_conv.csv.zst");
 const BUNDLED_NAME: &str = "mooncake_conv (bundled)";
+/// Small segments, so that there are a few hundred; short access windows, so that a run of seconds has many.
+const NODES: NodeConfig = NodeConfig { segment_kib: 256, memory_mib: 256, window: Duration::from_millis(250) };
+const SPACE: Space = Space { tag: "demo", value_bytes: 100, spread_bytes: 200 };
 /// Keys that are loaded at least.
 const KEYS_MIN: u32 = 200_000;
 /// Part of the run before the load begins to rise, and part in which it rises.
@@ -94,7 +93,7 @@ pub fn run(options: DemoOptions) -> Result<ExitCode, CliError> {
     }
     let temporary = tempfile::Builder::new().prefix("antumbra-demo-").tempdir()?;
     let dir = options.dir.clone().unwrap_or_else(|| temporary.path().to_path_buf());
-    let nodes = cluster::start(&dir)?;
+    let nodes = cluster::start(&dir, NODES)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = runtime.block_on(drive(&options, &requests, &nodes))?;
     drop(nodes);
@@ -114,11 +113,11 @@ pub fn run(options: DemoOptions) -> Result<ExitCode, CliError> {
 async fn drive(options: &DemoOptions, requests: &[Request], nodes: &[cluster::Node]) -> Result<Report, CliError> {
     let addresses: Vec<_> = nodes.iter().map(|node| node.resp).collect();
     let admins = vec![Client::connect(addresses[0]).await?, Client::connect(addresses[1]).await?];
-    cluster::create_partitions(&admins, slot::slot_of(&workload::key_of(0))).await?;
-    let workload = Arc::new(Workload::new(requests, KEYS_MIN, Some(options.writes), 1));
+    cluster::create_partitions(&admins, slot::slot_of(&SPACE.key(0))).await?;
+    let workload = Arc::new(Workload::new(SPACE, requests, KEYS_MIN, Some(options.writes), 1));
     let route = Arc::new(Route::connect(&addresses).await?);
     let bar = progress_bar(options.json, u64::from(workload.keys()), "loading");
-    load::load_keys(&route, workload.keys(), &bar).await?;
+    load::load_keys(&route, &workload, &bar).await?;
     bar.finish_and_clear();
     admins[0].json(&format!("ANTUMBRA COMPACT {}", cluster::PARTITION)).await?;
 
@@ -128,19 +127,26 @@ async fn drive(options: &DemoOptions, requests: &[Request], nodes: &[cluster::No
     let model = Arc::new(Model::new(workload.keys()));
     let start_us = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros() as u64;
     let bar = progress_bar(options.json, u64::from(options.seconds) * 10, "load");
-    let running = tokio::spawn(load::run(Arc::clone(&route), Arc::clone(&workload), Arc::clone(&model), ramp, seconds));
+    let running = tokio::spawn(load::run(
+        Arc::clone(&route),
+        Arc::clone(&workload),
+        Arc::clone(&model),
+        ramp,
+        seconds,
+        Arc::default(),
+    ));
     let mut fill = FillWatch::default();
     let (moved, signal) = watch_and_move(options, &admins, rate, seconds, &bar, &mut fill).await?;
     let samples = running.await?;
     bar.finish_and_clear();
-    let lost = load::count_lost(&route, &model, workload.keys()).await?;
+    let lost = load::count_lost(&route, &model, &workload).await?;
 
     let mut report = Report {
         trace: options.trace.as_ref().map_or_else(|| BUNDLED_NAME.into(), |path| path.display().to_string()),
         order: options.order.to_string(),
         keys: u64::from(workload.keys()),
         durability: "durable on both hosts before the acknowledgement",
-        environment: environment(),
+        environment: moving::environment(),
         signal,
         early: options.early.map(|percent| fill.report(f64::from(percent), moved.switchover.missing)),
         ..Report::default()
@@ -158,7 +164,7 @@ async fn watch_and_move(
     bar: &ProgressBar,
     fill: &mut FillWatch,
 ) -> Result<(MoveReport, SignalReport), CliError> {
-    let (admin, window) = (&admins[0], cluster::WINDOW.as_secs_f64());
+    let (admin, window) = (&admins[0], NODES.window.as_secs_f64());
     // The host could bear this much; the shadow takes about as long as the lead.
     let threshold = rate * 2.5;
     let lead_windows = (seconds * 0.15 / window).max(4.0);
@@ -226,21 +232,4 @@ fn progress_bar(quiet: bool, len: u64, what: &'static str) -> ProgressBar {
     let style = ProgressStyle::with_template("{prefix:8} {wide_bar} {percent:>3} % {msg}");
     let bar = ProgressBar::new(len).with_prefix(what);
     style.map_or(bar.clone(), |style| bar.with_style(style))
-}
-
-/// What the figures were measured on.
-fn environment() -> serde_json::Value {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let cpu = read("/proc/cpuinfo");
-    let cpu = cpu
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"))
-        .map_or("", |rest| rest.trim_start_matches(['\t', ':', ' ']));
-    serde_json::json!({
-        "kernel": read("/proc/sys/kernel/osrelease").trim(),
-        "cpu": cpu,
-        "cpus": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
-        "version": env!("CARGO_PKG_VERSION"),
-        "network": "loopback, both nodes and the load on one machine",
-    })
 }

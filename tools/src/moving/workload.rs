@@ -14,6 +14,8 @@ pub struct Step {
 /// The trace's keys, spread over database keys in the same order.
 #[derive(Clone, Debug)]
 pub struct Workload {
+    /// Its keys and values.
+    pub space: Space,
     steps: Vec<Step>,
     keys: u32,
 }
@@ -21,7 +23,7 @@ pub struct Workload {
 impl Workload {
     /// Maps a trace to at least `keys_min` database keys: each distinct trace key, in key order, covers equally many
     /// neighbouring ones, and a request takes one of them. `writes_percent` overrides the trace's operations.
-    pub fn new(trace: &[Request], keys_min: u32, writes_percent: Option<u8>, seed: u64) -> Workload {
+    pub fn new(space: Space, trace: &[Request], keys_min: u32, writes_percent: Option<u8>, seed: u64) -> Workload {
         let mut distinct: Vec<u64> = trace.iter().map(|request| request.key).collect();
         distinct.sort_unstable();
         distinct.dedup();
@@ -38,7 +40,22 @@ impl Workload {
                 Step { rank: place * spread + random.u32(0..spread), write }
             })
             .collect();
-        Workload { steps, keys: distinct.len() as u32 * spread }
+        Workload { space, steps, keys: distinct.len() as u32 * spread }
+    }
+
+    /// A made load: the ranks that `next` gives, `count` of them, `writes_percent` of them writes.
+    pub fn made(
+        space: Space,
+        keys: u32,
+        count: usize,
+        writes_percent: u8,
+        seed: u64,
+        mut next: impl FnMut(&mut fastrand::Rng) -> u32,
+    ) -> Workload {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let steps =
+            (0..count).map(|_| Step { rank: next(&mut random), write: random.u8(0..100) < writes_percent }).collect();
+        Workload { space, steps, keys }
     }
 
     /// Number of database keys.
@@ -86,33 +103,45 @@ impl Ramp {
     }
 }
 
-/// The database key of a rank: one hash slot, ascending with the rank.
-pub fn key_of(rank: u32) -> Vec<u8> {
-    format!("{{demo}}:{rank:016x}").into_bytes()
+/// The keys and values of one partition: one hash slot, keys ascending with their rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Hash tag.
+    pub tag: &'static str,
+    /// Least length of the text in a value, in bytes.
+    pub value_bytes: usize,
+    /// Lengths differ by less than this.
+    pub spread_bytes: usize,
 }
 
-/// The rank of a database key.
+impl Space {
+    /// The key of a rank.
+    pub fn key(&self, rank: u32) -> Vec<u8> {
+        format!("{{{}}}:{rank:016x}", self.tag).into_bytes()
+    }
+
+    /// The value of a key at a version: both are in it, behind them text that compresses about as text does.
+    pub fn value(&self, rank: u32, version: u32) -> Vec<u8> {
+        let mut value = format!("{rank}:{version}:").into_bytes();
+        let mut random = fastrand::Rng::with_seed(u64::from(rank) << 32 | u64::from(version));
+        let len = value.len() + self.value_bytes + (rank as usize * 37) % self.spread_bytes.max(1);
+        while value.len() < len {
+            value.push(b"etaoinshrdlu etaoin"[random.usize(0..19)]);
+        }
+        value
+    }
+
+    /// The version in a value; `None` when the value is not what was written for this key.
+    pub fn version(&self, rank: u32, value: &[u8]) -> Option<u32> {
+        let mut parts = value.split(|byte| *byte == b':');
+        let (found, version) = (parts.next()?, std::str::from_utf8(parts.next()?).ok()?.parse().ok()?);
+        (found == rank.to_string().as_bytes() && value == self.value(rank, version)).then_some(version)
+    }
+}
+
+/// The rank of a key.
 pub fn rank_of(key: &str) -> Option<u32> {
     u32::from_str_radix(key.rsplit_once(':')?.1, 16).ok()
-}
-
-/// The value of a key at a version: both are in it, behind them text that compresses about as text does.
-pub fn value_of(rank: u32, version: u32) -> Vec<u8> {
-    let mut value = format!("{rank}:{version}:").into_bytes();
-    let mut random = fastrand::Rng::with_seed(u64::from(rank) << 32 | u64::from(version));
-    let len = value.len() + 100 + (rank as usize * 37) % 200;
-    while value.len() < len {
-        value.push(b"etaoinshrdlu etaoin"[random.usize(0..19)]);
-    }
-    value
-}
-
-/// The version in a value; `None` when the value is not what was written for this key.
-pub fn version_of(rank: u32, value: &[u8]) -> Option<u32> {
-    let text = std::str::from_utf8(value).ok()?;
-    let mut parts = text.split(':');
-    let (found, version) = (parts.next()?, parts.next()?.parse().ok()?);
-    (found == rank.to_string() && value == value_of(rank, version)).then_some(version)
 }
 
 #[cfg(test)]
@@ -120,15 +149,17 @@ pub fn version_of(rank: u32, value: &[u8]) -> Option<u32> {
 mod tests {
     use super::*;
 
+    const SPACE: Space = Space { tag: "t", value_bytes: 100, spread_bytes: 200 };
+
     #[test]
     fn keys_keep_the_trace_order_and_reach_the_minimum() {
         let request = |key| Request { ts_us: 0, op: Op::Get, key, size: 1 };
-        let workload = Workload::new(&[request(50), request(7), request(900)], 10, Some(100), 1);
+        let workload = Workload::new(SPACE, &[request(50), request(7), request(900)], 10, Some(100), 1);
         assert_eq!(workload.keys(), 12);
         let ranks: Vec<u32> = (0..3).map(|index| workload.step(index).rank / 4).collect();
         assert_eq!(ranks, [1, 0, 2]);
         assert!(workload.step(0).write);
-        assert!(key_of(9) < key_of(10) && rank_of(&String::from_utf8(key_of(300)).unwrap()) == Some(300));
+        assert!(SPACE.key(9) < SPACE.key(10) && rank_of(&String::from_utf8(SPACE.key(300)).unwrap()) == Some(300));
     }
 
     #[test]
@@ -140,10 +171,10 @@ mod tests {
     }
 
     #[test]
-    fn version_of_checks_the_whole_value() {
-        let value = value_of(7, 3);
-        assert_eq!(version_of(7, &value), Some(3));
-        assert_eq!(version_of(8, &value), None);
-        assert_eq!(version_of(7, &value[..value.len() - 1]), None);
+    fn version_checks_the_whole_value() {
+        let value = SPACE.value(7, 3);
+        assert_eq!(SPACE.version(7, &value), Some(3));
+        assert_eq!(SPACE.version(8, &value), None);
+        assert_eq!(SPACE.version(7, &value[..value.len() - 1]), None);
     }
 }

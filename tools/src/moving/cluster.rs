@@ -1,4 +1,4 @@
-//! The two node processes of a demo.
+//! Two node processes.
 
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -9,10 +9,14 @@ use std::time::Duration;
 use crate::CliError;
 use crate::client::Client;
 
-/// Segments of the demo's data: small, so that there are a few hundred.
-const SEGMENT_KIB: u64 = 256;
-/// Access windows of the demo: short, so that a run of seconds has many.
-pub const WINDOW: Duration = Duration::from_millis(250);
+/// How nodes are started.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeConfig {
+    pub segment_kib: u64,
+    pub memory_mib: u64,
+    /// Length of an access window.
+    pub window: Duration,
+}
 
 /// A running node.
 pub struct Node {
@@ -29,14 +33,20 @@ impl Drop for Node {
 }
 
 /// Starts the nodes: the first one serves the coordinator.
-pub fn start(dir: &Path) -> Result<Vec<Node>, CliError> {
+pub fn start(dir: &Path, config: NodeConfig) -> Result<Vec<Node>, CliError> {
     let control = free_udp()?;
-    let first = start_node(dir, 1, control, None)?;
-    let second = start_node(dir, 2, free_udp()?, Some(format!("1@{control}")))?;
+    let first = start_node(dir, config, 1, control, None)?;
+    let second = start_node(dir, config, 2, free_udp()?, Some(format!("1@{control}")))?;
     Ok(vec![first, second])
 }
 
-fn start_node(dir: &Path, host: u32, control: SocketAddr, coordinator: Option<String>) -> Result<Node, CliError> {
+fn start_node(
+    dir: &Path,
+    config: NodeConfig,
+    host: u32,
+    control: SocketAddr,
+    coordinator: Option<String>,
+) -> Result<Node, CliError> {
     let resp = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let mut command = Command::new(std::env::current_exe()?);
     command
@@ -45,7 +55,8 @@ fn start_node(dir: &Path, host: u32, control: SocketAddr, coordinator: Option<St
         .arg("--ca")
         .arg(dir.join("ca"))
         .args(["--resp", &resp.to_string(), "--control", &control.to_string(), "--bulk", &free_udp()?.to_string()])
-        .args(["--segment-kib", &SEGMENT_KIB.to_string(), "--window-ms", &WINDOW.as_millis().to_string()])
+        .args(["--segment-kib", &config.segment_kib.to_string(), "--memory-mib", &config.memory_mib.to_string()])
+        .args(["--window-ms", &config.window.as_millis().to_string()])
         .stdout(Stdio::piped());
     if let Some(coordinator) = coordinator {
         command.args(["--coordinator", &coordinator]);
@@ -67,10 +78,10 @@ fn free_udp() -> Result<SocketAddr, CliError> {
     Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?)
 }
 
-/// The demo's partition: one hash slot.
+/// The partition that is moved: one hash slot.
 pub const PARTITION: u64 = 1;
 
-/// Creates the partitions and waits until both nodes know them.
+/// Creates the partitions and waits until both nodes know them; the first node owns [`PARTITION`] and the slots below it.
 pub async fn create_partitions(clients: &[Client], slot: u16) -> Result<(), CliError> {
     let create = |id: u64, first: u16, last: u16, owner: u32| format!("ANTUMBRA CREATE {id} {first} {last} {owner}");
     let mut commands = vec![create(PARTITION, slot, slot, 1)];

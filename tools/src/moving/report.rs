@@ -142,10 +142,8 @@ impl Report {
         };
         self.moved = load(&counts.moved);
         self.failures = counts.failures();
-        let mark =
-            |name: &str| moved.marks_ms.iter().find(|(found, _)| found == name).map_or(u64::MAX, |(_, ms)| ms * 1000);
-        let (copy, frozen, promoted) = (mark("copy"), mark("frozen"), mark("promoted").saturating_add(1000));
-        self.latency_us = phases(samples, copy, frozen, promoted);
+        let (copy, frozen, promoted) = marks_us(&moved);
+        self.latency_us = latency(samples, &moved);
         let pause = |write: bool| {
             let overlaps = |sample: &&Sample| {
                 sample.write == write && sample.at_us < promoted && sample.at_us + sample.latency_us > frozen
@@ -295,7 +293,16 @@ impl Report {
     }
 }
 
-fn phases(samples: &[Sample], copy: u64, frozen: u64, promoted: u64) -> Latency {
+/// When the copy began, when writes stood still, and when the target served; microseconds of the wall clock.
+fn marks_us(moved: &MoveReport) -> (u64, u64, u64) {
+    let mark =
+        |name: &str| moved.marks_ms.iter().find(|(found, _)| found == name).map_or(u64::MAX, |(_, ms)| ms * 1000);
+    (mark("copy"), mark("frozen"), mark("promoted").saturating_add(1000))
+}
+
+/// Latency by the phases of a move.
+pub fn latency(samples: &[Sample], moved: &MoveReport) -> Latency {
+    let (copy, frozen, promoted) = marks_us(moved);
     let quantiles = |from: u64, to: u64, write: bool| {
         let mut histogram = Histogram::<u64>::new_with_bounds(1, 120_000_000, 3).ok();
         for sample in samples.iter().filter(|sample| sample.write == write) {

@@ -1,7 +1,7 @@
 //! The load: loading the keys, then an open loop whose latency counts from the intended time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use antumbra_net::resp::codec::ClientReply;
@@ -11,7 +11,7 @@ use crate::CliError;
 use crate::client::Client;
 
 use super::model::Model;
-use super::workload::{self, Ramp, Step, Workload};
+use super::workload::{Ramp, Space, Step, Workload};
 
 /// Connections to each node.
 const CONNECTIONS: usize = 8;
@@ -80,7 +80,12 @@ impl Route {
 }
 
 /// Writes version 0 of every key.
-pub async fn load_keys(route: &Arc<Route>, keys: u32, progress: &indicatif::ProgressBar) -> Result<(), CliError> {
+pub async fn load_keys(
+    route: &Arc<Route>,
+    workload: &Workload,
+    progress: &indicatif::ProgressBar,
+) -> Result<(), CliError> {
+    let (space, keys) = (workload.space, workload.keys());
     const BATCH: u32 = 256;
     const WORKERS: u32 = 8;
     let workers = (0..WORKERS).map(|worker| {
@@ -89,7 +94,7 @@ pub async fn load_keys(route: &Arc<Route>, keys: u32, progress: &indicatif::Prog
             for first in (worker * BATCH..keys).step_by((WORKERS * BATCH) as usize) {
                 let ranks = first..(first + BATCH).min(keys);
                 let pairs: Vec<(Vec<u8>, Vec<u8>)> =
-                    ranks.clone().map(|rank| (workload::key_of(rank), workload::value_of(rank, 0))).collect();
+                    ranks.clone().map(|rank| (space.key(rank), space.value(rank, 0))).collect();
                 let mut args: Vec<&[u8]> = vec![b"MSET"];
                 args.extend(pairs.iter().flat_map(|(key, value)| [key.as_slice(), value.as_slice()]));
                 match route.call(&args, || {}).await? {
@@ -106,13 +111,14 @@ pub async fn load_keys(route: &Arc<Route>, keys: u32, progress: &indicatif::Prog
     Ok(())
 }
 
-/// Runs the open loop for `seconds`; every finished request becomes a sample.
+/// Runs the open loop for `seconds` or until it is stopped; every finished request becomes a sample.
 pub async fn run(
     route: Arc<Route>,
     workload: Arc<Workload>,
     model: Arc<Model>,
     ramp: Ramp,
     seconds: f64,
+    stop: Arc<AtomicBool>,
 ) -> Vec<Sample> {
     let (samples, mut finished) = mpsc::unbounded_channel();
     let collected = tokio::spawn(async move {
@@ -126,15 +132,15 @@ pub async fn run(
     let start_us = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64);
     let total = ramp.due(seconds) as u64;
     let slots = Arc::new(tokio::sync::Semaphore::new(OUTSTANDING_MAX));
-    let mut schedule = start_schedule(ramp, total, start);
+    let mut schedule = start_schedule(ramp, total, start, stop);
     while let Some((index, intended)) = schedule.recv().await {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             break;
         };
         let (route, model, samples) = (Arc::clone(&route), Arc::clone(&model), samples.clone());
-        let step = workload.step(index);
+        let (space, step) = (workload.space, workload.step(index));
         tokio::spawn(async move {
-            let write = request(&route, &model, step).await;
+            let write = request(&route, &model, space, step).await;
             let latency = start.elapsed().saturating_sub(intended);
             let _ = samples.send(Sample {
                 at_us: start_us + intended.as_micros() as u64,
@@ -150,13 +156,18 @@ pub async fn run(
 }
 
 /// Tells, on a thread of its own, which request is due: the runtime's timers have a resolution of a millisecond.
-fn start_schedule(ramp: Ramp, total: u64, start: Instant) -> mpsc::UnboundedReceiver<(u64, Duration)> {
+fn start_schedule(
+    ramp: Ramp,
+    total: u64,
+    start: Instant,
+    stop: Arc<AtomicBool>,
+) -> mpsc::UnboundedReceiver<(u64, Duration)> {
     let (due, schedule) = mpsc::unbounded_channel();
     std::thread::spawn(move || {
         for index in 0..total {
             let intended = Duration::from_secs_f64(ramp.time_of(index));
             std::thread::sleep(intended.saturating_sub(start.elapsed()));
-            if due.send((index, intended)).is_err() {
+            if stop.load(Ordering::Relaxed) || due.send((index, intended)).is_err() {
                 return;
             }
         }
@@ -166,15 +177,15 @@ fn start_schedule(ramp: Ramp, total: u64, start: Instant) -> mpsc::UnboundedRece
 
 /// One request against the model. A write of a key whose last write is outstanding becomes a read. Returns whether it
 /// wrote.
-async fn request(route: &Route, model: &Model, step: Step) -> bool {
+pub async fn request(route: &Route, model: &Model, space: Space, step: Step) -> bool {
     let counts = &model.counts;
     let add = |counter: &std::sync::atomic::AtomicU64| {
         counter.fetch_add(1, Ordering::Relaxed);
     };
-    let key = workload::key_of(step.rank);
+    let key = space.key(step.rank);
     if let Some(version) = step.write.then(|| model.begin_write(step.rank)).flatten() {
         add(&counts.writes);
-        let value = workload::value_of(step.rank, version);
+        let value = space.value(step.rank, version);
         let reply = route.call(&[b"SET", &key, &value], || add(&counts.moved)).await;
         let acked = matches!(&reply, Ok(ClientReply::Simple(text)) if text == "OK");
         if !acked {
@@ -187,7 +198,7 @@ async fn request(route: &Route, model: &Model, step: Step) -> bool {
     add(&counts.reads);
     let floor = model.begin_read(step.rank);
     match route.call(&[b"GET", &key], || add(&counts.moved)).await {
-        Ok(ClientReply::Bulk(Some(value))) => match workload::version_of(step.rank, &value) {
+        Ok(ClientReply::Bulk(Some(value))) => match space.version(step.rank, &value) {
             Some(version) if model.end_read(step.rank, floor, version) => {}
             _ => add(&counts.reads_stale),
         },
@@ -202,12 +213,13 @@ async fn request(route: &Route, model: &Model, step: Step) -> bool {
 }
 
 /// Reads every key once and counts acknowledged writes that are not there.
-pub async fn count_lost(route: &Arc<Route>, model: &Arc<Model>, keys: u32) -> Result<u64, CliError> {
+pub async fn count_lost(route: &Arc<Route>, model: &Arc<Model>, workload: &Workload) -> Result<u64, CliError> {
+    let (space, keys) = (workload.space, workload.keys());
     const BATCH: u32 = 200;
     let mut lost = 0;
     for first in (0..keys).step_by(BATCH as usize) {
         let ranks = first..(first + BATCH).min(keys);
-        let names: Vec<Vec<u8>> = ranks.clone().map(workload::key_of).collect();
+        let names: Vec<Vec<u8>> = ranks.clone().map(|rank| space.key(rank)).collect();
         let mut args: Vec<&[u8]> = vec![b"MGET"];
         args.extend(names.iter().map(Vec::as_slice));
         let ClientReply::Array(values) = route.call(&args, || {}).await? else {
@@ -215,7 +227,7 @@ pub async fn count_lost(route: &Arc<Route>, model: &Arc<Model>, keys: u32) -> Re
         };
         for (rank, value) in ranks.zip(values) {
             let found = match value {
-                ClientReply::Bulk(Some(value)) => workload::version_of(rank, &value),
+                ClientReply::Bulk(Some(value)) => space.version(rank, &value),
                 _ => None,
             };
             lost += u64::from(model.is_lost(rank, found));

@@ -1,4 +1,8 @@
-//! `antumbra bench`: the harness of `antumbra-benches` for Antumbra alone.
+//! `antumbra bench`: the harness of `antumbra-benches` for Antumbra alone, and moves under load.
+
+mod moves;
+
+use std::process::ExitCode;
 
 use antumbra_benches::compare;
 use antumbra_benches::options::BenchOptions;
@@ -14,6 +18,8 @@ const PEERS: [&str; 4] = ["rocksdb", "fjall", "redb", "lmdb"];
 pub enum BenchCommand {
     /// Loads data and runs workloads of YCSB, then durable puts; prints throughput and latency of each.
     Ycsb(YcsbOptions),
+    /// Moves a partition between two nodes under an open-loop load; prints what readers, writers and neighbours notice.
+    Move(moves::MoveOptions),
 }
 
 #[derive(Args)]
@@ -26,9 +32,10 @@ pub struct YcsbOptions {
 }
 
 /// Runs a benchmark.
-pub fn run(command: &BenchCommand) -> Result<(), CliError> {
+pub fn run(command: &BenchCommand) -> Result<ExitCode, CliError> {
     match command {
-        BenchCommand::Ycsb(options) => ycsb(options),
+        BenchCommand::Ycsb(options) => ycsb(options).map(|()| ExitCode::SUCCESS),
+        BenchCommand::Move(options) => moves::run(options),
     }
 }
 

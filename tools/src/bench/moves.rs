@@ -1,0 +1,361 @@
+//! `antumbra bench move`: a partition moves under an open-loop load; what readers, writers and the neighbours notice.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use antumbra_benches::zipf::Zipf;
+use antumbra_net::resp::slot;
+use antumbra_net::shadow::{MoveReport, Order};
+use clap::Args;
+use indicatif::ProgressBar;
+use serde::Serialize;
+
+use crate::CliError;
+use crate::client::Client;
+use crate::moving;
+use crate::moving::cluster::{self, NodeConfig};
+use crate::moving::load::{self, Route, Sample};
+use crate::moving::model::Model;
+use crate::moving::report::{self, Latency, Report};
+use crate::moving::workload::{Ramp, Space, Workload};
+
+const NODES: NodeConfig = NodeConfig { segment_kib: 4096, memory_mib: 512, window: Duration::from_secs(1) };
+const MOVED: Space = Space { tag: "move", value_bytes: 1000, spread_bytes: 0 };
+/// Tags of the partition beside it; the first whose slot lies below the moved one is taken.
+const OTHERS: [&str; 6] = ["beside", "other", "next", "left", "one", "two"];
+/// Keys of the partition beside it.
+const OTHER_KEYS: u32 = 20_000;
+/// Requests to it for each request to the moved one.
+const OTHER_SHARE: f64 = 0.2;
+/// Exponent of the popularity; popular keys are spread over the key space.
+const EXPONENT: f64 = 0.99;
+/// Steps of the load until it repeats itself.
+const STEPS: usize = 1 << 20;
+/// Clients of the closed loop that finds the capacity, and how long it runs.
+const CAPACITY_CLIENTS: usize = 64;
+const CAPACITY_TIME: Duration = Duration::from_secs(4);
+/// The load before what is measured.
+const WARM_UP: Duration = Duration::from_secs(3);
+/// A load that nobody stopped.
+const LOAD_SECONDS_MAX: f64 = 900.0;
+/// Bytes that measure the link.
+const LINK_MEBIBYTES: u64 = 1024;
+
+#[derive(Args)]
+pub struct MoveOptions {
+    /// Size of the partition, in MiB of values.
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    mib: u32,
+    /// Load, in percent of what a closed loop of 64 clients reaches on the partition before.
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u8).range(1..=100))]
+    load_percent: u8,
+    /// Load, in requests per second; instead of --load-percent.
+    #[arg(long)]
+    rate: Option<u32>,
+    /// Share of writes, in percent.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(0..=100))]
+    writes: u8,
+    /// Copy order: gru, ewma, key or random.
+    #[arg(long, default_value = "gru")]
+    order: Order,
+    /// Cap of the copy, in MB (10^6 bytes) per second on the wire; 0 = none.
+    #[arg(long, default_value_t = 0.0)]
+    throttle_mb_s: f64,
+    /// Switch when the target holds this share of the expected accesses, in percent.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=100))]
+    early: Option<u8>,
+    /// Seconds of load before the move, and after it.
+    #[arg(long, default_value_t = 10)]
+    before_s: u32,
+    #[arg(long, default_value_t = 5)]
+    after_s: u32,
+    /// Runs, each with fresh nodes; the median of each figure is printed.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+    /// Data folder; without it a temporary one.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Print JSON: the report of the run, or of each run and the medians.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One run.
+#[derive(Debug, Serialize)]
+struct MoveBench {
+    #[serde(flatten)]
+    report: Report,
+    /// The partition beside it, on the same shard.
+    other_partitions: Latency,
+    copy_mb_s: f64,
+    /// What the bulk plane alone moves between the same two processes, before the load.
+    quic_limit_mb_s: f64,
+    coordinator: &'static str,
+    partition_mib: u32,
+    capacity_ops_s: f64,
+    rate_ops_s: f64,
+}
+
+/// The figures that the goals are about.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Figures {
+    read_p99_before_us: f64,
+    read_p99_during_ratio: f64,
+    read_p99_switchover_ratio: f64,
+    write_p99_before_us: f64,
+    write_p99_during_ratio: f64,
+    write_pause_us: f64,
+    frozen_us: f64,
+    other_write_p99_before_us: f64,
+    other_write_p99_during_ratio: f64,
+    copy_mb_s: f64,
+    copy_of_quic: f64,
+    failed: f64,
+}
+
+impl MoveBench {
+    fn figures(&self) -> Figures {
+        let ratio = |now: u64, before: u64| now as f64 / before.max(1) as f64;
+        let (of, other) = (&self.report.latency_us, &self.other_partitions);
+        let failed = self.report.reads.failed + self.report.reads.stale + self.report.writes.failed;
+        Figures {
+            read_p99_before_us: of.before.read.p99 as f64,
+            read_p99_during_ratio: ratio(of.during.read.p99, of.before.read.p99),
+            read_p99_switchover_ratio: ratio(of.switchover.read.p99, of.before.read.p99),
+            write_p99_before_us: of.before.write.p99 as f64,
+            write_p99_during_ratio: ratio(of.during.write.p99, of.before.write.p99),
+            write_pause_us: self.report.write_pause_us as f64,
+            frozen_us: self.report.frozen_us as f64,
+            other_write_p99_before_us: other.before.write.p99 as f64,
+            other_write_p99_during_ratio: ratio(other.during.write.p99, other.before.write.p99),
+            copy_mb_s: self.copy_mb_s,
+            copy_of_quic: self.copy_mb_s / self.quic_limit_mb_s.max(1e-9),
+            failed: (failed + self.report.writes.lost) as f64,
+        }
+    }
+}
+
+impl Figures {
+    fn rows(&self) -> [(&'static str, f64, &'static str); 12] {
+        [
+            ("read p99 before, us", self.read_p99_before_us, ""),
+            ("  during the copy, x", self.read_p99_during_ratio, "<= 1.1"),
+            ("  at the switchover, x", self.read_p99_switchover_ratio, "<= 1.2"),
+            ("write p99 before, us", self.write_p99_before_us, ""),
+            ("  during the copy, x", self.write_p99_during_ratio, ""),
+            ("longest write at the switchover, us", self.write_pause_us, "<= 2000"),
+            ("writes parked for, us", self.frozen_us, ""),
+            ("other partition, write p99 before, us", self.other_write_p99_before_us, ""),
+            ("  during the copy, x", self.other_write_p99_during_ratio, "<= 1.1"),
+            ("copy, MB/s", self.copy_mb_s, ""),
+            ("  of what QUIC alone moves", self.copy_of_quic, ">= 0.8"),
+            ("failed, stale or lost", self.failed, "0"),
+        ]
+    }
+
+    fn median(of: &[Figures]) -> Figures {
+        let median = |figure: &dyn Fn(&Figures) -> f64| {
+            let mut values: Vec<f64> = of.iter().map(figure).collect();
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        };
+        Figures {
+            read_p99_before_us: median(&|one| one.read_p99_before_us),
+            read_p99_during_ratio: median(&|one| one.read_p99_during_ratio),
+            read_p99_switchover_ratio: median(&|one| one.read_p99_switchover_ratio),
+            write_p99_before_us: median(&|one| one.write_p99_before_us),
+            write_p99_during_ratio: median(&|one| one.write_p99_during_ratio),
+            write_pause_us: median(&|one| one.write_pause_us),
+            frozen_us: median(&|one| one.frozen_us),
+            other_write_p99_before_us: median(&|one| one.other_write_p99_before_us),
+            other_write_p99_during_ratio: median(&|one| one.other_write_p99_during_ratio),
+            copy_mb_s: median(&|one| one.copy_mb_s),
+            copy_of_quic: median(&|one| one.copy_of_quic),
+            failed: of.iter().map(|one| one.failed).sum(),
+        }
+    }
+}
+
+/// Runs the benchmark; fails if a request failed, a read was stale or a write was lost in any run.
+pub fn run(options: &MoveOptions) -> Result<ExitCode, CliError> {
+    let mut runs = Vec::new();
+    for number in 1..=options.runs {
+        let bar = if options.json { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
+        bar.enable_steady_tick(Duration::from_millis(200));
+        bar.set_prefix(format!("run {number} of {}", options.runs));
+        let temporary = tempfile::Builder::new().prefix("antumbra-move-").tempdir()?;
+        let dir = options.dir.clone().unwrap_or_else(|| temporary.path().to_path_buf()).join(format!("run-{number}"));
+        let nodes = cluster::start(&dir, NODES)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runs.push(runtime.block_on(drive(options, &nodes, &bar))?);
+        drop(nodes);
+        std::fs::remove_dir_all(&dir)?;
+        bar.finish_and_clear();
+    }
+    let figures: Vec<Figures> = runs.iter().map(MoveBench::figures).collect();
+    let median = Figures::median(&figures);
+    if options.json {
+        match runs.as_slice() {
+            [one] => println!("{}", serde_json::to_string_pretty(one)?),
+            _ => println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "runs": runs, "median": median }))?),
+        }
+    } else {
+        print(&runs, &figures, &median);
+    }
+    let passed = runs.iter().all(|run| run.report.passed);
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn drive(options: &MoveOptions, nodes: &[cluster::Node], bar: &ProgressBar) -> Result<MoveBench, CliError> {
+    let addresses: Vec<_> = nodes.iter().map(|node| node.resp).collect();
+    let admins = vec![Client::connect(addresses[0]).await?, Client::connect(addresses[1]).await?];
+    let moved_slot = slot::slot_of(&MOVED.key(0));
+    let tag = OTHERS.into_iter().find(|tag| slot::slot_of(format!("{{{tag}}}").as_bytes()) < moved_slot);
+    let other_space = Space { tag: tag.ok_or("no tag has a slot below the moved one's")?, ..MOVED };
+    cluster::create_partitions(&admins, moved_slot).await?;
+    bar.set_message("measuring the link");
+    let link = admins[0].json(&format!("ANTUMBRA LINK 2 {LINK_MEBIBYTES}")).await?;
+
+    let keys = (u64::from(options.mib) * (1 << 20) / MOVED.value_bytes as u64) as u32;
+    let main = Arc::new(popular(MOVED, keys, options.writes, 1));
+    let other = Arc::new(popular(other_space, OTHER_KEYS, options.writes, 2));
+    let (route, other_route) =
+        (Arc::new(Route::connect(&addresses).await?), Arc::new(Route::connect(&addresses).await?));
+    bar.set_message("loading");
+    load::load_keys(&route, &main, &ProgressBar::hidden()).await?;
+    load::load_keys(&other_route, &other, &ProgressBar::hidden()).await?;
+    for partition in [cluster::PARTITION, 2] {
+        admins[0].json(&format!("ANTUMBRA COMPACT {partition}")).await?;
+    }
+    let (model, other_model) = (Arc::new(Model::new(keys)), Arc::new(Model::new(OTHER_KEYS)));
+    bar.set_message("finding the capacity");
+    let capacity = match options.rate {
+        Some(_) => 0.0,
+        None => find_capacity(&route, &main, &model).await,
+    };
+    let rate = options.rate.map_or(capacity * f64::from(options.load_percent) / 100.0, f64::from).max(1.0);
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let constant = |rate: f64| Ramp { from: rate, to: rate, begin: 0.0, length: 1.0 };
+    let start = |route: &Arc<Route>, workload: &Arc<Workload>, model: &Arc<Model>, rate: f64| {
+        let (route, workload, model) = (Arc::clone(route), Arc::clone(workload), Arc::clone(model));
+        tokio::spawn(load::run(route, workload, model, constant(rate), LOAD_SECONDS_MAX, Arc::clone(&stop)))
+    };
+    let running = start(&route, &main, &model, rate);
+    let other_running = start(&other_route, &other, &other_model, (rate * OTHER_SHARE).max(1.0));
+    bar.set_message(format!("{rate:.0} requests/s, before the move"));
+    tokio::time::sleep(WARM_UP).await;
+    let from_us = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros() as u64;
+    tokio::time::sleep(Duration::from_secs(options.before_s.into())).await;
+    let moved = move_now(options, &admins[0], bar).await?;
+    bar.set_message("after the move");
+    tokio::time::sleep(Duration::from_secs(options.after_s.into())).await;
+    stop.store(true, Ordering::Relaxed);
+    let measured =
+        |samples: Vec<Sample>| samples.into_iter().filter(|sample| sample.at_us >= from_us).collect::<Vec<_>>();
+    let (samples, other_samples) = (measured(running.await?), measured(other_running.await?));
+    bar.set_message("looking for lost writes");
+    let lost =
+        load::count_lost(&route, &model, &main).await? + load::count_lost(&other_route, &other_model, &other).await?;
+
+    let copy_mb_s = moved.shadow.bytes_copied as f64 / 1e6 / moved.shadow.seconds.max(1e-9);
+    let other_partitions = report::latency(&other_samples, &moved);
+    let mut report = Report {
+        trace: format!("zipf {EXPONENT}, {} % writes", options.writes),
+        order: options.order.to_string(),
+        keys: keys.into(),
+        durability: "durable on both hosts before the acknowledgement",
+        environment: moving::environment(),
+        ..Report::default()
+    };
+    report.fill(&samples, moved, &model.counts, lost, from_us);
+    Ok(MoveBench {
+        report,
+        other_partitions,
+        copy_mb_s,
+        quic_limit_mb_s: link["mb_s"].as_f64().unwrap_or(0.0),
+        coordinator: "embedded",
+        partition_mib: options.mib,
+        capacity_ops_s: capacity,
+        rate_ops_s: rate,
+    })
+}
+
+/// A load whose popular keys are spread over the key space.
+fn popular(space: Space, keys: u32, writes: u8, seed: u64) -> Workload {
+    let zipf = Zipf::new(keys.into(), EXPONENT);
+    // A multiplier without a common divisor with the number of keys names each key once.
+    let step = (0x9e37_79b1_u64..).step_by(2).find(|step| gcd(*step, keys.into()) == 1).unwrap_or(1);
+    Workload::made(space, keys, STEPS, writes, seed, move |random| {
+        (zipf.sample(random).wrapping_mul(step) % u64::from(keys)) as u32
+    })
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Requests per second of a closed loop on the partition.
+async fn find_capacity(route: &Arc<Route>, workload: &Arc<Workload>, model: &Arc<Model>) -> f64 {
+    let began = Instant::now();
+    let clients = (0..CAPACITY_CLIENTS).map(|client| {
+        let (route, workload, model) = (Arc::clone(route), Arc::clone(workload), Arc::clone(model));
+        tokio::spawn(async move {
+            let mut done = 0_u64;
+            while began.elapsed() < CAPACITY_TIME {
+                let step = workload.step((client as u64) << 12 | done);
+                load::request(&route, &model, workload.space, step).await;
+                done += 1;
+            }
+            done
+        })
+    });
+    let mut done = 0;
+    for client in clients.collect::<Vec<_>>() {
+        done += client.await.unwrap_or(0);
+    }
+    done as f64 / began.elapsed().as_secs_f64()
+}
+
+async fn move_now(options: &MoveOptions, admin: &Client, bar: &ProgressBar) -> Result<MoveReport, CliError> {
+    let early = options.early.map_or_else(String::new, |percent| format!(" EARLY {percent}"));
+    let (id, order, throttle) = (cluster::PARTITION, options.order, options.throttle_mb_s);
+    admin.json(&format!("ANTUMBRA MOVE {id} 2 ORDER {order} THROTTLE {throttle}{early}")).await?;
+    loop {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let progress = admin.json(&format!("ANTUMBRA PROGRESS {id}")).await?;
+        if let Some(what) = progress["failed"].as_str() {
+            return Err(format!("the move failed: {what}").into());
+        }
+        let state = progress["state"].as_str().unwrap_or("");
+        bar.set_message(format!("{state}: {}/{} segments", progress["held"], progress["segments"]));
+        let report = admin.json(&format!("ANTUMBRA REPORT {id}")).await?;
+        if !report.is_null() {
+            return Ok(serde_json::from_value(report)?);
+        }
+    }
+}
+
+fn print(runs: &[MoveBench], figures: &[Figures], median: &Figures) {
+    let one = &runs[0];
+    println!(
+        "  {} MiB, {:.0} requests/s ({:.0} of a closed loop), {}; order {}, cap {:.1} MB/s; {} runs, embedded coordinator\n  {}\n",
+        one.partition_mib,
+        one.rate_ops_s,
+        one.capacity_ops_s,
+        one.report.trace,
+        one.report.order,
+        one.report.shadow.throttle_mb_s,
+        runs.len(),
+        one.report.environment,
+    );
+    println!("  {:<38} {:>10} {:>10} {:>10}   goal", "", "median", "least", "most");
+    for (row, (name, value, goal)) in median.rows().into_iter().enumerate() {
+        let all = figures.iter().map(|one| one.rows()[row].1);
+        let (least, most) = all.fold((f64::MAX, f64::MIN), |(least, most), value| (least.min(value), most.max(value)));
+        println!("  {name:<38} {value:>10.2} {least:>10.2} {most:>10.2}   {goal}");
+    }
+}
