@@ -208,13 +208,13 @@ fn move_under_load_loses_nothing_and_both_sides_agree() {
 }
 
 /// Random batches with range deletions and merges until the partition has moved; returns what was acknowledged.
-fn batch_writer(handle: PartitionHandle, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<Model> {
+fn batch_writer(handle: PartitionHandle) -> std::thread::JoinHandle<Model> {
     std::thread::spawn(move || {
         let append = antumbra_engine::MergeOperators::default().find("append").unwrap();
         let mut random = fastrand::Rng::with_seed(5);
         let mut model: Model = (0..KEYS).map(|number| (key(number), Bytes::from(vec![b'x'; 200]))).collect();
         let mut round = 0_u32;
-        while !stop.load(Ordering::Relaxed) {
+        loop {
             let (mut batch, mut next) = (Batch::new(), model.clone());
             for _ in 0..random.usize(1..8) {
                 let number = random.u64(0..KEYS);
@@ -250,14 +250,25 @@ fn batch_writer(handle: PartitionHandle, stop: Arc<AtomicBool>) -> std::thread::
     })
 }
 
-#[test]
-fn move_under_batches_and_range_deletions_both_sides_agree() {
+/// A source under batches, and the shadow that is attached to it.
+struct Batched {
+    _source_dir: tempfile::TempDir,
+    target_dir: tempfile::TempDir,
+    _source: Engine,
+    target: Engine,
+    from: PartitionHandle,
+    to: PartitionHandle,
+    summaries: Vec<SegmentSummary>,
+    writer: std::thread::JoinHandle<Model>,
+    carrier: std::thread::JoinHandle<Lsn>,
+}
+
+fn begin_under_batches() -> Batched {
     let (source_dir, target_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (source, target) = (open(source_dir.path()), open(target_dir.path()));
     let from = create(&source);
     load(&from);
-    let stop = Arc::new(AtomicBool::new(false));
-    let writer = batch_writer(from.clone(), Arc::clone(&stop));
+    let writer = batch_writer(from.clone());
     std::thread::sleep(Duration::from_millis(100));
     let (receiver, summaries) = block_on(attach(&from, &target));
     let to = target.partition(PARTITION).unwrap();
@@ -265,6 +276,12 @@ fn move_under_batches_and_range_deletions_both_sides_agree() {
         let (from, to) = (from.clone(), to.clone());
         std::thread::spawn(move || block_on(carry(receiver, from, to)))
     };
+    Batched { _source_dir: source_dir, target_dir, _source: source, target, from, to, summaries, writer, carrier }
+}
+
+#[test]
+fn move_under_batches_and_range_deletions_both_sides_agree() {
+    let Batched { target_dir, target, from, to, summaries, writer, carrier, .. } = begin_under_batches();
     // Slowly, so that ranges are deleted between an image and its cover.
     for summary in &summaries {
         block_on(copy(&from, &to, std::slice::from_ref(summary)));
@@ -323,19 +340,7 @@ fn fetch(from: &PartitionHandle, to: &PartitionHandle, count: usize) -> Vec<Segm
 
 #[test]
 fn early_switchover_serves_what_is_held_and_fetches_the_rest() {
-    let (source_dir, target_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (source, target) = (open(source_dir.path()), open(target_dir.path()));
-    let from = create(&source);
-    load(&from);
-    let stop = Arc::new(AtomicBool::new(false));
-    let writer = batch_writer(from.clone(), Arc::clone(&stop));
-    std::thread::sleep(Duration::from_millis(100));
-    let (receiver, summaries) = block_on(attach(&from, &target));
-    let to = target.partition(PARTITION).unwrap();
-    let carrier = {
-        let (from, to) = (from.clone(), to.clone());
-        std::thread::spawn(move || block_on(carry(receiver, from, to)))
-    };
+    let Batched { target_dir, target, from, to, summaries, writer, carrier, .. } = begin_under_batches();
     let held = summaries.len() / 2;
     block_on(copy(&from, &to, &summaries[..held]));
     std::thread::sleep(Duration::from_millis(50));
