@@ -2,9 +2,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Each of these tests loads the whole machine: one at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static MACHINE: Mutex<()> = Mutex::new(());
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 #[test]
 fn demo_moves_a_partition_and_everything_holds() {
+    let _alone = alone();
     let out = tempfile::tempdir().unwrap();
     let status = Command::new(env!("CARGO_BIN_EXE_antumbra"))
         .args(["demo", "--seconds", "16", "--rate", "500", "--throttle-mb-s", "0", "--json", "--out"])
@@ -44,6 +52,7 @@ fn demo_moves_a_partition_and_everything_holds() {
 
 #[test]
 fn early_demo_counts_reads_that_waited() {
+    let _alone = alone();
     let out = tempfile::tempdir().unwrap();
     let args = ["demo", "--seconds", "12", "--rate", "400", "--throttle-mb-s", "4", "--early", "60", "--json", "--out"];
     let output = Command::new(env!("CARGO_BIN_EXE_antumbra")).args(args).arg(out.path()).output().unwrap();
@@ -59,6 +68,7 @@ fn early_demo_counts_reads_that_waited() {
 
 #[test]
 fn bench_move_prints_what_the_goals_are_about() {
+    let _alone = alone();
     let args = ["bench", "move", "--mib", "16", "--rate", "400", "--before-s", "2", "--after-s", "1", "--json"];
     let output = Command::new(env!("CARGO_BIN_EXE_antumbra")).args(args).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
