@@ -115,6 +115,23 @@ impl Engine {
         Ok(engine)
     }
 
+    /// As [`Engine::open`], as tasks of the simulated machine that this thread is on. Also returns the shards, which
+    /// somebody has to take apart when the machine is stopped.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) async fn open_simulated(config: EngineConfig, model: Arc<Model>) -> Result<(Engine, Vec<Rc<Shard>>)> {
+        fs::create_dir(&config.dir)?;
+        let lock = DataLock::acquire(&config.dir, config.lock_timeout)?;
+        let keyspaces = Keyspaces::read(config.dir.clone())?;
+        let merge_operators = Arc::clone(&config.merge_operators);
+        let (dir, directory) = (config.dir.clone(), Arc::new(Directory::default()));
+        let mut started = Started::default();
+        let opened = start::start_simulated(config, &model, &directory, &mut started).await;
+        let Started { shards, threads } = started;
+        let (threads, lock) = (Mutex::new(threads), Mutex::new(Some(lock)));
+        let inner = Inner { shards, threads, directory, dir, lock, keyspaces, merge_operators };
+        Ok((Engine { inner: Arc::new(inner) }, opened?))
+    }
+
     /// Options for an engine with its data in `dir`.
     pub fn builder(dir: impl AsRef<Path>) -> EngineBuilder {
         EngineBuilder::new(dir)

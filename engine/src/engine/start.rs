@@ -30,6 +30,15 @@ pub(super) struct Started {
     pub threads: Vec<RuntimeHandle<Result<()>>>,
 }
 
+impl Started {
+    fn add_queue(&mut self, index: usize) -> ShardQueue {
+        let (jobs, job_queue) = async_channel::bounded(JOBS_MAX);
+        let (unpins, unpin_queue) = async_channel::unbounded();
+        self.shards.push(ShardSender { jobs, unpins });
+        ShardQueue { id: ShardId(index as u16), jobs: job_queue, unpins: unpin_queue }
+    }
+}
+
 /// The ways into one shard.
 pub(super) struct ShardSender {
     pub jobs: async_channel::Sender<Job>,
@@ -66,11 +75,7 @@ pub(super) fn start(
     let config = Arc::new(config);
     let mut queues: Vec<Vec<ShardQueue>> = (0..threads).map(|_| Vec::new()).collect();
     for index in 0..config.shards {
-        let (jobs, job_queue) = async_channel::bounded(JOBS_MAX);
-        let (unpins, unpin_queue) = async_channel::unbounded();
-        started.shards.push(ShardSender { jobs, unpins });
-        let queue = ShardQueue { id: ShardId(index as u16), jobs: job_queue, unpins: unpin_queue };
-        queues[index % threads].push(queue);
+        queues[index % threads].push(started.add_queue(index));
     }
     let mut starting = Vec::new();
     let mut result = Ok(());
@@ -132,6 +137,31 @@ fn start_thread(
         ended.find(Result::is_err).unwrap_or(Ok(()))
     })?;
     Ok(Starting { ready, thread })
+}
+
+/// Opens every shard of the folder as tasks of the simulated machine that this thread is on.
+#[cfg(any(test, feature = "sim"))]
+pub(super) async fn start_simulated(
+    mut config: EngineConfig,
+    model: &Arc<Model>,
+    directory: &Arc<Directory>,
+    started: &mut Started,
+) -> Result<Vec<Rc<Shard>>> {
+    config.shards = count_shards(&config.dir)?.max(config.shards);
+    let config = Arc::new(config);
+    let mut shards = Vec::new();
+    for index in 0..config.shards {
+        let queue = started.add_queue(index);
+        let dir = shard_dir(&config.dir, queue.id);
+        let shard = Shard::open(queue.id, dir, Arc::clone(&config), Arc::clone(model), Arc::clone(directory)).await?;
+        shards.push(Rc::clone(&shard));
+        runtime::spawn_detached(async move {
+            if let Err(cause) = serve(shard, queue).await {
+                tracing::error!(%cause, "a shard ended with an error");
+            }
+        });
+    }
+    Ok(shards)
 }
 
 /// Runs what is sent to a shard until the engine closes its queue.

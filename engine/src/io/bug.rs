@@ -10,6 +10,8 @@ pub enum Bug {
     SkipChecksum,
     /// The manifest's edit goes first: it names a table file whose own name is not durable yet.
     ReorderManifest,
+    /// A shadow waits for its device neither before it acknowledges the mirror nor before it says that it is ready.
+    MirrorUnsynced,
 }
 
 /// Whether this thread's machine has the defect.

@@ -9,6 +9,7 @@ use crate::chain::{ChainState, Seal};
 use crate::erasure::Erasure;
 use crate::error::{Error, Result};
 use crate::governor::IoClass;
+use crate::io::{Bug, planted};
 use crate::manifest::{ManifestEdit, Role, SegmentDesc, TableRef};
 use crate::record::{Record, RecordKind};
 use crate::shard::files::Table;
@@ -97,6 +98,9 @@ impl Partition {
     /// # Errors
     /// [`Error::ReadOnly`].
     pub async fn mirror_durable(&self, applied: Applied) -> Result<()> {
+        if planted(Bug::MirrorUnsynced) {
+            return Ok(());
+        }
         self.shard.wal().wait_durable(applied.seq).await
     }
 
@@ -244,7 +248,9 @@ impl Partition {
             Some(difference) => Err(Error::Invalid { what: format!("source and shadow differ: {difference}") }),
             None => Ok(()),
         })?;
-        self.shard.wal().wait_durable(self.shard.wal().collecting()).await?;
+        if !planted(Bug::MirrorUnsynced) {
+            self.shard.wal().wait_durable(self.shard.wal().collecting()).await?;
+        }
         let edit = ManifestEdit::SetRole {
             partition: self.id,
             role: Role::Shadow { attempt },

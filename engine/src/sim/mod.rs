@@ -17,6 +17,7 @@ mod commit;
 mod damage;
 mod history;
 mod life;
+mod node;
 mod world;
 
 #[cfg(test)]
@@ -28,6 +29,7 @@ use std::sync::{Arc, OnceLock};
 use antumbra_predictor::model::Model;
 
 pub use crate::io::Bug;
+pub use node::{Node, OnNode, Sleep, darken, is_dark, now, spawn, wall_ms};
 use world::World;
 
 /// What a run is to do.

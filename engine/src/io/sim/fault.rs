@@ -19,6 +19,8 @@ pub(crate) struct Faults {
     pub lost_write: u32,
     /// Writes to table files that go elsewhere in the file.
     pub misdirected_write: u32,
+    /// How much longer than usual reads and writes take, in multiples; 0 = as usual.
+    pub slower: u32,
     /// No space: whatever would grow a file fails with ENOSPC.
     pub full: bool,
 }
@@ -26,6 +28,11 @@ pub(crate) struct Faults {
 impl Faults {
     /// Certainty.
     pub const WHOLE: u32 = 10_000;
+
+    /// Factor on the time that reads and writes take.
+    pub(super) fn times(&self) -> u64 {
+        u64::from(self.slower) + 1
+    }
 
     pub(super) fn happens(probability: u32, random: &mut Rng) -> bool {
         probability > 0 && random.u32(0..Faults::WHOLE) < probability

@@ -49,6 +49,7 @@ impl SimFile {
     pub async fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         let machine = self.machine()?;
         let delay_ns = machine.draw(|random| if random.bool() { 0 } else { random.u64(10_000..200_000) });
+        let delay_ns = delay_ns * machine.faults.borrow().times();
         if delay_ns > 0 {
             machine.sleep(Duration::from_nanos(delay_ns)).await;
         }
@@ -82,6 +83,7 @@ impl SimFile {
             0..4 => random.u64(5_000_000..30_000_000),
             _ => random.u64(30_000..300_000),
         });
+        let delay_ns = delay_ns * machine.faults.borrow().times();
         machine.tasks.set(machine.now_ns.get() + delay_ns, Alarm::Land(flight));
         Landing { machine, flight }.await
     }

@@ -90,6 +90,8 @@ pub(crate) struct Injected {
 pub(crate) struct Machine {
     id: u64,
     now_ns: Cell<u64>,
+    /// What the wall clock shows too much, in milliseconds.
+    wall_ahead_ms: Cell<i64>,
     random: RefCell<Rng>,
     disk: RefCell<Disk>,
     tasks: Rc<Scheduler>,
@@ -121,6 +123,7 @@ impl Machine {
         Rc::new(Machine {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             now_ns: Cell::new(0),
+            wall_ahead_ms: Cell::new(0),
             random: RefCell::new(Rng::with_seed(seed)),
             disk: RefCell::default(),
             tasks: Rc::default(),
@@ -158,9 +161,8 @@ impl Machine {
             if self.now_ns.get() > deadline_ns {
                 return Ended::Stuck;
             }
-            let ran = self.tasks.run_one(|ready| self.draw(|random| random.usize(0..ready)));
-            let spent_ns = self.draw(|random| random.u64(100..2_000));
-            let mut until_ns = self.now_ns.get() + spent_ns;
+            let ran = self.run_one();
+            let mut until_ns = self.spend();
             if !ran {
                 match self.tasks.next_due() {
                     Some(due_ns) => until_ns = until_ns.max(due_ns),
@@ -169,6 +171,40 @@ impl Machine {
             }
             self.advance_to(until_ns);
         }
+    }
+
+    /// Lets one task run; false if none can.
+    fn run_one(&self) -> bool {
+        self.tasks.run_one(|ready| self.draw(|random| random.usize(0..ready)))
+    }
+
+    /// When a step that begins now is over.
+    fn spend(&self) -> u64 {
+        self.now_ns.get() + self.draw(|random| random.u64(100..2_000))
+    }
+
+    /// When something happens here next; `None` if only something from outside can bring it about.
+    pub fn next_step_ns(&self) -> Option<u64> {
+        if self.tasks.is_ready() { Some(self.now_ns.get()) } else { self.tasks.next_due() }
+    }
+
+    /// Lets time pass up to `now_ns`, then one task run. For a machine among others, whose time somebody else keeps.
+    pub fn step_at(&self, now_ns: u64) {
+        self.advance_to(now_ns.max(self.now_ns.get()));
+        if !self.dark.get() && self.run_one() {
+            let until_ns = self.spend();
+            self.advance_to(until_ns);
+        }
+    }
+
+    /// The process dies here and now: what it still does means nothing; [`Machine::kill`] ends it.
+    pub fn darken(&self) {
+        self.dark.set(true);
+    }
+
+    /// Puts the wall clock wrong, by milliseconds.
+    pub fn set_wall_ahead_ms(&self, ahead_ms: i64) {
+        self.wall_ahead_ms.set(ahead_ms);
     }
 
     /// The process dies: tasks end, files are closed; what was written stays, and writes that were sent off still land.
@@ -256,7 +292,7 @@ impl Machine {
     }
 
     pub fn wall_ms(&self) -> u64 {
-        WALL_START_MS + self.now_ns.get() / 1_000_000
+        (WALL_START_MS + self.now_ns.get() / 1_000_000).saturating_add_signed(self.wall_ahead_ms.get())
     }
 
     pub fn now(&self) -> Duration {
@@ -265,6 +301,11 @@ impl Machine {
 
     pub fn spawn<T: 'static>(&self, task: impl Future<Output = T> + 'static) -> JoinHandle<T> {
         self.tasks.spawn(task)
+    }
+
+    /// Wakes a task at a moment of [`Machine::now`].
+    pub fn wake_at(&self, due: Duration, waker: std::task::Waker) {
+        self.tasks.set(due.as_nanos() as u64, Alarm::Wake(waker));
     }
 
     pub async fn sleep(&self, duration: Duration) {

@@ -126,6 +126,11 @@ impl Scheduler {
         self.timers.borrow_mut().push(Timer { due_ns, number, alarm });
     }
 
+    /// Whether a task can run.
+    pub fn is_ready(&self) -> bool {
+        !self.ready.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// When the next timer is due.
     pub fn next_due(&self) -> Option<u64> {
         self.timers.borrow().peek().map(|timer| timer.due_ns)
