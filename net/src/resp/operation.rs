@@ -112,7 +112,10 @@ pub(crate) async fn apply_when_promoted(
     patience: Duration,
 ) -> Result<Outcome> {
     const PAUSE: Duration = Duration::from_micros(500);
-    let partition = engine.partition(id)?;
+    let partition = match engine.partition(id) {
+        Ok(partition) => partition,
+        Err(cause) => return outcome(Err(cause)),
+    };
     let result = partition
         .with(move |partition| async move {
             let mut waited = Duration::ZERO;
