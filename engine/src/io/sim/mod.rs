@@ -334,6 +334,7 @@ impl Machine {
 
     pub async fn unblock<T>(&self, work: impl FnOnce() -> T) -> T {
         let delay_ns = self.draw(|random| random.u64(1_000..60_000));
+        let delay_ns = delay_ns * self.faults.borrow().times();
         self.sleep(Duration::from_nanos(delay_ns)).await;
         let result = work();
         if self.dark.get() {
