@@ -5,10 +5,14 @@ pub mod coordinator;
 pub mod error;
 pub mod failpoint;
 pub mod host;
+mod mutant;
 pub mod resp;
 pub mod routing;
 pub mod shadow;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod throttle;
+mod time;
 pub mod tls;
 pub mod transport;
 

@@ -1,11 +1,12 @@
 //! The coordinator of another node, over the control plane.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use antumbra_engine::types::HostId;
 
 use crate::error::{Error, Result};
+use crate::time;
 use crate::transport::{PlaneHandle, StreamKind, call};
 
 use super::machine::{Answer, Command};
@@ -46,12 +47,12 @@ impl Remote {
 impl Coordinator for Remote {
     fn ask(&self, command: Command) -> Asking<'_> {
         Box::pin(async move {
-            let began = Instant::now();
+            let began = time::now();
             match self.ask_once(&command).await {
                 // The connection was one to an earlier life of the coordinator, which shows with its first use. Every
                 // command but the one that gives out attempts may be repeated.
                 Err(Error::Unknown { .. } | Error::Link { .. })
-                    if began.elapsed() < REPEAT_WITHIN && !matches!(command, Command::Begin { .. }) =>
+                    if time::since(began) < REPEAT_WITHIN && !matches!(command, Command::Begin { .. }) =>
                 {
                     self.ask_once(&command).await
                 }

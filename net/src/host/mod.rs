@@ -18,10 +18,13 @@ use crate::coordinator::remote::Remote;
 use crate::coordinator::{self, ClusterState, Command, Coordinator, HostInfo, PartitionRecord, RecordState};
 use crate::error::{Error, Result};
 use crate::failpoint::Failpoint;
+#[cfg(feature = "sim")]
+use crate::mutant::{Mutant, planted};
 use crate::resp::forward;
 use crate::resp::slot;
 use crate::routing::RoutingTable;
 use crate::shadow::drive::{self, MoveHandle, MoveOptions, Pace, TargetInbox};
+use crate::time;
 use crate::tls::Identity;
 use crate::transport::{Handler, Incoming, Plane, PlaneConfig, PlaneHandle, SchedulingClass, StreamKind};
 
@@ -59,6 +62,23 @@ pub struct HostConfig {
     pub options: PartitionOptions,
     /// Where a test has the process die.
     pub failpoint: Failpoint,
+}
+
+/// What a host is told beside its planes.
+pub(crate) struct Settings {
+    pub resp: SocketAddr,
+    pub coordinator: CoordinatorAt,
+    pub options: PartitionOptions,
+    pub failpoint: Failpoint,
+}
+
+/// The ways to and from other hosts.
+struct Planes {
+    control: PlaneHandle,
+    bulk: PlaneHandle,
+    threads: Vec<Plane>,
+    /// Where the handler of incoming streams finds the host.
+    slot: Arc<OnceLock<Weak<Host>>>,
 }
 
 /// A running host.
@@ -116,42 +136,67 @@ impl Host {
         };
         let control = plane("control", config.control, SchedulingClass::Normal)?;
         let bulk = plane("bulk", config.bulk, SchedulingClass::Idle)?;
-        let (embedded, coordinator): (_, Arc<dyn Coordinator>) = match config.coordinator {
+        let planes = Planes { control: control.handle(), bulk: bulk.handle(), threads: vec![control, bulk], slot };
+        let HostConfig { resp, coordinator, options, failpoint, .. } = config;
+        Host::serve_on(engine, id, planes, Settings { resp, coordinator, options, failpoint }).await
+    }
+
+    /// As [`Host::start`], on a simulated network.
+    #[cfg(feature = "sim")]
+    pub(crate) async fn start_simulated(
+        engine: Engine,
+        id: HostId,
+        settings: Settings,
+        listen: impl Fn(SchedulingClass, Handler) -> PlaneHandle,
+    ) -> Result<Arc<Host>> {
+        if !planted(Mutant::ServeUnread) {
+            suspend_all(&engine).await?;
+        }
+        let slot: Arc<OnceLock<Weak<Host>>> = Arc::default();
+        let plane = |class| listen(class, handler(Arc::clone(&slot)));
+        let (control, bulk) = (plane(SchedulingClass::Normal), plane(SchedulingClass::Idle));
+        Host::serve_on(engine, id, Planes { control, bulk, threads: Vec::new(), slot }, settings).await
+    }
+
+    async fn serve_on(engine: Engine, id: HostId, planes: Planes, settings: Settings) -> Result<Arc<Host>> {
+        let (embedded, coordinator): (_, Arc<dyn Coordinator>) = match settings.coordinator {
             CoordinatorAt::Here => {
-                let embedded = Embedded::open(&engine, config.failpoint.clone()).await?;
+                let embedded = Embedded::open(&engine, settings.failpoint.clone()).await?;
                 (Some(embedded.clone()), Arc::new(embedded))
             }
-            CoordinatorAt::Remote(address, host) => (None, Arc::new(Remote::new(control.handle(), address, host))),
+            CoordinatorAt::Remote(address, host) => {
+                (None, Arc::new(Remote::new(planes.control.clone(), address, host)))
+            }
         };
         let host = Arc::new(Host {
             id,
             engine,
-            control: control.handle(),
-            bulk: bulk.handle(),
+            control: planes.control,
+            bulk: planes.bulk,
             routing: RoutingTable::default(),
             coordinator,
-            options: config.options,
-            failpoint: config.failpoint.clone(),
+            options: settings.options,
+            failpoint: settings.failpoint,
             embedded,
-            resp: config.resp,
+            resp: settings.resp,
             claims: Claims::default(),
             reconcile_wanted: Notify::new(),
             inboxes: Mutex::default(),
             moves: Mutex::default(),
             paces: Mutex::default(),
             fetching: Mutex::default(),
-            _planes: Mutex::new(vec![control, bulk]),
+            _planes: Mutex::new(planes.threads),
         });
-        let _ = slot.set(Arc::downgrade(&host));
+        let _ = planes.slot.set(Arc::downgrade(&host));
         host.register().await?;
         let mut reconciler = Reconciler::default();
-        let began = std::time::Instant::now();
+        let began = time::now();
         while reconciler.pass(&host, &host.refresh().await?).await > 0 {
-            if began.elapsed() > START_PATIENCE {
+            if time::since(began) > START_PATIENCE {
                 tracing::warn!("some partitions are not settled yet; the others are served");
                 break;
             }
-            pause(Duration::from_millis(50)).await;
+            time::pause(Duration::from_millis(50)).await;
         }
         host.control.spawn(reconcile::run(Arc::downgrade(&host), reconciler));
         Ok(host)
@@ -172,7 +217,7 @@ impl Host {
                 Ok(_) => return Ok(()),
                 Err(cause) => last = Some(cause),
             }
-            pause(Duration::from_millis(100)).await;
+            time::pause(Duration::from_millis(100)).await;
         }
         Err(last.unwrap_or_else(|| Error::protocol("the coordinator was not asked")))
     }
@@ -241,6 +286,12 @@ impl Host {
 
     pub(crate) fn inbox(&self, attempt: AttemptId) -> Option<TargetInbox> {
         lock(&self.inboxes).get(&attempt).cloned()
+    }
+
+    /// The newest attempt that fills a shadow of the partition here.
+    pub(crate) fn newest_attempt(&self, partition: PartitionId) -> Option<AttemptId> {
+        let inboxes = lock(&self.inboxes);
+        inboxes.iter().filter(|(_, inbox)| inbox.partition() == partition).map(|(attempt, _)| *attempt).max()
     }
 
     pub(crate) fn open_inbox(&self, attempt: AttemptId, inbox: TargetInbox) {
@@ -318,14 +369,4 @@ async fn suspend_all(engine: &Engine) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Waits, on whatever runtime this runs: a start does not depend on one.
-async fn pause(duration: Duration) {
-    let (done, ended) = futures_channel::oneshot::channel();
-    std::thread::spawn(move || {
-        std::thread::sleep(duration);
-        let _ = done.send(());
-    });
-    let _ = ended.await;
 }

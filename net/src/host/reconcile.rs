@@ -12,8 +12,10 @@ use antumbra_engine::{PartitionHandle, Serving};
 use crate::coordinator::embedded::SYSTEM_PARTITION;
 use crate::coordinator::{self, ClusterState, Command, RecordState};
 use crate::error::{Error, Result};
+use crate::mutant::{Mutant, planted};
 use crate::shadow::drive;
 use crate::shadow::recovery::{Held, PROMOTE_WAIT, Verdict, verdict};
+use crate::time;
 
 use super::Host;
 
@@ -34,7 +36,7 @@ pub(super) async fn run(host: Weak<Host>, mut reconciler: Reconciler) {
         let Some(host) = host.upgrade() else {
             return;
         };
-        let _ = tokio::time::timeout(PERIOD, host.reconcile_wanted.notified()).await;
+        let _ = time::timeout(PERIOD, host.reconcile_wanted.notified()).await;
         match host.refresh().await {
             Ok(state) => {
                 reconciler.pass(&host, &state).await;
@@ -93,15 +95,16 @@ impl Reconciler {
         host.routing.update_record(&record);
         let verdict = verdict(host.id, held, &record);
         let wait = match verdict {
+            Verdict::Promote(..) if planted(Mutant::WriteBeforeHandOver) => Duration::ZERO,
             Verdict::Promote(..) => PROMOTE_WAIT,
             Verdict::Drop => RELEASE_GRACE,
             _ => Duration::ZERO,
         };
-        let (known, since) = *self.since.entry(id).or_insert((verdict, Instant::now()));
+        let (known, since) = *self.since.entry(id).or_insert((verdict, time::now()));
         if known != verdict {
-            self.since.insert(id, (verdict, Instant::now()));
+            self.since.insert(id, (verdict, time::now()));
         }
-        if known != verdict && !wait.is_zero() || since.elapsed() < wait {
+        if known != verdict && !wait.is_zero() || time::since(since) < wait {
             // A copy that is only waiting to be dropped keeps nobody waiting.
             return Ok(verdict == Verdict::Drop);
         }

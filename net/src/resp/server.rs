@@ -9,7 +9,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use antumbra_engine::types::HostId;
 use antumbra_engine::{Shard, runtime};
 use bytes::{Bytes, BytesMut};
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
@@ -21,9 +20,9 @@ use crate::host::Host;
 
 use super::codec;
 use super::command::{self, Kind};
-use super::operation::{self, Operation, Outcome};
+use super::operation::{Operation, Outcome};
 use super::reply::Reply;
-use super::{admin, cluster, forward, slot};
+use super::{admin, cluster, execute, slot};
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 64 << 10;
@@ -31,9 +30,6 @@ const READ_BYTES: usize = 64 << 10;
 const REPLY_BYTES: usize = 256 << 10;
 /// Scans whose position is remembered, for each shard.
 const CURSORS_MAX: usize = 4096;
-/// Looks for the owner of a partition that is just changing hands.
-const FIND_OWNER_TRIES: u32 = 2_000;
-const FIND_OWNER_PAUSE: Duration = Duration::from_millis(1);
 
 /// Configuration of a server.
 #[derive(Clone, Debug)]
@@ -256,7 +252,9 @@ impl Connection<'_> {
             group.iter().map(|args| set_operation(args)).collect();
         let started = operations.iter().map(|operation| async move {
             match operation {
-                Ok(operation) => Some(self.server.try_here(operation.clone()).await),
+                Ok(operation) => {
+                    Some(execute::try_here(&self.server.host, &self.server.shard, operation.clone()).await)
+                }
                 Err(_) => None,
             }
         });
@@ -323,35 +321,8 @@ impl Connection<'_> {
 
     /// Runs an operation where its partition is.
     async fn run_operation(&self, operation: Operation) -> Result<Outcome> {
-        let server = self.server;
-        for _ in 0..FIND_OWNER_TRIES {
-            let topology = server.host.routing.load();
-            let Some(route) = topology.route(operation.slot()) else {
-                return Err(Error::Refused { what: "CLUSTERDOWN Hash slot not served".into() });
-            };
-            // What is here is asked first: it knows of a hand-over before the routes do.
-            let (owner, may_redirect) = match server.try_here(operation.clone()).await? {
-                Some(Outcome::Moved(owner)) => (owner, true),
-                // It is about to be promoted or discarded: that is waited for.
-                Some(Outcome::Shadow { ready: true }) => (server.host.id, false),
-                // The former owner may have sent the client here: it is not sent back, but served through the owner.
-                Some(Outcome::Shadow { ready: false }) => (route.owner, false),
-                Some(Outcome::Absent) | None => (route.owner, true),
-                Some(done) => return Ok(done),
-            };
-            if owner != server.host.id {
-                if self.follows_moved && may_redirect {
-                    return Ok(Outcome::Moved(owner));
-                }
-                add(&server.counters.forwarded);
-                match server.forward(owner, route.partition, operation.clone()).await? {
-                    Outcome::Moved(_) | Outcome::Shadow { .. } | Outcome::Absent => {}
-                    done => return Ok(done),
-                }
-            }
-            runtime::sleep(FIND_OWNER_PAUSE).await;
-        }
-        Err(Error::Refused { what: "TRYAGAIN the partition is changing hands".into() })
+        let Server { host, shard, counters, .. } = self.server;
+        execute::run(host, shard, operation, self.follows_moved, || add(&counters.forwarded)).await
     }
 
     /// Pages through this host's partitions in the order of their slots.
@@ -479,30 +450,6 @@ impl Connection<'_> {
 }
 
 impl Server {
-    /// Runs an operation if its partition is on this host.
-    async fn try_here(&self, operation: Operation) -> Result<Option<Outcome>> {
-        let topology = self.host.routing.load();
-        let Some(route) = topology.route(operation.slot()) else {
-            return Ok(None);
-        };
-        operation::apply_here(&self.host.engine, &self.shard, route.partition, operation).await.map(Some)
-    }
-
-    async fn forward(
-        &self,
-        owner: HostId,
-        partition: antumbra_engine::types::PartitionId,
-        operation: Operation,
-    ) -> Result<Outcome> {
-        let (answer, answered) = futures_channel::oneshot::channel();
-        let host = Arc::clone(&self.host);
-        // The planes belong to the other runtime.
-        self.host.control.spawn(async move {
-            let _ = answer.send(forward::send(&host, owner, partition, &operation).await);
-        });
-        answered.await.unwrap_or_else(|_| Err(Error::link(owner, "the control plane is closed")))
-    }
-
     fn failure(&self, slot: u16, result: Result<Outcome>) -> Reply {
         match result {
             Ok(Outcome::Moved(owner)) => {

@@ -4,10 +4,9 @@ use antumbra_engine::chain::Seal;
 use antumbra_engine::partition::{MirrorItem, RangeDigest};
 use antumbra_engine::table::{decode_records, encode_records};
 use antumbra_engine::types::{Epoch, Hlc, Lsn, SegmentId, ValidationToken};
-use quinn::{RecvStream, SendStream};
 
 use crate::error::{Error, Result};
-use crate::transport::read_exact_limited;
+use crate::transport::{RecvStream, SendStream, read_exact_limited};
 
 use super::frame::{self, Columns, FrameContext, HEADER_LEN, PAYLOAD_MAX};
 use super::plan::PlanEntry;

@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use antumbra_engine::types::HostId;
-use quinn::RecvStream;
 
 use crate::error::{Error, Result};
+use crate::time;
 
-use super::{Incoming, PlaneHandle, StreamKind};
+use super::{Incoming, PlaneHandle, RecvStream, StreamKind};
 
 /// Largest request and response, in bytes: a value of the largest size fits.
 const CALL_BYTES_MAX: usize = 20 << 20;
@@ -32,9 +32,9 @@ pub async fn call(
         send.finish().map_err(|cause| Error::link(peer, cause))?;
         recv.read_to_end(CALL_BYTES_MAX).await.map_err(|cause| Error::Unknown { what: format!("{peer}: {cause}") })
     };
-    match tokio::time::timeout(timeout, exchange).await {
-        Ok(result) => result,
-        Err(_) => Err(Error::Unknown { what: format!("{peer} did not answer within {timeout:?}") }),
+    match time::timeout(timeout, exchange).await {
+        Some(result) => result,
+        None => Err(Error::Unknown { what: format!("{peer} did not answer within {timeout:?}") }),
     }
 }
 

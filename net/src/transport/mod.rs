@@ -8,6 +8,10 @@
 mod call;
 mod class;
 mod plane;
+mod stream;
 
 pub use call::{call, read_exact_limited, serve_call};
+#[cfg(feature = "sim")]
+pub(crate) use plane::{CONNECT_TIMEOUT, IDLE_TIMEOUT, IDLE_TIMEOUT_BULK};
 pub use plane::{Handler, Incoming, Plane, PlaneConfig, PlaneHandle, SchedulingClass, StreamKind};
+pub use stream::{RecvStream, SendStream, StreamEnded};

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use antumbra_engine::types::HostId;
-use quinn::{Connection, Endpoint, EndpointConfig, RecvStream, SendStream, TransportConfig, VarInt};
+use quinn::{Connection, Endpoint, EndpointConfig, TransportConfig, VarInt};
 use quinn_proto::RandomConnectionIdGenerator;
 use rustls::pki_types::CertificateDer;
 
@@ -17,16 +17,17 @@ use crate::error::{Error, Result};
 use crate::tls::{self, Identity};
 
 use super::class;
+use super::stream::{RecvStream, SendStream};
 
 /// First bytes of every stream: magic, version, kind.
 const PREAMBLE: [u8; 6] = *b"ANTQ\x01\0";
 /// A peer that is silent for this long is lost.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// The same between threads of the idle class, which a busy machine may keep waiting.
-const IDLE_TIMEOUT_BULK: Duration = Duration::from_secs(8);
+pub(crate) const IDLE_TIMEOUT_BULK: Duration = Duration::from_secs(8);
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 const CONNECTION_ID_LEN: usize = 8;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What a stream is for. The numbers are part of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +107,18 @@ pub struct Plane {
 /// Opens streams and starts tasks on a plane from anywhere.
 #[derive(Clone, Debug)]
 pub struct PlaneHandle {
+    way: Way,
+}
+
+#[derive(Clone, Debug)]
+enum Way {
+    Quic(QuicHandle),
+    #[cfg(feature = "sim")]
+    Simulated(crate::sim::SimulatedPlane),
+}
+
+#[derive(Clone, Debug)]
+struct QuicHandle {
     runtime: tokio::runtime::Handle,
     endpoint: Endpoint,
     local: SocketAddr,
@@ -135,13 +148,13 @@ impl Plane {
                 tokio::spawn(beat(beats));
                 match open_endpoint(&config) {
                     Ok((endpoint, local)) => {
-                        let handle = PlaneHandle {
+                        let way = Way::Quic(QuicHandle {
                             runtime: tokio::runtime::Handle::current(),
                             endpoint: endpoint.clone(),
                             local,
                             connections: Arc::default(),
-                        };
-                        let _ = ready.send(Ok(handle));
+                        });
+                        let _ = ready.send(Ok(PlaneHandle { way }));
                         tokio::select! {
                             () = accept(endpoint.clone(), handler) => {}
                             _ = stopped => {}
@@ -249,11 +262,11 @@ async fn serve_connection(connection: Connection, handler: Handler) {
     loop {
         let (send, recv) = tokio::select! {
             opened = connection.accept_bi() => match opened {
-                Ok((send, recv)) => (Some(send), recv),
+                Ok((send, recv)) => (Some(SendStream::Quic(send)), RecvStream::Quic(recv)),
                 Err(_) => return,
             },
             opened = connection.accept_uni() => match opened {
-                Ok(recv) => (None, recv),
+                Ok(recv) => (None, RecvStream::Quic(recv)),
                 Err(_) => return,
             },
         };
@@ -285,15 +298,29 @@ fn peer_of(connection: &Connection) -> Option<HostId> {
 }
 
 impl PlaneHandle {
+    /// A plane on a simulated network.
+    #[cfg(feature = "sim")]
+    pub(crate) fn simulated(plane: crate::sim::SimulatedPlane) -> PlaneHandle {
+        PlaneHandle { way: Way::Simulated(plane) }
+    }
+
     /// The address it listens on.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
-        self.local
+        match &self.way {
+            Way::Quic(quic) => quic.local,
+            #[cfg(feature = "sim")]
+            Way::Simulated(plane) => plane.local_addr(),
+        }
     }
 
     /// Starts a task on the plane's thread.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.runtime.spawn(task);
+        match &self.way {
+            Way::Quic(quic) => drop(quic.runtime.spawn(task)),
+            #[cfg(feature = "sim")]
+            Way::Simulated(_) => antumbra_engine::sim::spawn(task),
+        }
     }
 
     /// Opens a stream with a way back.
@@ -301,10 +328,17 @@ impl PlaneHandle {
     /// # Errors
     /// [`Error::Link`], [`Error::WrongHost`].
     pub async fn open_bi(&self, peer: SocketAddr, host: HostId, kind: StreamKind) -> Result<(SendStream, RecvStream)> {
-        let connection = self.connect(peer, host).await?;
-        let (mut send, recv) = connection.open_bi().await.map_err(|cause| Error::link(peer, cause))?;
-        write_preamble(&mut send, kind).await?;
-        Ok((send, recv))
+        match &self.way {
+            Way::Quic(quic) => {
+                let connection = quic.connect(peer, host).await?;
+                let (send, recv) = connection.open_bi().await.map_err(|cause| Error::link(peer, cause))?;
+                let mut send = SendStream::Quic(send);
+                write_preamble(&mut send, kind).await?;
+                Ok((send, RecvStream::Quic(recv)))
+            }
+            #[cfg(feature = "sim")]
+            Way::Simulated(plane) => plane.open_bi(peer, host, kind).await,
+        }
     }
 
     /// Opens a stream without one.
@@ -312,12 +346,21 @@ impl PlaneHandle {
     /// # Errors
     /// [`Error::Link`], [`Error::WrongHost`].
     pub async fn open_uni(&self, peer: SocketAddr, host: HostId, kind: StreamKind) -> Result<SendStream> {
-        let connection = self.connect(peer, host).await?;
-        let mut send = connection.open_uni().await.map_err(|cause| Error::link(peer, cause))?;
-        write_preamble(&mut send, kind).await?;
-        Ok(send)
+        match &self.way {
+            Way::Quic(quic) => {
+                let connection = quic.connect(peer, host).await?;
+                let send = connection.open_uni().await.map_err(|cause| Error::link(peer, cause))?;
+                let mut send = SendStream::Quic(send);
+                write_preamble(&mut send, kind).await?;
+                Ok(send)
+            }
+            #[cfg(feature = "sim")]
+            Way::Simulated(plane) => plane.open_uni(peer, host, kind).await,
+        }
     }
+}
 
+impl QuicHandle {
     /// The connection to a peer; a new one when there is none or the last was lost.
     async fn connect(&self, peer: SocketAddr, host: HostId) -> Result<Connection> {
         let mut connections = self.connections.lock().await;

@@ -15,6 +15,7 @@ cargo xtask test [--no-torch] set-up, then all tests; --no-torch leaves training
 cargo xtask model [--writes N ...]  model checker of the move, with larger bounds
 cargo xtask check             formatting, clippy, documentation
 cargo xtask sim [--seeds N]   the storage simulator: N seeds (2000) of crashes and faults against a model; --help for more
+cargo xtask sim --cluster [--seeds N]  whole hosts, their clients and moves on simulated disks, clocks and links: N seeds (200)
 cargo xtask crash [--rounds N]  kill -9 under load on the real device, N times (100)
 cargo xtask fuzz [--seconds N] [--target NAME]  every decoder under libFuzzer, N seconds each (60)
 cargo xtask soak [--seconds N] updates for that long (600), checking memory and space against their budgets

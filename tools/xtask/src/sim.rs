@@ -2,10 +2,13 @@
 
 use crate::{Result, cargo, number, run_command};
 
-/// Builds and starts `antumbra-sim`, which says in its own help what it takes.
+/// Builds and starts `antumbra-sim`, or with `--cluster` `antumbra-cluster-sim`; they say in their own help what they take.
 pub fn run(args: &[String]) -> Result<()> {
-    let build = ["run", "--quiet", "--release", "-p", "antumbra-engine", "--features", "sim", "--bin", "antumbra-sim"];
-    run_command(cargo().args(build).arg("--").args(args))
+    let of_cluster = args.iter().any(|arg| arg == "--cluster");
+    let (package, program) =
+        if of_cluster { ("antumbra-net", "antumbra-cluster-sim") } else { ("antumbra-engine", "antumbra-sim") };
+    let build = ["run", "--quiet", "--release", "-p", package, "--features", "sim", "--bin", program];
+    run_command(cargo().args(build).arg("--").args(args.iter().filter(|arg| *arg != "--cluster")))
 }
 
 /// kill -9 at random moments under durable write load, on the device that holds the temporary folder.

@@ -26,6 +26,11 @@ pub fn run(with_torch: bool) -> Result<()> {
         cargo().args(["test", "--release", "--workspace", "--no-fail-fast", "--", "--nocapture", "--test-threads=4"]),
         &mut counts,
     )?;
+    // The cluster's simulation is in no other build.
+    run_counted(
+        cargo().args(["test", "--release", "-p", "antumbra-net", "--features", "sim", "--lib", "sim::"]),
+        &mut counts,
+    )?;
     if with_torch {
         let torch = setup::torch_dir();
         let mut command = cargo();

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::shadow::accounts::MoveReport;
 use crate::shadow::frame::FrameContext;
+use crate::time;
 
 use super::sending::{Driver, RETRY};
 use super::{MoveHandle, MoveOptions};
@@ -101,7 +102,7 @@ async fn begin_until_known(host: &Host, partition: PartitionId, destination: Hos
             _ => {}
         }
         asked += 1;
-        tokio::time::sleep(RETRY).await;
+        time::sleep(RETRY).await;
     }
 }
 
@@ -119,7 +120,7 @@ pub(super) async fn abort_until_known(host: &Host, context: FrameContext, reason
             Err(Error::Conflict { what }) => return tracing::error!(what, "the attempt is not this host's to abort"),
             Err(cause) => tracing::warn!(%cause, "the abort is not known yet; writes may be waiting"),
         }
-        tokio::time::sleep(RETRY).await;
+        time::sleep(RETRY).await;
     }
 }
 

@@ -14,14 +14,14 @@ use antumbra_engine::PartitionHandle;
 use antumbra_engine::record::Record;
 use antumbra_engine::table::{decode_records, encode_records};
 use antumbra_engine::types::{Lsn, SegmentId};
-use quinn::{RecvStream, SendStream};
 
 use crate::error::{Error, Result};
 use crate::shadow::codec;
 use crate::shadow::frame::{self, Columns, FrameContext, HEADER_LEN, PAYLOAD_MAX};
 use crate::shadow::message;
 use crate::throttle::Throttle;
-use crate::transport::read_exact_limited;
+use crate::time;
+use crate::transport::{RecvStream, SendStream, read_exact_limited};
 
 use super::lock;
 
@@ -44,7 +44,7 @@ impl Pace {
     pub fn new(rate: Option<u64>) -> Pace {
         let throttle = Throttle::new(rate);
         let piece = throttle.piece_bytes();
-        Pace { piece, throttle: Arc::new(Mutex::new(throttle)), started: Instant::now(), urgent: false }
+        Pace { piece, throttle: Arc::new(Mutex::new(throttle)), started: time::now(), urgent: false }
     }
 
     /// The same cap for a sender that goes first: the others wait for what it sends.
@@ -64,7 +64,7 @@ impl Pace {
             let wait = lock(&self.throttle).admit(piece.len() as u64, self.now_ns());
             // The clock of the runtime has a resolution of a millisecond; the account makes up for late wake-ups.
             if wait >= 1_000_000 && !self.urgent {
-                tokio::time::sleep(Duration::from_nanos(wait)).await;
+                time::sleep(Duration::from_nanos(wait)).await;
             }
             stream.write_all(piece).await.map_err(|cause| Error::link("peer", cause))?;
         }
@@ -73,7 +73,7 @@ impl Pace {
 
     /// Nanoseconds on a clock that leaves room for the burst before the start.
     fn now_ns(&self) -> u64 {
-        self.started.elapsed().as_nanos() as u64 + 1_000_000_000
+        time::since(self.started).as_nanos() as u64 + 1_000_000_000
     }
 }
 

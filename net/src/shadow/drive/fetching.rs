@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use antumbra_engine::PartitionHandle;
 use antumbra_engine::types::{AttemptId, Epoch, HostId, PartitionId, SegmentId};
+use futures_util::future::{join, join_all};
 
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::shadow::frame::{self, Columns, FrameContext};
 use crate::shadow::message::{self, Message};
 use crate::shadow::plan::{self, Order};
+use crate::time;
 use crate::transport::{Incoming, StreamKind};
 
 use super::bulk::{self, Pace};
@@ -60,18 +62,9 @@ pub(crate) fn fetch_missing(
     let context = FrameContext { attempt, partition, epoch };
     let fetch = Arc::new(Fetch { host: Arc::clone(host), partition: handle, context, source, order });
     host.control.clone().spawn(async move {
-        let mut lanes = tokio::task::JoinSet::new();
-        for _ in 0..ORDERED_LANES {
-            lanes.spawn(Arc::clone(&fetch).ordered_lane());
-        }
-        for _ in 0..DEMAND_LANES {
-            lanes.spawn(Arc::clone(&fetch).demand_lane());
-        }
-        while let Some(ended) = lanes.join_next().await {
-            if let Err(cause) = ended {
-                tracing::error!(%cause, %partition, "a lane of the fetch ended early");
-            }
-        }
+        let ordered = join_all((0..ORDERED_LANES).map(|_| Arc::clone(&fetch).ordered_lane()));
+        let demanded = join_all((0..DEMAND_LANES).map(|_| Arc::clone(&fetch).demand_lane()));
+        join(ordered, demanded).await;
         fetch.host.end_fetching(partition);
     });
 }
@@ -87,7 +80,7 @@ impl Fetch {
             match self.partition.with(take).await {
                 Ok(Some(segment)) => self.fetch(segment, false, &mut failures).await,
                 // What is left is on its way.
-                Ok(None) => tokio::time::sleep(RETRY).await,
+                Ok(None) => time::sleep(RETRY).await,
                 Err(_) => return,
             }
         }
@@ -117,9 +110,9 @@ impl Fetch {
     /// Fetches one segment; `failures` counts those in a row.
     async fn fetch(&self, segment: SegmentId, urgent: bool, failures: &mut u32) {
         let attempt = self.context.attempt;
-        let fetched = tokio::time::timeout(FETCH_MAX, self.fetch_one(segment, urgent)).await;
+        let fetched = time::timeout(FETCH_MAX, self.fetch_one(segment, urgent)).await;
         let cause = match fetched {
-            Ok(Ok(())) => {
+            Some(Ok(())) => {
                 if std::mem::take(failures) > 0 {
                     let note = move |partition: std::rc::Rc<antumbra_engine::Partition>| async move {
                         partition.note_reachable(attempt);
@@ -133,9 +126,9 @@ impl Fetch {
                 return;
             }
             // Another lane or the copy's last stream was faster.
-            Ok(Err(Error::Engine(antumbra_engine::Error::Stale { .. }))) => return,
-            Ok(Err(cause)) => cause.to_string(),
-            Err(_) => format!("not there within {FETCH_MAX:?}"),
+            Some(Err(Error::Engine(antumbra_engine::Error::Stale { .. }))) => return,
+            Some(Err(cause)) => cause.to_string(),
+            None => format!("not there within {FETCH_MAX:?}"),
         };
         *failures += 1;
         tracing::warn!(cause, partition = %self.context.partition, %segment, "a segment was not fetched; tried again");
@@ -146,7 +139,7 @@ impl Fetch {
             Ok(())
         };
         let _ = self.partition.with(give_back).await;
-        tokio::time::sleep(RETRY).await;
+        time::sleep(RETRY).await;
     }
 
     async fn fetch_one(&self, segment: SegmentId, urgent: bool) -> Result<()> {
@@ -199,5 +192,5 @@ pub(crate) async fn serve_fetch(host: Arc<Host>, incoming: Incoming) {
     }
     let _ = send.finish();
     // What was written is on its way before the stream is dropped.
-    let _ = tokio::time::timeout(FETCH_MAX, send.stopped()).await;
+    let _ = time::timeout(FETCH_MAX, send.stopped()).await;
 }

@@ -5,17 +5,18 @@ use std::time::Duration;
 
 use antumbra_engine::types::{AttemptId, Epoch, HostId, PartitionId, SegmentId, ValidationToken};
 use antumbra_engine::{PartitionHandle, PartitionOptions, PartitionSpec};
-use quinn::RecvStream;
 use tokio::sync::{Notify, mpsc};
 
 use crate::coordinator::{self, RecordState};
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::mutant::{Mutant, planted};
 use crate::resp::slot;
 use crate::shadow::frame::FrameContext;
 use crate::shadow::message::{self, Message, Opening, Sealing};
 use crate::shadow::target::Target;
-use crate::transport::Incoming;
+use crate::time;
+use crate::transport::{Incoming, RecvStream};
 
 use super::{bulk, fetch_missing, lock};
 
@@ -34,6 +35,11 @@ pub(crate) struct TargetInbox {
 }
 
 impl TargetInbox {
+    /// The partition that it is filled of.
+    pub fn partition(&self) -> PartitionId {
+        self.partition.id()
+    }
+
     fn send(&self, message: Message) {
         // The control stream may be gone; its end decides what becomes of the shadow.
         let _ = self.outgoing.send(message);
@@ -73,7 +79,7 @@ pub(crate) async fn serve_control(host: Arc<Host>, incoming: Incoming) {
             let _ = message::send(&mut send, context, &Message::Failed(cause.to_string())).await;
             let _ = send.finish();
             // The source reads the reason before the stream is dropped.
-            let _ = tokio::time::timeout(INBOX_WAIT, send.stopped()).await;
+            let _ = time::timeout(INBOX_WAIT, send.stopped()).await;
             return;
         }
     };
@@ -82,7 +88,7 @@ pub(crate) async fn serve_control(host: Arc<Host>, incoming: Incoming) {
     let inbox = TargetInbox { source: peer, partition, machine: Arc::default(), outgoing, closed: Arc::default() };
     host.open_inbox(context.attempt, inbox.clone());
     inbox.send(Message::Opened);
-    let writer = tokio::spawn(async move {
+    host.control.spawn(async move {
         while let Some(message) = messages.recv().await {
             if message::send(&mut send, context, &message).await.is_err() {
                 return;
@@ -91,6 +97,7 @@ pub(crate) async fn serve_control(host: Arc<Host>, incoming: Incoming) {
     });
     let mut sealing = None;
     let ended = tokio::select! {
+        biased;
         ended = serve_messages(&host, context, &inbox, &mut recv, &mut sealing) => ended,
         () = inbox.closed.notified() => Err(Error::Aborted { what: "the coordinator has closed it".into() }),
     };
@@ -100,8 +107,6 @@ pub(crate) async fn serve_control(host: Arc<Host>, incoming: Incoming) {
     // What becomes of a shadow whose source is gone the coordinator's record says, and the reconciler does.
     drop(claim);
     host.close_inbox(context.attempt);
-    drop(inbox);
-    let _ = writer.await;
 }
 
 async fn create(host: &Host, peer: HostId, context: FrameContext, opening: Opening) -> Result<PartitionHandle> {
@@ -182,7 +187,7 @@ async fn serve_messages(
             Message::Digest(starts) => {
                 // In the background: the record of what was promoted does not wait for it.
                 let inbox = inbox.clone();
-                tokio::spawn(async move {
+                host.control.spawn(async move {
                     let digests = inbox
                         .partition
                         .with(move |partition| async move { partition.digest_final(attempt, starts).await });
@@ -275,11 +280,14 @@ pub(crate) async fn serve_mirror(host: Arc<Host>, incoming: Incoming) {
 /// Serves one segment's stream.
 pub(crate) async fn serve_bulk(host: Arc<Host>, incoming: Incoming) {
     let (peer, mut recv) = (incoming.peer, incoming.recv);
-    let received = match bulk::receive_segment(&mut recv).await {
+    let mut received = match bulk::receive_segment(&mut recv).await {
         Ok(received) => received,
         // A source that has handed over ends what it was sending; what is missing is fetched.
         Err(cause) => return tracing::info!(%cause, %peer, "a segment was not received"),
     };
+    if planted(Mutant::StaleAttempt) {
+        received.context.attempt = host.newest_attempt(received.context.partition).unwrap_or(received.context.attempt);
+    }
     let attempt = received.context.attempt;
     let Ok(inbox) = wait_inbox(&host, attempt, peer).await else {
         return tracing::debug!(%attempt, "a segment of a closed attempt is ignored");
@@ -315,11 +323,11 @@ async fn wait_inbox(host: &Host, attempt: AttemptId, peer: HostId) -> Result<Tar
             if let Some(inbox) = host.inbox(attempt) {
                 return inbox;
             }
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            time::sleep(Duration::from_millis(2)).await;
         }
     };
-    let inbox = tokio::time::timeout(INBOX_WAIT, wait).await;
-    let inbox = inbox.map_err(|_| Error::Refused { what: format!("attempt {attempt} is not open here") })?;
+    let inbox = time::timeout(INBOX_WAIT, wait).await;
+    let inbox = inbox.ok_or_else(|| Error::Refused { what: format!("attempt {attempt} is not open here") })?;
     if inbox.source == peer {
         Ok(inbox)
     } else {

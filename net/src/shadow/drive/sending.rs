@@ -1,17 +1,17 @@
 //! The source's driver: one attempt from its opening to its end.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use antumbra_engine::PartitionHandle;
 use antumbra_engine::partition::{RangeDigest, SegmentSummary};
 use antumbra_engine::types::{HostId, SegmentId};
-use quinn::SendStream;
 use tokio::sync::mpsc;
 
 use crate::coordinator::PartitionRecord;
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::mutant::{Mutant, planted};
 use crate::routing::Addresses;
 use crate::shadow::accounts::{MoveReport, OrderedSegment, StepTime};
 use crate::shadow::frame::FrameContext;
@@ -19,7 +19,8 @@ use crate::shadow::message::{self, Message, Opening, Sealing};
 use crate::shadow::plan::{self, Order};
 use crate::shadow::recovery::READ_LEASE;
 use crate::shadow::source::{Action, Event, Source, State};
-use crate::transport::StreamKind;
+use crate::time::{self, Ticker};
+use crate::transport::{SendStream, StreamKind};
 
 use super::attempt::abort_until_known;
 use super::bulk::{self, Pace, SegmentCost};
@@ -121,7 +122,7 @@ impl<'a> Driver<'a> {
         let machine = Source::new(summaries.iter().map(|summary| summary.id), from, options.limits);
         let pace = Pace::new(options.throttle_bytes_s);
         host.set_pace(attempt, Some(pace.clone()));
-        let now = Instant::now();
+        let now = time::now();
         handle.note(|progress| progress.segments = summaries.len());
         let mut report = MoveReport { attempt: attempt.0, segments: describe(&summaries), ..MoveReport::default() };
         report.shadow.throttle_mb_s = options.throttle_bytes_s.unwrap_or(0) as f64 / 1e6;
@@ -159,12 +160,14 @@ impl<'a> Driver<'a> {
             self.machine.handle(Event::Allowed);
         }
         let shared = Arc::clone(&self.handle.shared);
-        let mut ticker = tokio::time::interval(PLAN_INTERVAL);
+        let mut ticker = Ticker::new(PLAN_INTERVAL);
         loop {
+            // The seldom first: a full queue keeps no limit from being looked at.
             let actions = tokio::select! {
-                signal = self.signals.recv() => self.handle_signal(signal).await,
-                _ = ticker.tick() => self.tick().await,
+                biased;
+                () = ticker.tick() => self.tick().await,
                 () = shared.allow.notified() => self.machine.handle(Event::Allowed),
+                signal = self.signals.recv() => self.handle_signal(signal).await,
             };
             let mut pending = std::collections::VecDeque::from(actions);
             while let Some(action) = pending.pop_front() {
@@ -216,7 +219,7 @@ impl<'a> Driver<'a> {
                 Message::Held(segment) => {
                     let actions = self.machine.handle(Event::Held(segment));
                     let missing = self.machine.missing();
-                    self.progressed = Instant::now();
+                    self.progressed = time::now();
                     self.handle.note(|progress| progress.held = progress.segments - missing);
                     return actions;
                 }
@@ -291,10 +294,14 @@ impl<'a> Driver<'a> {
     }
 
     async fn tick(&mut self) -> Vec<Action> {
-        if self.frozen.is_some_and(|since| since.elapsed() > FREEZE_MAX) && self.machine.state().may_abort() {
+        if planted(Mutant::FreezeLeftByTimer) && self.frozen.is_some_and(|since| time::since(since) > READ_LEASE) {
+            let epoch = self.context.epoch;
+            let _ = self.partition.with(move |partition| async move { partition.resume(epoch).await }).await;
+        }
+        if self.frozen.is_some_and(|since| time::since(since) > FREEZE_MAX) && self.machine.state().may_abort() {
             return self.note_and_handle(Event::Failed("writes stood still for too long".into()));
         }
-        if matches!(self.machine.state(), State::Opening | State::Copying) && self.progressed.elapsed() > STALL_MAX {
+        if matches!(self.machine.state(), State::Opening | State::Copying) && time::since(self.progressed) > STALL_MAX {
             let what = match (self.machine.missing(), self.machine.lag()) {
                 (0, lag) => format!("the mirror does not keep up with the writes: {lag} records behind"),
                 (missing, _) => format!("the copy makes no progress: {missing} segments are missing"),
@@ -359,12 +366,11 @@ impl<'a> Driver<'a> {
             }
             Action::Freeze => {
                 mark(&mut self.report, "frozen");
-                let now = Instant::now();
+                let now = time::now();
                 (self.frozen, self.step) = (Some(now), now);
-                let frozen = self
-                    .partition
-                    .with(move |partition| async move { partition.freeze(attempt, READ_LEASE).await })
-                    .await?;
+                let lease = if planted(Mutant::EndlessLease) { Duration::MAX / 4 } else { READ_LEASE };
+                let frozen =
+                    self.partition.with(move |partition| async move { partition.freeze(attempt, lease).await }).await?;
                 self.end_step("freeze");
                 let last = frozen.seal.final_lsn;
                 self.sealing = Some(Sealing {
@@ -439,16 +445,16 @@ impl<'a> Driver<'a> {
         shadow.delta_bytes_raw += cost.delta_raw;
         shadow.delta_bytes_on_wire += cost.delta_wire;
         // The last byte was handed to the transport just now.
-        shadow.seconds = self.began.elapsed().as_secs_f64();
+        shadow.seconds = time::since(self.began).as_secs_f64();
         shadow.observed_mb_s = shadow.bytes_on_wire as f64 / 1e6 / self.pace.wanted().as_secs_f64().max(1e-6);
         let wire = shadow.bytes_on_wire;
         self.handle.note(|progress| progress.bytes_on_wire = wire);
     }
 
     pub(super) fn end_step(&mut self, name: &str) {
-        let us = self.step.elapsed().as_micros() as u64;
+        let us = time::since(self.step).as_micros() as u64;
         self.report.switchover.steps.push(StepTime { name: name.to_string(), us });
-        self.step = Instant::now();
+        self.step = time::now();
     }
 }
 
@@ -488,6 +494,5 @@ fn describe(summaries: &[SegmentSummary]) -> Vec<OrderedSegment> {
 }
 
 pub(super) fn mark(report: &mut MoveReport, name: &str) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    report.marks_ms.push((name.to_string(), now));
+    report.marks_ms.push((name.to_string(), time::wall_ms()));
 }

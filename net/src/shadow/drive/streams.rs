@@ -1,11 +1,11 @@
 //! The source's two streams of one attempt: what the target says, and the mirror.
 
 use antumbra_engine::partition::{MirrorItem, MirrorReceiver};
-use quinn::{RecvStream, SendStream};
 use tokio::sync::mpsc;
 
 use crate::shadow::frame::FrameContext;
 use crate::shadow::message::{self, Message};
+use crate::transport::{RecvStream, SendStream};
 
 use super::sending::Signal;
 

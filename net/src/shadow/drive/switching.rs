@@ -1,7 +1,6 @@
 //! The last steps of a move at the source: commit, hand over, promote, verify, complete.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use antumbra_engine::partition::RangeDigest;
 use antumbra_engine::types::Epoch;
@@ -10,6 +9,7 @@ use crate::coordinator::{self, Command, PartitionRecord, RecordState};
 use crate::error::{Error, Result};
 use crate::shadow::accounts::VerifyReport;
 use crate::shadow::message::{self, Message};
+use crate::time;
 
 use super::sending::{Driver, RETRY, Signal, mark};
 
@@ -31,7 +31,7 @@ impl Driver<'_> {
                     Err(Error::Conflict { what }) => break Signal::NotCommitted(what),
                     Err(cause) => tracing::warn!(%cause, "the commit is not known yet; writes are waiting"),
                 }
-                tokio::time::sleep(RETRY).await;
+                time::sleep(RETRY).await;
             };
             let _ = signal.send(outcome);
         });
@@ -62,7 +62,7 @@ impl Driver<'_> {
 
     pub(super) fn note_promoted(&mut self) {
         if let Some(frozen) = self.frozen {
-            self.report.frozen_us = frozen.elapsed().as_micros() as u64;
+            self.report.frozen_us = time::since(frozen).as_micros() as u64;
         }
         mark(&mut self.report, "promoted");
         self.end_step("promote");
@@ -82,7 +82,7 @@ impl Driver<'_> {
                     let _ = signal.send(Signal::Completed);
                     return;
                 }
-                tokio::time::sleep(RETRY).await;
+                time::sleep(RETRY).await;
             }
         });
     }
@@ -120,10 +120,10 @@ impl Driver<'_> {
         let command = Command::Complete { partition: self.context.partition.0, attempt: self.context.attempt.0 };
         while let Err(cause) = coordinator::change(self.host.coordinator.as_ref(), command.clone()).await {
             tracing::warn!(%cause, "the completion is not recorded yet");
-            tokio::time::sleep(RETRY).await;
+            time::sleep(RETRY).await;
         }
         mark(&mut self.report, "complete");
-        self.step = Instant::now();
+        self.step = time::now();
         self.host.reconcile_wanted.notify_one();
     }
 }

@@ -1,0 +1,31 @@
+//! Defects that can be planted in a simulated host, to see that the simulation finds them. No other host has any.
+
+/// A defect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "sim"), allow(dead_code))]
+pub enum Mutant {
+    /// The target serves as soon as it has read the commit: the source may still serve reads.
+    WriteBeforeHandOver,
+    /// A source whose commit is not known serves again when it has waited for long enough.
+    FreezeLeftByTimer,
+    /// The target takes segments and mirrored records of an attempt that is over.
+    StaleAttempt,
+    /// A host that starts serves what it owned before it has read the record.
+    ServeUnread,
+    /// A frozen source serves reads for as long as it does not know the outcome.
+    EndlessLease,
+    /// The target acknowledges what is not on its device, and says that it is ready.
+    MirrorUnsynced,
+}
+
+/// Whether this host has the defect.
+#[inline(always)]
+pub(crate) fn planted(mutant: Mutant) -> bool {
+    #[cfg(feature = "sim")]
+    return crate::sim::has(mutant);
+    #[cfg(not(feature = "sim"))]
+    {
+        let _ = mutant;
+        false
+    }
+}

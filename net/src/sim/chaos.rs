@@ -1,0 +1,256 @@
+//! What goes wrong, and the moves that it happens to.
+
+use std::time::Duration;
+
+use antumbra_engine::Serving;
+use antumbra_engine::types::{HostId, PartitionId};
+use fastrand::Rng;
+
+use crate::shadow::source::Limits;
+use crate::shadow::{MoveOptions, Order};
+
+use super::network::Place;
+use super::world::{Act, World};
+use super::{Passed, logs};
+
+/// Which troubles a run has; drawn once. Many runs have few, so that they get far.
+#[derive(Clone, Debug)]
+pub(super) struct Profile {
+    /// Mean time between two troubles; `None` = none.
+    trouble_every: Option<Duration>,
+    /// Shares of each kind.
+    kills: u32,
+    power_cuts: u32,
+    cuts: u32,
+    pauses: u32,
+    slow_disks: u32,
+    lost_connections: u32,
+    /// Steps of a move in a thousand at which the host dies, or its links are cut, or it stands still.
+    pub crash_at_step_per_mille: u32,
+    cut_at_step_per_mille: u32,
+    pause_at_step_per_mille: u32,
+    lose_at_step_per_mille: u32,
+    slow_at_step_per_mille: u32,
+    move_every: Duration,
+    /// Longest time between two operations of a client.
+    pub think: Duration,
+    /// How far monotonic clocks run apart, and wall clocks stand.
+    pub rate_ppm: i32,
+    pub wall_ms: i64,
+    /// The load has to be through by then.
+    pub load_max: Duration,
+}
+
+impl Profile {
+    /// Whether nothing goes wrong at all: then no client is ever told of an error.
+    pub fn is_calm(&self) -> bool {
+        let steps = self.crash_at_step_per_mille
+            + self.cut_at_step_per_mille
+            + self.pause_at_step_per_mille
+            + self.lose_at_step_per_mille
+            + self.slow_at_step_per_mille;
+        self.trouble_every.is_none() && steps == 0
+    }
+
+    pub fn draw(random: &mut Rng) -> Profile {
+        let is_calm = random.u8(0..12) == 0;
+        let mut share = || random.u32(0..3) * random.u32(0..4);
+        let (kills, power_cuts, cuts) = (share(), share(), share());
+        let (pauses, slow_disks, lost_connections) = (share(), share(), share());
+        let per_mille = |random: &mut Rng| [0, 0, 20, 60, 150][random.usize(0..5)] * u32::from(!is_calm);
+        let every = [None, Some(8_000), Some(3_000), Some(800)][random.usize(0..4)];
+        Profile {
+            trouble_every: every.filter(|_| !is_calm).map(Duration::from_millis),
+            kills,
+            power_cuts,
+            cuts,
+            pauses,
+            slow_disks,
+            lost_connections,
+            crash_at_step_per_mille: per_mille(random),
+            cut_at_step_per_mille: per_mille(random),
+            pause_at_step_per_mille: per_mille(random),
+            lose_at_step_per_mille: per_mille(random),
+            slow_at_step_per_mille: per_mille(random),
+            think: Duration::from_millis([20, 200, 800][random.usize(0..3)]),
+            move_every: Duration::from_millis([150, 600, 2_000][random.usize(0..3)]),
+            rate_ppm: [0, 1_000, 100_000][random.usize(0..3)],
+            wall_ms: [0, 300, 60_000][random.usize(0..3)],
+            load_max: Duration::from_secs(600),
+        }
+    }
+}
+
+impl World {
+    pub fn begin_trouble(&mut self) {
+        self.plan_trouble();
+        self.after(self.profile.move_every, Act::Move);
+    }
+
+    /// Nothing goes wrong from here on, and what did is put right.
+    pub fn end_trouble(&mut self) {
+        self.is_troubled = false;
+        super::with_seat(|seat| seat.crash_per_mille = 0);
+        self.network.mend();
+        for place in 0..self.slots.len() {
+            self.set_still(place, false);
+            self.slots[place].node.set_disk_slower(0);
+        }
+        logs::set_place(self.now, "world");
+        self.tell(|_| "everything is healed".into());
+    }
+
+    fn plan_trouble(&mut self) {
+        if let Some(every) = self.profile.trouble_every {
+            let ms = self.random.u64(1..every.as_millis() as u64 * 2);
+            self.after(Duration::from_millis(ms), Act::Trouble);
+        }
+    }
+
+    pub fn make_trouble(&mut self) {
+        if !self.is_troubled {
+            return;
+        }
+        let profile = self.profile.clone();
+        let place = self.random.usize(0..self.slots.len());
+        let shares = [
+            profile.kills,
+            profile.power_cuts,
+            profile.cuts,
+            profile.pauses,
+            profile.slow_disks,
+            profile.lost_connections,
+        ];
+        let mut pick = self.random.u32(0..shares.iter().sum::<u32>().max(1));
+        let kind = shares.iter().position(|share| match pick.checked_sub(*share) {
+            Some(rest) => {
+                pick = rest;
+                false
+            }
+            None => true,
+        });
+        match kind {
+            Some(kind @ 0..2) => {
+                let down = self.down_time();
+                self.crash(place, kind == 1, down);
+            }
+            Some(2) => self.cut_links(place),
+            Some(3) => self.pause(place),
+            Some(4) => self.slow_disk(place),
+            Some(_) => self.counts.lost_connections += u64::from(self.network.lose_connection()),
+            None => {}
+        }
+        self.plan_trouble();
+    }
+
+    fn down_time(&mut self) -> Duration {
+        let ms = match self.random.u8(0..4) {
+            0 => self.random.u64(1_000..8_000),
+            _ => self.random.u64(5..900),
+        };
+        Duration::from_millis(ms)
+    }
+
+    fn slow_disk(&mut self, place: Place) {
+        self.counts.slow_disks += 1;
+        let (times, ms) = (self.random.u32(3..60), self.random.u64(20..4_000));
+        self.tell(|_| format!("the disk of host {} is {times} times slower", place + 1));
+        self.slots[place].node.set_disk_slower(times);
+        self.after(Duration::from_millis(ms), Act::DiskRecovers(place));
+    }
+
+    /// Cuts the links of a host to another one, or to all of them, in one direction or both.
+    fn cut_links(&mut self, place: Place) {
+        self.counts.cuts += 1;
+        let hosts = self.slots.len();
+        let one = (place + self.random.usize(1..hosts)) % hosts;
+        let isolated = self.random.u8(0..3) == 0;
+        let ms = match self.random.u8(0..3) {
+            0 => self.random.u64(3_000..18_000),
+            _ => self.random.u64(10..3_000),
+        };
+        let (there, back) = [(true, false), (false, true), (true, true), (true, true)][self.random.usize(0..4)];
+        let others = (0..hosts).filter(|other| *other != place && (isolated || *other == one));
+        let ways = others.flat_map(|other| [(place, other, there), (other, place, back)]);
+        let ways: Vec<(Place, Place)> = ways.filter(|way| way.2).map(|way| (way.0, way.1)).collect();
+        self.tell(|_| format!("links {ways:?} (from 0) are cut for {ms} ms"));
+        for (from, to) in ways {
+            self.network.set_cut(from, to, true);
+            self.after(Duration::from_millis(ms), Act::Mend(from, to));
+        }
+    }
+
+    pub fn set_still(&mut self, place: Place, still: bool) {
+        self.slots[place].stands_still = still;
+        self.network.set_still(place, still);
+    }
+
+    fn pause(&mut self, place: Place) {
+        if !self.slots[place].is_up || self.slots[place].stands_still {
+            return;
+        }
+        self.counts.pauses += 1;
+        let ms = self.random.u64(5..4_000);
+        self.tell(|_| format!("host {} stands still for {ms} ms", place + 1));
+        self.set_still(place, true);
+        self.after(Duration::from_millis(ms), Act::Resume(place));
+    }
+
+    /// A host has reached a step of a move.
+    pub fn pass(&mut self, place: Place, passed: &Passed) {
+        self.tell(|_| format!("host {} reaches {}", place + 1, passed.step));
+        if passed.died {
+            self.counts.crashes_at_steps += 1;
+            let (power, down) = (self.random.bool(), self.down_time());
+            self.crash(place, power, down);
+        }
+        if !self.is_troubled {
+            return;
+        }
+        if self.random.u32(0..1_000) < self.profile.cut_at_step_per_mille {
+            self.cut_links(place);
+        }
+        if self.random.u32(0..1_000) < self.profile.pause_at_step_per_mille {
+            self.pause(place);
+        }
+        if self.random.u32(0..1_000) < self.profile.slow_at_step_per_mille {
+            let other = self.random.usize(0..self.slots.len());
+            self.slow_disk(other);
+        }
+        if self.random.u32(0..1_000) < self.profile.lose_at_step_per_mille {
+            self.counts.lost_connections += 1;
+            self.tell(|_| format!("the connections of host {} are lost", place + 1));
+            let control_alone = self.random.bool();
+            self.network.lose_connections_of(place, control_alone);
+        }
+    }
+
+    /// Somebody asks a host that serves a partition to move it.
+    pub fn ask_for_move(&mut self) {
+        if !self.is_troubled {
+            return;
+        }
+        let ms = self.random.u64(1..self.profile.move_every.as_millis() as u64 * 2);
+        self.after(Duration::from_millis(ms), Act::Move);
+        let partition = PartitionId(self.random.u64(1..=self.shape.partitions));
+        let owner =
+            self.slots.iter().position(|slot| slot.is_up && slot.node.serving(partition) == Some(Serving::Owner));
+        let Some(place) = owner else {
+            return;
+        };
+        let destination = (place + self.random.usize(1..self.slots.len())) % self.slots.len();
+        let order = [Order::Gru, Order::Ewma, Order::Key, Order::Random][self.random.usize(0..4)];
+        let limits = Limits { retries_max: self.random.u32(0..3), lag_max: self.shape.lag_max };
+        let options = MoveOptions { order, limits, ..MoveOptions::default() };
+        let slot = &self.slots[place];
+        let Some(host) = slot.host.borrow().clone() else {
+            return;
+        };
+        let _on = slot.node.enter();
+        if let Ok(handle) = host.start_move(partition, HostId(destination as u32 + 1), options) {
+            self.tell(|_| format!("partition {partition} is to move from host {} to {}", place + 1, destination + 1));
+            self.counts.moves += 1;
+            self.moves.push(handle);
+        }
+    }
+}
