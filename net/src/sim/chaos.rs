@@ -37,7 +37,7 @@ pub(super) struct Profile {
     /// How far monotonic clocks run apart, and wall clocks stand.
     pub rate_ppm: i32,
     pub wall_ms: i64,
-    /// The load has to be through by then.
+    /// The load ends by then, however many operations are left.
     pub load_max: Duration,
 }
 
@@ -76,7 +76,7 @@ impl Profile {
             move_every: Duration::from_millis([150, 600, 2_000][random.usize(0..3)]),
             rate_ppm: [0, 1_000, 100_000][random.usize(0..3)],
             wall_ms: [0, 300, 60_000][random.usize(0..3)],
-            load_max: Duration::from_secs(600),
+            load_max: Duration::from_secs(120),
         }
     }
 }
@@ -240,8 +240,9 @@ impl World {
         };
         let destination = (place + self.random.usize(1..self.slots.len())) % self.slots.len();
         let order = [Order::Gru, Order::Ewma, Order::Key, Order::Random][self.random.usize(0..4)];
-        let limits = Limits { retries_max: self.random.u32(0..3), lag_max: self.shape.lag_max };
-        let options = MoveOptions { order, limits, ..MoveOptions::default() };
+        let limits = Limits { retries_max: self.random.u32(0..3), lag_max: self.shape.lag_max, ..Limits::default() };
+        let early = (self.random.u8(0..3) == 0).then(|| self.random.f64());
+        let options = MoveOptions { order, limits, early, ..MoveOptions::default() };
         let slot = &self.slots[place];
         let Some(host) = slot.host.borrow().clone() else {
             return;

@@ -113,6 +113,9 @@ impl World {
 
     /// A client begins its next operation, if there is one.
     pub fn ask(&mut self, client: usize) {
+        if self.now > self.profile.load_max {
+            self.clients.begun = self.clients.wanted;
+        }
         if self.clients.begun >= self.clients.wanted {
             return;
         }

@@ -24,6 +24,8 @@ use super::{Mutant, Options, Report, logs, with_seat};
 
 /// The host that keeps the coordinator.
 pub(super) const COORDINATOR: Place = 0;
+/// The last operations of the load end by then.
+const LAST_PATIENCE: Duration = Duration::from_secs(60);
 /// A process that ends by itself, or does not come up, is started again after this time.
 const RESTART: Duration = Duration::from_millis(200);
 
@@ -157,7 +159,8 @@ impl World {
         self.set_up()?;
         self.begin_load();
         self.begin_trouble();
-        self.run_until("the load", self.profile.load_max, |world| world.clients.are_done())?;
+        let patience = self.profile.load_max + LAST_PATIENCE;
+        self.run_until("the load", patience, |world| world.clients.are_done())?;
         self.come_to_rest()?;
         self.check_histories()
     }

@@ -4,6 +4,8 @@
 
 mod pipe;
 mod plane;
+#[cfg(test)]
+mod tests;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
