@@ -60,3 +60,18 @@ fn find(mutant: Mutant, seeds: u64) {
     let found = found.unwrap_or_else(|| panic!("{mutant:?} is not found by {seeds} seeds"));
     assert_eq!(run_seed(found.seed, &options).0, Err(found), "a failure replays");
 }
+
+#[test]
+fn freeze_left_by_a_timer_is_found() {
+    find(Mutant::FreezeLeftByTimer, 60);
+}
+
+#[test]
+fn restart_that_serves_unread_is_found() {
+    find(Mutant::ServeUnread, 60);
+}
+
+#[test]
+fn endless_read_lease_is_found() {
+    find(Mutant::EndlessLease, 60);
+}

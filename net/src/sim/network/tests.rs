@@ -20,6 +20,9 @@ const WEATHER: Weather = Weather {
     window: 1 << 10,
 };
 
+/// What comes back, once it has.
+type Answer = Rc<RefCell<Option<Result<Vec<u8>, StreamEnded>>>>;
+
 /// Two hosts; the second one echoes every stream once it has all of it.
 struct Pair {
     network: Network,
@@ -54,7 +57,7 @@ impl Pair {
     }
 
     /// Sends `bytes` and returns what comes back.
-    fn echo(&self, bytes: Vec<u8>, ends: bool) -> Rc<RefCell<Option<Result<Vec<u8>, StreamEnded>>>> {
+    fn echo(&self, bytes: Vec<u8>, ends: bool) -> Answer {
         let nothing: Handler = Arc::new(|_| Box::pin(async {}));
         let plane = PlaneHandle::simulated(self.network.listen(0, SchedulingClass::Normal, nothing));
         let result = Rc::new(RefCell::new(None));
