@@ -15,7 +15,7 @@ const PIECE_BYTES: usize = 256 << 10;
 /// Connections that are tried: the thread of idle class may be late to answer on a busy machine.
 const TRIES: u32 = 5;
 
-/// Sends `bytes` over the bulk plane without a cap; returns bytes per second, up to the peer's word that it has read all.
+/// Sends `bytes`, or a piece more, over the bulk plane without a cap; returns bytes per second, up to the peer's word that it has read all.
 ///
 /// # Errors
 /// [`Error::Link`], [`Error::Refused`] for an unknown host.
@@ -33,16 +33,15 @@ pub async fn measure(host: &Arc<Host>, peer: HostId, bytes: u64) -> Result<f64> 
                     opened => break opened?,
                 }
             };
-            let piece = vec![0x5a; PIECE_BYTES];
-            let (began, mut left) = (Instant::now(), bytes);
-            while left > 0 {
-                let len = left.min(PIECE_BYTES as u64) as usize;
-                send.write_all(&piece[..len]).await.map_err(|cause| Error::link(peer, cause))?;
-                left -= len as u64;
+            let (piece, pieces) = (vec![0x5a; PIECE_BYTES], bytes.div_ceil(PIECE_BYTES as u64));
+            send.write_all(&pieces.to_le_bytes()).await.map_err(|cause| Error::link(peer, cause))?;
+            let began = Instant::now();
+            for _ in 0..pieces {
+                send.write_all(&piece).await.map_err(|cause| Error::link(peer, cause))?;
             }
             send.finish().map_err(|cause| Error::link(peer, cause))?;
             recv.read_exact(&mut [0]).await.map_err(|cause| Error::link(peer, format!("{cause:?}")))?;
-            Ok(bytes as f64 / began.elapsed().as_secs_f64())
+            Ok((pieces * PIECE_BYTES as u64) as f64 / began.elapsed().as_secs_f64())
         };
         let _ = answer.send(sent.await);
     });
@@ -54,9 +53,18 @@ pub(super) async fn serve(incoming: Incoming) {
     let (mut recv, Some(mut send)) = (incoming.recv, incoming.send) else {
         return;
     };
-    let mut buffer = vec![0; PIECE_BYTES];
-    while let Ok(Some(_)) = recv.read(&mut buffer).await {}
-    let _ = send.write_all(&[1]).await;
-    let _ = send.finish();
-    let _ = send.stopped().await;
+    let read = async {
+        let mut pieces = [0; 8];
+        recv.read_exact(&mut pieces).await?;
+        let mut piece = vec![0; PIECE_BYTES];
+        for _ in 0..u64::from_le_bytes(pieces) {
+            recv.read_exact(&mut piece).await?;
+        }
+        send.write_all(&[1]).await?;
+        send.finish()
+    };
+    if let Err(cause) = read.await {
+        return tracing::debug!(%cause, "a probe ended early");
+    }
+    send.stopped().await;
 }
