@@ -156,11 +156,17 @@ impl EngineConfig {
         (self.memory_budget_bytes / self.shards / 64).min(4 << 20)
     }
 
-    /// Bytes that blocks, indexes and filters of one shard may take together: what memtables and buffers leave.
+    /// Bytes that blocks, indexes, filters and memtables of one shard may take together: what buffers leave. Blocks give
+    /// way to the rest, so memory that memtables do not use is the cache's.
     pub(crate) fn cache_budget_bytes(&self) -> usize {
         let share = self.memory_budget_bytes / self.shards;
         // Log batches being filled and in flight, tables being read and written.
         let buffers = share / 16;
-        share - self.memtable_budget_bytes() - buffers
+        share - buffers
+    }
+
+    /// Bytes that resident tables of one shard may take: half of what full memtables leave.
+    pub(crate) fn resident_budget_bytes(&self) -> usize {
+        (self.cache_budget_bytes() - self.memtable_budget_bytes()) / 2
     }
 }

@@ -12,7 +12,7 @@ use crate::io::runtime;
 use crate::memtable::MemtableCursor;
 use crate::record::{RecordKind, RecordView};
 use crate::shard::files::{Table, TableRecords};
-use crate::table::Purpose;
+use crate::table::{Purpose, Warmth};
 use crate::types::Lsn;
 
 /// One ordered source of a merge: (key ascending, LSN descending).
@@ -221,6 +221,15 @@ impl MergeIter {
         match self.current {
             Some(index) => self.sources[index].current(),
             None => unreachable!("INV-ITER: current follows a true advance"),
+        }
+    }
+
+    /// How warm that record is: what lies in memory is read from memory, whatever becomes of it.
+    pub fn current_warmth(&self) -> Warmth {
+        match self.current.map(|index| &self.sources[index]) {
+            Some(Source::Memtable(_)) => Warmth::Warm,
+            Some(Source::Tables { open: Some(records), .. }) => records.warmth(),
+            _ => Warmth::Cold,
         }
     }
 

@@ -240,7 +240,7 @@ impl Partition {
                 if record.key != last_key.as_ref() {
                     last_key = Bytes::copy_from_slice(record.key);
                 }
-                open.add(record).await?;
+                open.add(record, records.current_warmth()).await?;
             }
         }
         self.end_piece(writer, &mut pieces).await?;
@@ -254,10 +254,10 @@ impl Partition {
 
     async fn end_piece(&self, writer: Option<TableFileWriter>, pieces: &mut [Piece]) -> Result<()> {
         if let (Some(mut writer), Some(piece)) = (writer, pieces.last_mut())
-            && let Some(location) = writer.end_table().await?
+            && let Some(written) = writer.end_table().await?
         {
             let file = writer.finish().await?;
-            piece.table = Some(self.shard.open_table(&file, location).await?);
+            piece.table = Some(written.open(&self.shard, &file).await?);
         }
         Ok(())
     }

@@ -6,14 +6,14 @@ use crate::erasure::Erasure;
 use crate::error::Result;
 use crate::governor::IoClass;
 use crate::io::runtime;
-use crate::manifest::{ManifestEdit, TableRef};
+use crate::manifest::ManifestEdit;
 use crate::memtable::{Memtable, MemtableCursor};
 use crate::merge::{MergeIter, Retain, Source};
 use crate::types::{Lsn, WalSeq};
 
 use super::Partition;
 use super::layout::Layout;
-use super::output::TableFileWriter;
+use super::output::{TableFileWriter, WrittenTable};
 
 impl Partition {
     /// Flushes the oldest closed memtable; false if there is none.
@@ -38,7 +38,7 @@ impl Partition {
         let replay_from = self.replay_from_after(&memtable);
         let mut edits = vec![ManifestEdit::AddRun {
             partition: self.id,
-            slices: slices.iter().map(|(index, location)| (layout.segments[*index].id, *location)).collect(),
+            slices: slices.iter().map(|(index, slice)| (layout.segments[*index].id, slice.location)).collect(),
             replay_from,
             last_lsn: memtable.max_lsn().max(self.progress.borrow().durable()),
         }];
@@ -50,8 +50,8 @@ impl Partition {
         }));
         self.shard.log_edits(edits).await?;
         let mut segments = layout.segments.clone();
-        for (index, location) in slices {
-            let table = self.shard.open_table(&file, location).await?;
+        for (index, slice) in slices {
+            let table = slice.open(&self.shard, &file).await?;
             segments[index] = Rc::new(segments[index].with_flushed(Some(table), &[]));
         }
         for (index, erasures) in erased {
@@ -143,7 +143,7 @@ impl Partition {
         &self,
         memtable: &Rc<Memtable>,
         layout: &Rc<Layout>,
-    ) -> Result<(TableFileWriter, Vec<(usize, TableRef)>)> {
+    ) -> Result<(TableFileWriter, Vec<(usize, WrittenTable)>)> {
         let mut writer = TableFileWriter::create(&self.shard, self.options, IoClass::Flush).await?;
         let mut slices = Vec::new();
         for (index, segment) in layout.segments.iter().enumerate() {
@@ -157,10 +157,10 @@ impl Partition {
             let mut records =
                 MergeIter::new(vec![Source::Memtable(cursor)], self.needed_versions()).erased_by(erasures);
             while records.advance().await? {
-                writer.add(records.current()).await?;
+                writer.add(records.current(), records.current_warmth()).await?;
             }
-            if let Some(location) = writer.end_table().await? {
-                slices.push((index, location));
+            if let Some(slice) = writer.end_table().await? {
+                slices.push((index, slice));
             }
         }
         Ok((writer, slices))

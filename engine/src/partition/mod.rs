@@ -303,15 +303,17 @@ impl Partition {
         let access = self.access.borrow();
         let scores = access.scores(ScorerKind::Gru);
         let layout = self.layout.borrow();
+        // A segment that is written to will be compacted soon: nothing of it is loaded, what was loaded may stay.
+        let wanted = |segment: &layout::Segment, table: &&Rc<Table>| segment.slices.is_empty() || table.is_resident();
         let hot = |(segment, score): (&Rc<layout::Segment>, &f32)| Hotness {
             score: *score,
             bytes: segment.bytes() as usize,
-            tables: segment.tables().cloned().collect(),
+            tables: segment.tables().filter(|table| wanted(segment, table)).cloned().collect(),
         };
         // Compressed blocks are of use only unpacked: those stay the cache's.
         let in_place =
             |(segment, _): &(&Rc<layout::Segment>, &f32)| segment.tables().all(|table| table.is_readable_in_place());
-        layout.segments.iter().zip(scores).filter(in_place).map(hot).collect()
+        layout.segments.iter().zip(scores).filter(in_place).map(hot).filter(|hot| !hot.tables.is_empty()).collect()
     }
 
     /// Bytes of all memtables, active and waiting for their flush.

@@ -3,15 +3,15 @@
 use std::rc::Rc;
 
 use crate::config::{Compression, PartitionOptions};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::governor::IoClass;
 use crate::io::direct::{AlignedBuf, DirectFile};
 use crate::io::{Bug, planted, runtime};
 use crate::manifest::TableRef;
 use crate::record::RecordView;
 use crate::shard::Shard;
-use crate::shard::files::TableFile;
-use crate::table::{TableBuilder, TableOptions};
+use crate::shard::files::{Table, TableFile};
+use crate::table::{PreparedBlock, TableBuilder, TableOptions, VerifiedBlock, WarmBlock, Warmth};
 use crate::types::FileId;
 
 /// Tables of a file begin at multiples of this.
@@ -32,6 +32,22 @@ pub(super) fn plain_options(options: PartitionOptions) -> TableOptions {
     TableOptions { compression: Compression::None, ..table_options(options) }
 }
 
+/// A table that was written.
+pub(super) struct WrittenTable {
+    pub location: TableRef,
+    /// Those of its blocks that the cache is to have, by place.
+    prepared: Vec<(usize, PreparedBlock)>,
+}
+
+impl WrittenTable {
+    /// Opens it, once its file is finished.
+    pub async fn open(self, shard: &Shard, file: &Rc<TableFile>) -> Result<Rc<Table>> {
+        let table = shard.open_table(file, self.location).await?;
+        table.adopt(self.prepared);
+        Ok(table)
+    }
+}
+
 /// A table file being written. Dropped before [`TableFileWriter::finish`], it leaves an orphan that the next start
 /// removes.
 pub(super) struct TableFileWriter {
@@ -41,6 +57,8 @@ pub(super) struct TableFileWriter {
     file: DirectFile,
     options: PartitionOptions,
     builder: TableBuilder,
+    /// Blocks of the open table that are in the cache's memory.
+    prepared: Vec<(usize, PreparedBlock)>,
     /// Where the open table begins, and where its next bytes go.
     table_start: u64,
     offset: u64,
@@ -53,12 +71,27 @@ impl TableFileWriter {
         let file = DirectFile::create(&shard.table_path(id)).await?;
         let builder = TableBuilder::new(table_options(options));
         let shard = Rc::clone(shard);
-        Ok(TableFileWriter { shard, class, id, file, options, builder, table_start: 0, offset: 0, since_yield: 0 })
+        Ok(TableFileWriter {
+            shard,
+            class,
+            id,
+            file,
+            options,
+            builder,
+            prepared: Vec::new(),
+            table_start: 0,
+            offset: 0,
+            since_yield: 0,
+        })
     }
 
-    /// Adds a record to the open table.
-    pub async fn add(&mut self, record: RecordView<'_>) -> Result<()> {
-        self.builder.add(record)?;
+    /// Adds a record to the open table. What was warm stays in memory: blocks of warm records go into the cache as they
+    /// are written, and all blocks while it has room.
+    pub async fn add(&mut self, record: RecordView<'_>, warmth: Warmth) -> Result<()> {
+        let has_room = self.shard.cache().has_room(self.options.block_bytes as usize * 2);
+        self.builder.add_warm(record, warmth, has_room)?;
+        let collected = self.builder.take_collected();
+        self.prepare(collected)?;
         self.pack_backlog(false).await?;
         let mut chunk = None;
         self.builder.take_ready(WRITE_CHUNK_BYTES, TABLE_ALIGN_BYTES, |ready| chunk = Some(copy_out(ready)));
@@ -78,19 +111,29 @@ impl TableFileWriter {
         self.builder.estimated_len()
     }
 
+    fn prepare(&mut self, collected: Vec<WarmBlock>) -> Result<()> {
+        for WarmBlock { block, crc, warmth, archive } in collected {
+            let corrupt = |what| Error::Invalid { what: format!("a block that was just built is wrong: {what}") };
+            let verified = VerifiedBlock::new(archive, crc).map_err(corrupt)?;
+            self.prepared.push((block, self.shard.cache().prepare(verified, warmth)));
+        }
+        Ok(())
+    }
+
     /// Ends the open table and begins the next; `None` if it held no record.
-    pub async fn end_table(&mut self) -> Result<Option<TableRef>> {
+    pub async fn end_table(&mut self) -> Result<Option<WrittenTable>> {
         if self.builder.is_empty() {
             return Ok(None);
         }
         self.pack_backlog(true).await?;
         let builder = std::mem::replace(&mut self.builder, TableBuilder::new(table_options(self.options)));
         let built = builder.finish()?;
+        self.prepare(built.collected)?;
         self.write_rest(&built.bytes).await?;
         let location =
             TableRef { file: self.id, offset: self.table_start, len: built.meta.len, max_lsn: built.meta.max_lsn };
         self.table_start = self.offset;
-        Ok(Some(location))
+        Ok(Some(WrittenTable { location, prepared: std::mem::take(&mut self.prepared) }))
     }
 
     /// Has a dictionary trained and the blocks that waited for it compressed, off the core.

@@ -13,7 +13,7 @@ use crate::erasure::Erasure;
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::memtable::Memtable;
-use crate::record::{Record, RecordKind};
+use crate::record::{Record, RecordKind, RecordView};
 use crate::types::{AttemptId, Hlc, Lsn, WalSeq};
 use crate::wal::Entry;
 
@@ -292,7 +292,7 @@ impl Partition {
             tap.push(index, segment.id, &record);
         }
         let horizon = self.snapshots.horizon(self.progress.borrow().visible());
-        self.active.borrow().insert_above(record.view(), horizon);
+        self.remember(record.view(), horizon);
         Ok(Written { lsn, hlc })
     }
 
@@ -301,9 +301,20 @@ impl Partition {
         self.shard.wal().append(Entry { partition: self.id, attempt, record: record.view() })
     }
 
+    /// Inserts into the active memtable; see [`Memtable::insert_above`].
+    fn remember(&self, record: RecordView<'_>, horizon: Lsn) {
+        let active = self.active.borrow();
+        let before = active.bytes();
+        active.insert_above(record, horizon);
+        if active.bytes() != before {
+            drop(active);
+            self.shard.account_memtables();
+        }
+    }
+
     /// Inserts into the active memtable, and closes it when it has grown to its share.
     pub(super) fn insert(&self, record: &Record) {
-        self.active.borrow().insert(record.view());
+        self.remember(record.view(), Lsn(0));
         self.freeze_if_full();
     }
 

@@ -13,8 +13,8 @@ use crate::manifest::TableRef;
 use crate::record::RecordView;
 use crate::residency::Resident;
 use crate::table::{
-    BlockRecord, BlockSource, Charge, Frame, HashedKey, LoadedTable, Lookup, NoCache, Purpose, ShardBlockCache,
-    TableIter, TableMeta, TablePlace, TableReader, VerifiedBlock,
+    BlockRecord, BlockSource, Charge, Frame, HashedKey, LoadedTable, Lookup, NoCache, PreparedBlock, Purpose,
+    ShardBlockCache, TableIter, TableMeta, TablePlace, TableReader, VerifiedBlock, Warmth,
 };
 use crate::types::{FileId, Lsn};
 use bytes::Bytes;
@@ -135,6 +135,11 @@ impl Table {
         }
     }
 
+    /// Fills the cache with blocks that were prepared while the table was written.
+    pub fn adopt(&self, prepared: Vec<(usize, PreparedBlock)>) {
+        self.reader.adopt(prepared, &self.cache);
+    }
+
     /// Whether its blocks are locked in memory.
     pub fn is_resident(&self) -> bool {
         self.resident.is_resident()
@@ -232,5 +237,9 @@ impl TableRecords {
 
     pub fn current_key(&self) -> &[u8] {
         self.0.current_key()
+    }
+
+    pub fn warmth(&self) -> Warmth {
+        self.0.warmth()
     }
 }

@@ -30,12 +30,15 @@ use crate::memtable::Memtable;
 use crate::partition::layout::{Layout, Segment};
 use crate::partition::{Partition, PartitionInit, Serving, SnapshotPin};
 use crate::residency::Residency;
-use crate::table::ShardBlockCache;
+use crate::table::{Charge, ShardBlockCache};
 use crate::types::{AttemptId, Epoch, FileId, KeyRange, Lsn, PartitionId, SegmentId, ShardId};
 use crate::wal::Wal;
 
 use files::{Table, TableFile};
 use manifest::ShardManifest;
+
+/// The memtables' memory is accounted for in steps of this.
+const MEMTABLE_CHARGE_STEP: usize = 256 << 10;
 
 /// What a new partition is to be.
 #[derive(Clone, Debug)]
@@ -61,6 +64,7 @@ pub struct Shard {
     wal: Wal,
     manifest: ShardManifest,
     cache: Rc<ShardBlockCache>,
+    memtable_charge: RefCell<Option<Charge>>,
     residency: Residency,
     clock: HlcClock,
     background: Background,
@@ -282,7 +286,7 @@ impl Shard {
 
     /// Bytes that resident segments may take; what they take, the cache lacks.
     pub(crate) fn resident_budget_bytes(&self) -> usize {
-        self.config.cache_budget_bytes() / 2
+        self.config.resident_budget_bytes()
     }
 
     /// Bytes that one compaction may hold of its sources at a time.
@@ -345,6 +349,17 @@ impl Shard {
         self.partitions.borrow().values().map(|partition| partition.memtable_bytes()).sum()
     }
 
+    /// Charges the memtables' memory to the cache, which gives way to them. To be called when that has changed.
+    pub(crate) fn account_memtables(&self) {
+        let bytes = self.memtable_bytes().next_multiple_of(MEMTABLE_CHARGE_STEP);
+        let mut held = self.memtable_charge.borrow_mut();
+        if held.as_ref().map_or(0, Charge::bytes) != bytes {
+            // Let go first: the two never count together.
+            *held = None;
+            *held = Some(self.cache.charge(bytes));
+        }
+    }
+
     pub(crate) fn memtables_full(&self) -> bool {
         self.memtable_bytes() >= self.config.memtable_budget_bytes()
     }
@@ -378,6 +393,7 @@ impl Shard {
 
     /// A memtable is gone, by whomever it was flushed: writers that wait for room look again.
     pub(crate) fn handle_memtable_freed(&self) {
+        self.account_memtables();
         self.memtable_room.notify_all();
     }
 

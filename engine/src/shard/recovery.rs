@@ -75,6 +75,7 @@ impl Shard {
             id,
             dir,
             cache: Rc::new(ShardBlockCache::new(config.cache_budget_bytes())),
+            memtable_charge: RefCell::default(),
             residency: Residency::default(),
             config,
             model,
@@ -130,6 +131,7 @@ impl Shard {
             self.partitions.borrow_mut().insert(id, built);
             self.directory.insert(id, self.id);
         }
+        self.account_memtables();
         Ok(())
     }
 

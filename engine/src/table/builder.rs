@@ -6,7 +6,10 @@ use crate::error::{Error, Result};
 use crate::record::{RecordKind, RecordView};
 use crate::types::Lsn;
 
+use rkyv::util::AlignedVec;
+
 use super::block::Columns;
+use super::cache::Warmth;
 use super::compress::{Backlog, ClosedBlock, Packed, Packer};
 use super::filter;
 use super::footer::{FOOTER_LEN, Footer, PART_ALIGN, Part};
@@ -58,6 +61,8 @@ pub struct BuiltTable {
     pub bytes: Vec<u8>,
     /// What is known of it.
     pub meta: TableMeta,
+    /// Warm blocks that were not taken before.
+    pub(crate) collected: Vec<WarmBlock>,
 }
 
 /// Takes records in (key ascending, LSN descending) order.
@@ -78,8 +83,24 @@ pub struct TableBuilder {
     digest: RecordDigest,
     footer: Footer,
     packing: Packing,
+    /// Records of the open block that are warm, and hot ones among them.
+    warm: (u32, u32),
+    /// Whether blocks are collected however cold they are.
+    collect_all: bool,
+    collected: Vec<WarmBlock>,
     /// Deadline and bytes of each record that has one.
     deadlines: Vec<(u64, u64)>,
+}
+
+/// A closed block that readers want in memory.
+#[derive(Debug)]
+pub(crate) struct WarmBlock {
+    /// Its place in the table.
+    pub block: usize,
+    /// Its checksum in the index.
+    pub crc: u32,
+    pub warmth: Warmth,
+    pub archive: AlignedVec,
 }
 
 /// What becomes of closed blocks.
@@ -114,8 +135,26 @@ impl TableBuilder {
                 Compression::None => Packing::Plain,
                 Compression::Zstd => Packing::Sampling(Backlog::default()),
             },
+            warm: (0, 0),
+            collect_all: false,
+            collected: Vec::new(),
             deadlines: Vec::new(),
         }
+    }
+
+    /// As [`TableBuilder::add`] of a record that is so warm. A block of which half the records are warm is collected for
+    /// [`TableBuilder::take_collected`], or every block if `collect_all`, as far as blocks are stored as they are.
+    pub(crate) fn add_warm(&mut self, record: RecordView<'_>, warmth: Warmth, collect_all: bool) -> Result<()> {
+        self.collect_all = collect_all;
+        self.add(record)?;
+        self.warm.0 += u32::from(warmth >= Warmth::Warm);
+        self.warm.1 += u32::from(warmth >= Warmth::Hot);
+        Ok(())
+    }
+
+    /// The warm blocks that were closed since.
+    pub(crate) fn take_collected(&mut self) -> Vec<WarmBlock> {
+        std::mem::take(&mut self.collected)
     }
 
     /// Whether no record has been added.
@@ -236,7 +275,7 @@ impl TableBuilder {
         let footer = self.footer.encode();
         self.bytes.extend_from_slice(&footer);
         let meta = meta_of(&self.footer);
-        Ok(BuiltTable { bytes: self.bytes, meta })
+        Ok(BuiltTable { bytes: self.bytes, meta, collected: self.collected })
     }
 
     fn close_block(&mut self) -> Result<()> {
@@ -245,9 +284,15 @@ impl TableBuilder {
         }
         let archive = self.open.archive()?;
         let last_key = self.last_key_of_open();
+        let warmth = self.warmth_of_open();
         self.open.clear();
         match &mut self.packing {
-            Packing::Plain => self.store_block(&last_key, &archive),
+            Packing::Plain => {
+                let (block, crc) = (self.index.len(), self.store_block(&last_key, &archive));
+                if warmth > Warmth::Cold {
+                    self.collected.push(WarmBlock { block, crc, warmth, archive });
+                }
+            }
             Packing::Sampling(backlog) => backlog.push(ClosedBlock { last_key, bytes: archive.to_vec() }),
             Packing::With(packer) => {
                 let stored = packer.pack(&archive)?;
@@ -258,10 +303,25 @@ impl TableBuilder {
         Ok(())
     }
 
-    fn store_block(&mut self, last_key: &[u8], stored: &[u8]) {
+    /// How warm the block being closed is.
+    fn warmth_of_open(&mut self) -> Warmth {
+        let (warm, hot) = std::mem::take(&mut self.warm);
+        let half = self.open.len().div_ceil(2) as u32;
+        if hot >= half {
+            Warmth::Hot
+        } else if warm >= half || self.collect_all {
+            Warmth::Warm
+        } else {
+            Warmth::Cold
+        }
+    }
+
+    /// Appends a block; returns its checksum.
+    fn store_block(&mut self, last_key: &[u8], stored: &[u8]) -> u32 {
         let part = self.append(stored);
         self.index.push(last_key, BlockEntry { offset: part.offset, len: part.len as usize, crc: part.crc });
         self.pad();
+        part.crc
     }
 
     fn pad(&mut self) {

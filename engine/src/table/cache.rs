@@ -33,12 +33,33 @@ const SMALL_SHARE: usize = 10;
 /// Bookkeeping of one cached block: its slot, its place in a queue, its reference counts.
 const ENTRY_OVERHEAD_BYTES: usize = 64;
 
+/// How much readers want the records of a block, by what the cache knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Warmth {
+    /// They are not in memory.
+    #[default]
+    Cold,
+    /// They are, and may have been read once.
+    Warm,
+    /// They were read again and again.
+    Hot,
+}
+
+/// A block in the cache's memory that waits for its table to be opened.
+#[derive(Debug)]
+pub(crate) struct PreparedBlock {
+    block: Rc<VerifiedBlock>,
+    warmth: Warmth,
+    /// Counts its memory until it has a slot.
+    _charge: Charge,
+}
+
 /// Where readers look for blocks before they read the device.
 pub trait BlockCache {
     /// The block, if it is held.
     fn lookup(&self, slots: &BlockSlots, block: usize) -> Option<Rc<VerifiedBlock>>;
-    /// As [`BlockCache::lookup`], but no use of the block: it stays no longer for it.
-    fn peek(&self, slots: &BlockSlots, block: usize) -> Option<Rc<VerifiedBlock>>;
+    /// As [`BlockCache::lookup`], but no use of the block: it stays no longer for it. Says how warm it is.
+    fn peek(&self, slots: &BlockSlots, block: usize) -> Option<(Rc<VerifiedBlock>, Warmth)>;
     /// Offers a block that was just read; returns it, perhaps in other memory.
     fn insert(&self, slots: &Rc<BlockSlots>, block: usize, verified: VerifiedBlock) -> Rc<VerifiedBlock>;
 }
@@ -52,7 +73,7 @@ impl BlockCache for NoCache {
         None
     }
 
-    fn peek(&self, _slots: &BlockSlots, _block: usize) -> Option<Rc<VerifiedBlock>> {
+    fn peek(&self, _slots: &BlockSlots, _block: usize) -> Option<(Rc<VerifiedBlock>, Warmth)> {
         None
     }
 
@@ -253,6 +274,62 @@ impl ShardBlockCache {
         Charge { usage: Rc::clone(&self.usage), bytes }
     }
 
+    /// Whether so many bytes more push nothing out.
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
+        self.usage.total() + bytes <= self.capacity.get() - self.capacity.get() / IDLE_SHARE
+    }
+
+    /// Takes memory for a block of a table that is being written, which replaces others that are as warm.
+    pub(crate) fn prepare(&self, verified: VerifiedBlock, warmth: Warmth) -> PreparedBlock {
+        let block = Rc::new(verified.into_frame(&self.frames));
+        let charge = self.charge(weight(&block));
+        PreparedBlock { block, warmth, _charge: charge }
+    }
+
+    /// Gives a prepared block its slot.
+    pub(crate) fn adopt(&self, slots: &Rc<BlockSlots>, block: usize, prepared: PreparedBlock) {
+        let PreparedBlock { block: verified, warmth, _charge: charge } = prepared;
+        drop(charge);
+        self.place(slots, block, verified, warmth);
+    }
+
+    /// Puts a block into its slot, unless there is one; returns the one that is there then.
+    fn place(
+        &self,
+        slots: &Rc<BlockSlots>,
+        block: usize,
+        verified: Rc<VerifiedBlock>,
+        warmth: Warmth,
+    ) -> Rc<VerifiedBlock> {
+        let mut queues = self.queues.borrow_mut();
+        {
+            let mut table = slots.slots.borrow_mut();
+            let slot = &mut table[block];
+            if let Some(held) = &slot.block {
+                // Two readers missed at once; the first one's stays.
+                return Rc::clone(held);
+            }
+            let usage = slots.usage.get_or_init(|| Rc::clone(&self.usage));
+            let is_back = slot.dropped_at != 0 && queues.drops - slot.dropped_at <= queues.main.len() as u32;
+            let (queue, account) = match is_back || warmth == Warmth::Hot {
+                true => (Queue::Main, &usage.main),
+                false => (Queue::Small, &usage.small),
+            };
+            slot.queue = queue;
+            slot.uses = 0;
+            slot.dropped_at = 0;
+            slot.block = Some(Rc::clone(&verified));
+            account.update(|bytes| bytes + weight(&verified));
+            let queued: Queued = (Rc::downgrade(slots), block as u32);
+            if let Some(frame) = verified.frame() {
+                self.frames.set_owner(frame, queued.clone());
+            }
+            if queue == Queue::Main { queues.main.push_back(queued) } else { queues.small.push_back(queued) }
+        }
+        queues.sweep();
+        verified
+    }
+
     fn shrink(&self) {
         let mut queues = self.queues.borrow_mut();
         let (whole, slab_bytes) = (self.capacity.get(), self.frames.slab_bytes());
@@ -298,6 +375,14 @@ impl ShardBlockCache {
 pub struct Charge {
     usage: Rc<Usage>,
     bytes: usize,
+}
+
+impl Charge {
+    /// Bytes charged.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
 impl Drop for Charge {
@@ -384,38 +469,16 @@ impl BlockCache for ShardBlockCache {
         Some(held)
     }
 
-    fn peek(&self, slots: &BlockSlots, block: usize) -> Option<Rc<VerifiedBlock>> {
-        slots.slots.borrow()[block].block.clone()
+    fn peek(&self, slots: &BlockSlots, block: usize) -> Option<(Rc<VerifiedBlock>, Warmth)> {
+        let slot = &slots.slots.borrow()[block];
+        let warmth = if slot.queue == Queue::Small { Warmth::Warm } else { Warmth::Hot };
+        slot.block.clone().map(|block| (block, warmth))
     }
 
     fn insert(&self, slots: &Rc<BlockSlots>, block: usize, verified: VerifiedBlock) -> Rc<VerifiedBlock> {
-        let verified = Rc::new(verified.into_frame(&self.frames));
-        let mut queues = self.queues.borrow_mut();
-        {
-            let mut table = slots.slots.borrow_mut();
-            let slot = &mut table[block];
-            if let Some(held) = &slot.block {
-                // Two readers missed at once; the first one's stays.
-                return Rc::clone(held);
-            }
-            let usage = slots.usage.get_or_init(|| Rc::clone(&self.usage));
-            let is_back = slot.dropped_at != 0 && queues.drops - slot.dropped_at <= queues.main.len() as u32;
-            let (queue, account) = if is_back { (Queue::Main, &usage.main) } else { (Queue::Small, &usage.small) };
-            slot.queue = queue;
-            slot.uses = 0;
-            slot.dropped_at = 0;
-            slot.block = Some(Rc::clone(&verified));
-            account.update(|bytes| bytes + weight(&verified));
-            let queued: Queued = (Rc::downgrade(slots), block as u32);
-            if let Some(frame) = verified.frame() {
-                self.frames.set_owner(frame, queued.clone());
-            }
-            if is_back { queues.main.push_back(queued) } else { queues.small.push_back(queued) }
-        }
-        queues.sweep();
-        drop(queues);
+        let held = self.place(slots, block, Rc::new(verified.into_frame(&self.frames)), Warmth::Warm);
         self.shrink();
-        verified
+        held
     }
 }
 

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::record::RecordView;
 
 use super::block::VerifiedBlock;
-use super::cache::BlockCache;
+use super::cache::{BlockCache, Warmth};
 use super::reader::{BlockSource, TableReader, UnverifiedRun};
 
 /// What a walk is for: how far it reads ahead, and whether its blocks are worth keeping.
@@ -42,6 +42,8 @@ pub struct TableIter<S, C> {
     position: usize,
     /// Records of the block that lie in the range.
     limit: usize,
+    /// How warm the block is that it stands in; known in maintenance only.
+    warmth: Warmth,
 }
 
 impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
@@ -69,7 +71,13 @@ impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
             block: None,
             position: 0,
             limit: 0,
+            warmth: Warmth::Cold,
         }
+    }
+
+    /// How warm the record is that it stands on. Always cold but for [`Purpose::Maintain`].
+    pub(crate) fn warmth(&self) -> Warmth {
+        self.warmth
     }
 
     /// As [`TableIter::advance`] while the next record lies in the block that it stands in; `None` if that has to be
@@ -139,16 +147,21 @@ impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
         if let Some(run) = &mut self.ahead
             && let Some(verified) = self.reader.next_of(run, &*self.cache, keep)?
         {
+            if !keep {
+                self.warmth = self.reader.peek(block, &*self.cache).map_or(Warmth::Cold, |(_, warmth)| warmth);
+            }
             return Ok(verified);
         }
         self.ahead = None;
         let held = match self.purpose {
-            Purpose::Serve => self.reader.cached(block, &*self.cache),
+            Purpose::Serve => self.reader.cached(block, &*self.cache).map(|held| (held, Warmth::Cold)),
             Purpose::Maintain { .. } => self.reader.peek(block, &*self.cache),
         };
-        if let Some(held) = held {
+        if let Some((held, warmth)) = held {
+            self.warmth = warmth;
             return Ok(held);
         }
+        self.warmth = Warmth::Cold;
         let end = self.end.as_deref().map_or(self.reader.blocks(), |end| self.reader.block_for(end) + 1);
         let mut run = self.reader.read_ahead(block..end, self.read_ahead_bytes, &*self.cache, keep).await?;
         if keep {

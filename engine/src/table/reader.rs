@@ -15,7 +15,7 @@ use crate::types::Lsn;
 
 use super::block::{BlockRecord, CheckedBlock, VerifiedBlock};
 use super::builder::{TableMeta, meta_of};
-use super::cache::{BlockCache, BlockSlots};
+use super::cache::{BlockCache, BlockSlots, PreparedBlock, ShardBlockCache, Warmth};
 use super::compress::Unpacker;
 use super::filter::{self, key_hash};
 use super::footer::{FOOTER_LEN, Footer, Part};
@@ -242,7 +242,7 @@ impl<S: BlockSource> TableReader<S> {
     }
 
     /// As [`TableReader::cached`] for somebody whose interest says nothing about that of readers.
-    pub(super) fn peek(&self, block: usize, cache: &impl BlockCache) -> Option<Rc<VerifiedBlock>> {
+    pub(super) fn peek(&self, block: usize, cache: &impl BlockCache) -> Option<(Rc<VerifiedBlock>, Warmth)> {
         cache.peek(&self.slots, block)
     }
 
@@ -335,6 +335,13 @@ impl<S: BlockSource> TableReader<S> {
     pub(crate) fn clear_resident(&self) -> Option<Arc<LockedMap>> {
         self.slots.clear_resident();
         self.map.take()
+    }
+
+    /// Fills slots with blocks that were prepared while the table was written.
+    pub(crate) fn adopt(&self, prepared: Vec<(usize, PreparedBlock)>, cache: &ShardBlockCache) {
+        for (block, prepared) in prepared {
+            cache.adopt(&self.slots, block, prepared);
+        }
     }
 
     /// Takes some blocks out of the cache; false if none is left.
