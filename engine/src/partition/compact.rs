@@ -71,6 +71,11 @@ impl Partition {
         LayoutPin { pins: Rc::clone(&self.layout_pins) }
     }
 
+    /// Whether a segment has so many slices that flushes should wait for its compaction.
+    pub(crate) fn is_in_debt(&self) -> bool {
+        self.layout.borrow().segments.iter().any(|segment| segment.slices.len() >= SLICES_URGENT)
+    }
+
     /// Compacts the segment that needs it most; false if none does.
     pub(crate) async fn compact_next(&self) -> Result<bool> {
         let Some(_guard) = self.lock_maintenance().await else {

@@ -77,6 +77,9 @@ impl Shard {
             self.recycle_wal().await?;
             for partition in self.partitions() {
                 worked |= partition.compact_next().await?;
+                // A flush gives every segment a slice: one compaction a flush would fall behind for ever under sustained
+                // writes. The next flush, and with it the writers, waits until the debt is paid off.
+                while partition.is_in_debt() && !self.closing.get() && partition.compact_next().await? {}
             }
             if !worked || self.closing.get() {
                 return Ok(());
