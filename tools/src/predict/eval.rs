@@ -103,7 +103,7 @@ fn print_table(report: &Report) {
     }
 }
 
-/// Names and figures, best last; the guard over the rules among them.
+/// Names and figures, best last; what the rules alone can do among them.
 pub(super) fn rows(report: &Report) -> Vec<(String, &ScorerReport)> {
     let with_alpha = |name: &str, scorer: &ScorerReport| match scorer.alpha {
         Some(alpha) => format!("{name} (alpha {alpha})"),
@@ -111,7 +111,8 @@ pub(super) fn rows(report: &Report) -> Vec<(String, &ScorerReport)> {
     };
     let mut rows: Vec<(String, &ScorerReport)> =
         report.scorers.iter().map(|(name, scorer)| (with_alpha(name, scorer), scorer)).collect();
-    rows.push(("classic (rules' guard)".to_owned(), &report.classic));
+    rows.push(("classic (chosen rule)".to_owned(), &report.classic));
+    rows.push(("auto of rules alone".to_owned(), &report.rules_mixed));
     rows.sort_by(|a, b| a.1.share.total_cmp(&b.1.share));
     rows
 }
@@ -126,6 +127,6 @@ pub(super) fn gaps(report: &Report) -> Vec<(&'static str, String)> {
     };
     vec![
         ("ewma of the best alpha", text(report.gap_vs_ewma, report.gap_vs_ewma_ci95)),
-        ("the guard's choice of rules", text(report.gap_vs_classic, report.gap_vs_classic_ci95)),
+        ("classic", text(report.gap_vs_classic, report.gap_vs_classic_ci95)),
     ]
 }

@@ -75,13 +75,13 @@ fn replayed(path: &std::path::Path, limit: f64) -> Result<Scenario, CliError> {
         return Err(format!("--limit {limit}: above 0, at most 1").into());
     }
     let requests = trace::read_all(path)?;
-    let end = requests.last().map_or(0, |request| request.ts_us) + 1;
+    let end = requests.last().map_or(0, |request| u128::from(request.ts_us)) + 1;
     if requests.windows(2).all(|pair| pair[1].ts_us - pair[0].ts_us <= 1) {
         return Err(format!("{}: its times are request numbers, so it has no load over time", path.display()).into());
     }
     let mut totals = vec![0.0; TRACE_WINDOWS];
     for request in &requests {
-        totals[(u128::from(request.ts_us) * TRACE_WINDOWS as u128 / u128::from(end)) as usize] += 1.0;
+        totals[(u128::from(request.ts_us) * TRACE_WINDOWS as u128 / end) as usize] += 1.0;
     }
     let highest = totals.iter().copied().fold(1.0, f64::max);
     Ok(Scenario::replayed(&totals, limit * highest))
