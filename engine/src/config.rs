@@ -156,13 +156,15 @@ impl EngineConfig {
         (self.memory_budget_bytes / self.shards / 64).min(4 << 20)
     }
 
-    /// Bytes that blocks, indexes, filters and memtables of one shard may take together: what buffers leave. Blocks give
-    /// way to the rest, so memory that memtables do not use is the cache's.
+    /// Bytes that blocks, indexes, filters and memtables of one shard may take together: what buffers and the heap's holes
+    /// leave. Blocks give way to the rest, so memory that memtables do not use is the cache's.
     pub(crate) fn cache_budget_bytes(&self) -> usize {
         let share = self.memory_budget_bytes / self.shards;
         // Log batches being filled and in flight, tables being read and written.
         let buffers = share / 16;
-        share - buffers
+        // The heap keeps holes between what lives: under sustained updates about a sixth of the budget.
+        let holes = share / 6;
+        share - buffers - holes
     }
 
     /// Bytes that resident tables of one shard may take: half of what full memtables leave.

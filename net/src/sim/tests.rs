@@ -63,15 +63,15 @@ fn find(mutant: Mutant, seeds: u64) {
 
 #[test]
 fn freeze_left_by_a_timer_is_found() {
-    find(Mutant::FreezeLeftByTimer, 60);
+    find(Mutant::FreezeLeftByTimer, 400);
 }
 
 #[test]
 fn restart_that_serves_unread_is_found() {
-    find(Mutant::ServeUnread, 60);
+    find(Mutant::ServeUnread, 400);
 }
 
 #[test]
 fn endless_read_lease_is_found() {
-    find(Mutant::EndlessLease, 60);
+    find(Mutant::EndlessLease, 400);
 }
