@@ -18,6 +18,7 @@ mod damage;
 mod history;
 mod life;
 mod node;
+mod sweep;
 mod world;
 
 #[cfg(test)]
@@ -30,6 +31,7 @@ use antumbra_predictor::model::Model;
 
 pub use crate::io::Bug;
 pub use node::{Node, OnNode, Sleep, darken, is_dark, now, spawn, wall_ms};
+pub use sweep::run_seeds;
 use world::World;
 
 /// What a run is to do.

@@ -1,8 +1,6 @@
 //! `antumbra-cluster-sim`: runs seeds of the cluster's simulation. `cargo xtask sim --cluster` builds and starts it.
 
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use antumbra_net::sim::{Failure, Mutant, Options, Report, run_seed};
@@ -142,32 +140,7 @@ fn hunt(mutant: Mutant, arguments: &Arguments) -> bool {
 
 /// Failures come back ascending by seed.
 fn run_seeds(arguments: &Arguments, seeds: u64, until_found: bool) -> (Report, Vec<Failure>) {
-    let next = AtomicU64::new(arguments.first);
-    let found = AtomicBool::new(false);
-    let results = Mutex::new((Report::default(), Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..arguments.threads {
-            scope.spawn(|| {
-                while !(until_found && found.load(Ordering::Relaxed)) {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= arguments.first + seeds {
-                        return;
-                    }
-                    let (result, _) = run_seed(seed, &arguments.options);
-                    let mut results = results.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                    match result {
-                        Ok(report) => results.0.add(&report),
-                        Err(failure) => {
-                            println!("FAILED {failure}");
-                            found.store(true, Ordering::Relaxed);
-                            results.1.push(failure);
-                        }
-                    }
-                }
-            });
-        }
-    });
-    let (sum, mut failures) = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    failures.sort_by_key(|failure| failure.seed);
-    (sum, failures)
+    let range = arguments.first..arguments.first + seeds;
+    let run = |seed| run_seed(seed, &arguments.options).0;
+    antumbra_engine::sim::run_seeds(arguments.threads, range, until_found, run, Report::add)
 }

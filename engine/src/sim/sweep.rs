@@ -1,0 +1,45 @@
+//! Many seeds on many threads: what the simulators' programs share.
+
+use std::fmt::Display;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Runs each seed once, with `until_found` only until one fails. Failures are printed as they come, and come back ascending
+/// by seed; `add` sums up the reports of the others.
+pub fn run_seeds<R: Default + Send, F: Display + Send>(
+    threads: usize,
+    seeds: Range<u64>,
+    until_found: bool,
+    run: impl Fn(u64) -> Result<R, F> + Sync,
+    add: impl Fn(&mut R, &R) + Sync,
+) -> (R, Vec<F>) {
+    let next = AtomicU64::new(seeds.start);
+    let found = AtomicBool::new(false);
+    let results = Mutex::new((R::default(), Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while !(until_found && found.load(Ordering::Relaxed)) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let result = run(seed);
+                    let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+                    match result {
+                        Ok(report) => add(&mut results.0, &report),
+                        Err(failure) => {
+                            println!("FAILED {failure}");
+                            found.store(true, Ordering::Relaxed);
+                            results.1.push((seed, failure));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let (sum, mut failures) = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    failures.sort_by_key(|(seed, _)| *seed);
+    (sum, failures.into_iter().map(|(_, failure)| failure).collect())
+}
