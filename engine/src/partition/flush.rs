@@ -49,9 +49,14 @@ impl Partition {
             erasures: erasures.clone(),
         }));
         self.shard.log_edits(edits).await?;
-        let mut segments = layout.segments.clone();
+        let mut tables = Vec::with_capacity(slices.len());
         for (index, slice) in slices {
-            let table = slice.open(&self.shard, &file).await?;
+            tables.push((index, slice.open(&self.shard, &file).await?));
+        }
+        // Nothing is awaited from here until the layout is in place: a write in between would raise the version of a
+        // segment that has been copied already.
+        let mut segments = layout.segments.clone();
+        for (index, table) in tables {
             segments[index] = Rc::new(segments[index].with_flushed(Some(table), &[]));
         }
         for (index, erasures) in erased {

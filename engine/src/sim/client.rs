@@ -206,7 +206,11 @@ async fn snapshot(world: &Rc<World>, partition: &Rc<Partition>) -> Result<(), St
     }
     let whole = page.rest.is_none();
     let fits = items.starts_with(&page.items) && (page.items.len() == items.len() || !whole);
-    if fits { Ok(()) } else { Err(format!("a {direction:?} page of LSN {} is no part of its history", moment.lsn)) }
+    if fits {
+        return Ok(());
+    }
+    let (found, expected) = (ScanPage { items: page.items, next: None }, ScanPage { items, next: None });
+    Err(format!("a {direction:?} page, whole: {whole}: {}", difference(&found, &expected, moment.lsn)))
 }
 
 pub(super) async fn scan(
