@@ -24,10 +24,14 @@ fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
-/// A copy of the golden data folder, to be opened or damaged.
+/// A copy of the newest golden data folder, to be opened or damaged.
 fn folder() -> tempfile::TempDir {
+    copy_of("folder-v2")
+}
+
+fn copy_of(name: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    copy(&golden("folder-v1"), dir.path());
+    copy(&golden(name), dir.path());
     dir
 }
 
@@ -108,9 +112,15 @@ fn write_golden() {
     fs::write(out.join("records.bin"), bytes).unwrap();
 }
 
+/// Version 2 has a log whose marks say what they follow, and a manifest that knows how far the log was.
 #[test]
-fn open_folder_of_version_1_reads_everything() {
-    let dir = folder();
+fn open_folder_of_each_version_reads_everything() {
+    for name in ["folder-v1", "folder-v2"] {
+        open_reads_everything(&copy_of(name));
+    }
+}
+
+fn open_reads_everything(dir: &tempfile::TempDir) {
     offline::verify(dir.path(), |_| {}).unwrap();
     let engine = common::open(dir.path());
     let page = block_on(engine.partition(PARTITION).unwrap().export("", 1 << 20)).unwrap();
@@ -162,7 +172,7 @@ fn open_newer_log_is_refused() {
     let len = u32::from_le_bytes(bytes[at + 24..at + 28].try_into().unwrap()) as usize;
     set_version(&mut bytes[at..], 4, 32, &[0..32, 64..64 + len]);
     fs::write(&log.path, bytes).unwrap();
-    refused(dir.path(), "write-ahead log", 1);
+    refused(dir.path(), "write-ahead log", 2);
 }
 
 #[test]

@@ -335,6 +335,7 @@ fn edit_text(edit: &ManifestEdit) -> String {
         ManifestEdit::Missing { partition, attempt, segments } => {
             format!("partition {partition}: {} segments to come by attempt {attempt}", segments.len())
         }
+        ManifestEdit::Logged { seq } => format!("log on the device up to batch {seq}"),
         ManifestEdit::Held { partition, segment } => format!("partition {partition}: segment {segment} is held"),
         ManifestEdit::AddErasures { partition, segment, erasures } => {
             format!("partition {partition}: {} range deletions in segment {segment}", erasures.len())

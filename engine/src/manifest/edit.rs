@@ -137,6 +137,12 @@ pub enum ManifestEdit {
         /// Up to here.
         lsn: Lsn,
     },
+    /// Every batch of the log up to here was on the device when the edits beside it were written: a log that ends before it
+    /// has lost what was acknowledged. It comes with every group of edits.
+    Logged {
+        /// Up to this batch; 0 if nothing is known.
+        seq: WalSeq,
+    },
     /// These segments are not held yet; an attempt is to bring them.
     Missing {
         /// The partition.
@@ -203,6 +209,7 @@ const KIND_FLUSHED: u8 = 7;
 const KIND_OPTIONS: u8 = 8;
 const KIND_MISSING: u8 = 9;
 const KIND_HELD: u8 = 10;
+const KIND_LOGGED: u8 = 11;
 
 /// Encodes a group of edits.
 pub(super) fn encode(edits: &[ManifestEdit]) -> Result<AlignedVec> {
@@ -348,6 +355,10 @@ impl Writer<'_> {
                 self.number(lsn.0);
                 KIND_FLUSHED
             }
+            ManifestEdit::Logged { seq } => {
+                self.number(seq.0);
+                KIND_LOGGED
+            }
             ManifestEdit::Missing { partition, attempt, segments } => {
                 self.number(partition.0);
                 self.number(attempt.0);
@@ -420,6 +431,9 @@ impl Reader<'_> {
     }
 
     fn edit(&mut self, kind: u8) -> std::result::Result<ManifestEdit, String> {
+        if kind == KIND_LOGGED {
+            return Ok(ManifestEdit::Logged { seq: WalSeq(self.number()?) });
+        }
         let partition = PartitionId(self.number()?);
         match kind {
             KIND_CREATE => self.create(partition).map(ManifestEdit::CreatePartition),

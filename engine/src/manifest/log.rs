@@ -300,10 +300,11 @@ pub(crate) mod tests {
         for (step, kind) in steps.iter().enumerate() {
             let (step, partition) = (step as u64 + 1, PartitionId(1));
             let first = SegmentId(if splits == 0 { 1 } else { next_segment - 2 });
-            groups.push(match kind % 8 {
+            groups.push(match kind % 9 {
                 5 => vec![ManifestEdit::SetOptions { partition, compression: Compression::Zstd }],
                 6 => vec![ManifestEdit::Missing { partition, attempt: AttemptId(step), segments: vec![first] }],
                 7 => vec![ManifestEdit::Held { partition, segment: first }],
+                8 => vec![ManifestEdit::Logged { seq: WalSeq(step) }],
                 3 => vec![ManifestEdit::Flushed { partition, lsn: Lsn(step) }],
                 4 => vec![ManifestEdit::AddErasures {
                     partition,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::Compression;
 use crate::types::{AttemptId, Epoch, FileId, KeyRange, Lsn, PartitionId, SegmentId, WalSeq};
+use crate::wal::Known;
 
 use super::edit::{ManifestEdit, NewPartition, Role, SegmentDesc, TableRef};
 
@@ -41,6 +42,8 @@ pub struct PartitionState {
 pub struct ManifestState {
     /// By id.
     pub partitions: BTreeMap<PartitionId, PartitionState>,
+    /// The log reached this batch at least.
+    pub logged: WalSeq,
 }
 
 impl ManifestState {
@@ -87,6 +90,10 @@ impl ManifestState {
                 state.flushed = state.flushed.max(*lsn);
                 Ok(())
             }
+            ManifestEdit::Logged { seq } => {
+                self.logged = *seq;
+                Ok(())
+            }
             ManifestEdit::Missing { partition, attempt, segments } => {
                 let state = self.partition(*partition)?;
                 if let Some(unknown) = segments.iter().find(|id| index_of(&state.segments, **id).is_none()) {
@@ -125,10 +132,19 @@ impl ManifestState {
         segments.flat_map(|segment| segment.slices.iter().chain(&segment.base))
     }
 
+    /// What the log has to hold.
+    pub(crate) fn known_of_log(&self) -> Known {
+        let needed_from = self.partitions.values().map(|partition| partition.replay_from).min().unwrap_or_default();
+        Known { needed_from, logged: self.logged }
+    }
+
     /// The edits that build this state from nothing.
     #[must_use]
     pub fn snapshot(&self) -> Vec<ManifestEdit> {
         let mut edits = Vec::new();
+        if self.logged > WalSeq(0) {
+            edits.push(ManifestEdit::Logged { seq: self.logged });
+        }
         for (id, state) in &self.partitions {
             edits.push(ManifestEdit::CreatePartition(NewPartition {
                 partition: *id,

@@ -160,7 +160,11 @@ fn repair_shard(
         for found in &findings {
             match found {
                 Finding::TornTail { path, offset, .. } => cut_log(path, *offset, &[], quarantine)?,
-                Finding::LogCut { path, offset, later, .. } => cut_log(path, *offset, later, quarantine)?,
+                Finding::LogCut { path, offset, later, .. } => {
+                    cut_log(path, *offset, later, quarantine)?;
+                    // What was lost is known now: it is no reason to refuse the folder any more.
+                    ManifestLog::open(shard)?.append(&[ManifestEdit::Logged { seq: WalSeq(0) }])?;
+                }
                 Finding::Table { .. } | Finding::Beyond { .. } => {}
             }
         }
@@ -174,12 +178,12 @@ fn examine_log(shard: &Path, state: &ManifestState) -> Result<Vec<Finding>> {
     if !dir.is_dir() || !fs::list_dir(&dir)?.iter().any(|name| name.ends_with(".wal")) {
         return Ok(Vec::new());
     }
-    let needed_from = state.partitions.values().map(|partition| partition.replay_from).min().unwrap_or_default();
-    match wal::check(&dir, needed_from, |_, _| {}) {
+    match wal::check(&dir, state.known_of_log(), |_, _| {}) {
         Ok(()) => torn_tail(&dir),
         Err(Error::Corruption { path, .. }) if path == dir => Ok(vec![Finding::Beyond {
             what: format!(
-                "the log's beginning is missing (batch {needed_from} on): put the missing file back, or restore a checkpoint"
+                "the log's beginning is missing (batch {} on): put the missing file back, or restore a checkpoint",
+                state.known_of_log().needed_from
             ),
             path,
         }]),

@@ -44,12 +44,11 @@ pub fn verify(dir: &Path, mut progress: impl FnMut(Verified)) -> Result<Verified
         let state = manifest::read_current(&shard)?;
         found.shards += 1;
         found.partitions += state.partitions.len() as u64;
-        let needed_from = state.partitions.values().map(|partition| partition.replay_from).min().unwrap_or_default();
         let mut last = None;
         let wal_dir = shard.join("wal");
         // A restored folder that was never opened has no log yet.
         if wal_dir.exists() {
-            wal::check(&wal_dir, needed_from, |seq, _| {
+            wal::check(&wal_dir, state.known_of_log(), |seq, _| {
                 found.wal_batches += u64::from(last != Some(seq));
                 found.wal_records += 1;
                 last = Some(seq);

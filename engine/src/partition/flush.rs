@@ -35,10 +35,21 @@ impl Partition {
             // Nothing but range deletions: no table lies in the file.
             file.mark_obsolete();
         }
+        // Opened before the manifest names them: a file that cannot be read back leaves the memtable where it is.
+        let mut tables = Vec::with_capacity(slices.len());
+        for (index, slice) in slices {
+            match slice.open(&self.shard, &file).await {
+                Ok(table) => tables.push((index, table)),
+                Err(cause) => {
+                    file.mark_obsolete();
+                    return Err(cause);
+                }
+            }
+        }
         let replay_from = self.replay_from_after(&memtable);
         let mut edits = vec![ManifestEdit::AddRun {
             partition: self.id,
-            slices: slices.iter().map(|(index, slice)| (layout.segments[*index].id, slice.location)).collect(),
+            slices: tables.iter().map(|(index, table)| (layout.segments[*index].id, table.location)).collect(),
             replay_from,
             last_lsn: memtable.max_lsn().max(self.progress.borrow().durable()),
         }];
@@ -49,10 +60,6 @@ impl Partition {
             erasures: erasures.clone(),
         }));
         self.shard.log_edits(edits).await?;
-        let mut tables = Vec::with_capacity(slices.len());
-        for (index, slice) in slices {
-            tables.push((index, slice.open(&self.shard, &file).await?));
-        }
         // Nothing is awaited from here until the layout is in place: a write in between would raise the version of a
         // segment that has been copied already.
         let mut segments = layout.segments.clone();

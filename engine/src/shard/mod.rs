@@ -312,7 +312,8 @@ impl Shard {
 
     /// Makes edits of the manifest durable together. A failure latches the whole shard: what the manifest says is not
     /// known any more, so nothing may be flushed, and writers must not wait for room that never comes.
-    pub(crate) async fn log_edits(&self, edits: Vec<ManifestEdit>) -> Result<()> {
+    pub(crate) async fn log_edits(&self, mut edits: Vec<ManifestEdit>) -> Result<()> {
+        edits.push(ManifestEdit::Logged { seq: self.wal.durable() });
         let logged = self.manifest.append(edits).await;
         if let Err(cause @ Error::Io { .. }) = &logged {
             self.wal.latch(cause);

@@ -54,13 +54,12 @@ impl Shard {
         let state = manifest.state().clone();
         let clock = HlcClock::default();
         let mut replayed = empty_memtables(&state);
-        let needed_from = state.partitions.values().map(|partition| partition.replay_from).min().unwrap_or_default();
-        let beyond = state.partitions.values().map(|partition| partition.replay_from).max().unwrap_or_default();
+        let replay_from = state.partitions.values().map(|partition| partition.replay_from).max().unwrap_or_default();
         let recovered = wal::recover(
             &dir.join("wal"),
             config.wal_file_bytes,
-            needed_from,
-            beyond,
+            state.known_of_log(),
+            state.logged.max(replay_from),
             config.lock_timeout,
             |seq, entry| {
                 replay(&state, &mut replayed, &clock, seq, entry);

@@ -3,8 +3,8 @@
 //! ```text
 //! offset  size  field
 //!      0     4  magic "AWAL"
-//!      4     1  version (1)
-//!      5     1  flags: bit 0 = first batch of an incarnation
+//!      4     1  version (2)
+//!      5     1  flags: bit 0 = mark, the first batch of an incarnation
 //!      6     2  zero
 //!      8     8  generation of the file
 //!     16     8  sequence number of the batch
@@ -12,7 +12,8 @@
 //!     28     4  number of entries
 //!     32     4  crc32c of bytes 0..32 and of the payload
 //!     36    28  zero
-//!     64     -  payload: entries; then zeros up to the next 4 KiB block
+//!     64     -  payload: entries, or a mark's 8 bytes: the last batch before it that counts; then zeros up to the next
+//!               4 KiB block
 //!
 //! entry:
 //!      0     8  partition
@@ -35,7 +36,9 @@ use crate::types::{AttemptId, Hlc, Lsn, PartitionId, WalSeq};
 pub(super) const HEADER_LEN: usize = 64;
 const ENTRY_HEADER_LEN: usize = 56;
 const MAGIC: [u8; 4] = *b"AWAL";
-const VERSION: u8 = 1;
+/// Version 1 had marks without a payload.
+const VERSION: u8 = 2;
+const VERSIONS: std::ops::RangeInclusive<u8> = 1..=VERSION;
 const FLAG_INCARNATION: u8 = 1;
 /// Room that a batch begins with at least, and at most whatever the batch before it took.
 const CAPACITY_BYTES_MIN: usize = 16 << 10;
@@ -51,11 +54,13 @@ pub(crate) struct Entry<'a> {
 }
 
 /// What a batch's header says, once the batch is known to be whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct BatchHeader {
     pub seq: WalSeq,
     /// First batch of an incarnation.
     pub incarnation: bool,
+    /// A mark's word on the last batch before it that counts; version 1 does not say.
+    pub follows: Option<WalSeq>,
     pub payload_len: usize,
     pub entries: u32,
 }
@@ -114,13 +119,24 @@ impl BatchBuilder {
         self.entries += 1;
     }
 
+    /// The mark of an incarnation that begins behind batch `follows`.
+    pub fn mark(generation: u64, seq: WalSeq, follows: WalSeq) -> AlignedBuf {
+        let mut batch = BatchBuilder::new();
+        batch.buffer.extend_from_slice(&follows.0.to_le_bytes());
+        batch.finish(generation, seq, FLAG_INCARNATION)
+    }
+
     /// Fills in the header and pads.
-    pub fn seal(mut self, generation: u64, seq: WalSeq, incarnation: bool) -> AlignedBuf {
+    pub fn seal(self, generation: u64, seq: WalSeq) -> AlignedBuf {
+        self.finish(generation, seq, 0)
+    }
+
+    fn finish(mut self, generation: u64, seq: WalSeq, flags: u8) -> AlignedBuf {
         let payload_len = self.payload_len() as u32;
         let (header, payload) = self.buffer.as_mut_slice().split_at_mut(HEADER_LEN);
         header[0..4].copy_from_slice(&MAGIC);
         header[4] = VERSION;
-        header[5] = if incarnation { FLAG_INCARNATION } else { 0 };
+        header[5] = flags;
         header[8..16].copy_from_slice(&generation.to_le_bytes());
         header[16..24].copy_from_slice(&seq.0.to_le_bytes());
         header[24..28].copy_from_slice(&payload_len.to_le_bytes());
@@ -135,7 +151,7 @@ impl BatchBuilder {
 /// Decodes the batch at the start of `bytes`; `None` unless a whole batch of this generation lies there.
 pub(super) fn decode_batch(bytes: &[u8], generation: u64) -> Option<(BatchHeader, &[u8])> {
     let (header, rest) = bytes.split_at_checked(HEADER_LEN)?;
-    let known = header[0..4] == MAGIC && header[4] == VERSION && number(header, 8) == generation;
+    let known = header[0..4] == MAGIC && VERSIONS.contains(&header[4]) && number(header, 8) == generation;
     if !known {
         return None;
     }
@@ -144,19 +160,27 @@ pub(super) fn decode_batch(bytes: &[u8], generation: u64) -> Option<(BatchHeader
     if crc != short(header, 32) {
         return None;
     }
+    let incarnation = header[5] & FLAG_INCARNATION != 0;
+    let (follows, entries) = if incarnation && header[4] > 1 {
+        let (follows, entries) = payload.split_at_checked(8)?;
+        (Some(WalSeq(number(follows, 0))), entries)
+    } else {
+        (None, payload)
+    };
     let header = BatchHeader {
         seq: WalSeq(number(header, 16)),
-        incarnation: header[5] & FLAG_INCARNATION != 0,
+        incarnation,
+        follows,
         payload_len: payload.len(),
         entries: short(header, 28),
     };
-    Some((header, payload))
+    Some((header, entries))
 }
 
 /// The version of a whole batch of this generation that another build wrote: it is neither torn nor an older life's.
 pub(super) fn foreign_version(bytes: &[u8], generation: u64) -> Option<u8> {
     let (header, rest) = bytes.split_at_checked(HEADER_LEN)?;
-    if header[0..4] != MAGIC || header[4] == VERSION || number(header, 8) != generation {
+    if header[0..4] != MAGIC || VERSIONS.contains(&header[4]) || number(header, 8) != generation {
         return None;
     }
     let payload = rest.get(..short(header, 24) as usize)?;
@@ -248,14 +272,13 @@ pub(crate) fn fuzz(data: &[u8]) {
     let Some((count, payload)) = data.split_first() else {
         return;
     };
-    let header =
-        BatchHeader { seq: WalSeq(1), incarnation: false, payload_len: payload.len(), entries: u32::from(*count) };
+    let header = BatchHeader { entries: u32::from(*count), ..BatchHeader::default() };
     let Ok(entries) = decode_entries(header, payload) else {
         return;
     };
     let mut builder = BatchBuilder::new();
     entries.iter().for_each(|entry| builder.push(*entry));
-    let sealed = builder.seal(7, WalSeq(1), false);
+    let sealed = builder.seal(7, WalSeq(1));
     let decoded = decode_batch(sealed.as_slice(), 7);
     let again = decoded.and_then(|(header, payload)| decode_entries(header, payload).ok());
     assert_eq!(again.as_deref(), Some(&entries[..]), "what was decoded survives another round");
@@ -271,7 +294,7 @@ pub(crate) fn fuzz_seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         builder.push(Entry { partition: PartitionId(1), attempt: AttemptId(2), record });
     }
     let len = HEADER_LEN + builder.payload_len();
-    let batch = builder.seal(0, WalSeq(4), true);
+    let batch = builder.seal(0, WalSeq(4));
     let mut payload = vec![2];
     payload.extend_from_slice(&batch.as_slice()[HEADER_LEN..len]);
     vec![
@@ -297,7 +320,7 @@ mod tests {
         for record in records {
             builder.push(Entry { partition: PartitionId(3), attempt: AttemptId(9), record: record.view() });
         }
-        builder.seal(generation, WalSeq(seq), false).as_slice().to_vec()
+        builder.seal(generation, WalSeq(seq)).as_slice().to_vec()
     }
 
     #[test]
@@ -306,9 +329,9 @@ mod tests {
         let record =
             RecordView { key: b"k", lsn: Lsn(5), hlc: Hlc(6), kind: RecordKind::Put, expires_at_ms: 7, value: b"vv" };
         builder.push(Entry { partition: PartitionId(1), attempt: AttemptId(2), record });
-        let bytes = builder.seal(3, WalSeq(4), true);
+        let bytes = builder.seal(3, WalSeq(4));
         assert_eq!(bytes.len(), BLOCK_BYTES);
-        let mut expected = vec![b'A', b'W', b'A', b'L', 1, 1, 0, 0];
+        let mut expected = vec![b'A', b'W', b'A', b'L', 2, 0, 0, 0];
         for number in [3_u64, 4] {
             expected.extend_from_slice(&number.to_le_bytes());
         }
@@ -351,7 +374,7 @@ mod tests {
         #[test]
         fn decode_random_bytes_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300), entries: u32) {
             let _ = decode_batch(&bytes, 0);
-            let header = BatchHeader { seq: WalSeq(0), incarnation: false, payload_len: bytes.len(), entries };
+            let header = BatchHeader { entries, ..BatchHeader::default() };
             let _ = decode_entries(header, &bytes);
         }
     }

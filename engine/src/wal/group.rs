@@ -132,11 +132,8 @@ impl GroupCommit {
             return Step::NextFile;
         }
         let seq = self.open_seq;
-        let bytes = std::mem::replace(&mut self.open, BatchBuilder::with_capacity(len as usize)).seal(
-            self.generation,
-            seq,
-            false,
-        );
+        let collected = std::mem::replace(&mut self.open, BatchBuilder::with_capacity(len as usize));
+        let bytes = collected.seal(self.generation, seq);
         let batch = SealedBatch {
             seq,
             #[cfg(test)]

@@ -183,7 +183,7 @@ mod tests {
             value: &value,
         };
         builder.push(Entry { partition: PartitionId(1), attempt: AttemptId(0), record });
-        builder.seal(generation, WalSeq(seq), false).as_slice().to_vec()
+        builder.seal(generation, WalSeq(seq)).as_slice().to_vec()
     }
 
     #[test]

@@ -33,5 +33,5 @@ pub(crate) use format::fuzz_seeds;
 pub use inspect::{WalBatch, WalFile, WalRecord, WalRest, inspect};
 #[cfg(any(test, feature = "sim"))]
 pub(crate) use recover::fuzz as fuzz_recovery;
-pub(crate) use recover::{check, recover};
+pub(crate) use recover::{Known, check, recover};
 pub(crate) use writer::{Wal, WalEvent};

@@ -10,7 +10,16 @@ use crate::io::{fs, lock};
 use crate::types::WalSeq;
 
 use super::files;
-use super::format::{self, BatchBuilder, Entry};
+use super::format::{self, BatchBuilder, BatchHeader, Entry};
+
+/// What the manifest knows of the log.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Known {
+    /// First batch that is still needed; 0 when no log is.
+    pub needed_from: WalSeq,
+    /// Last batch that was seen on the device; 0 when none was.
+    pub logged: WalSeq,
+}
 
 /// Where the new incarnation begins.
 #[derive(Debug)]
@@ -28,21 +37,21 @@ pub(crate) struct Recovered {
 
 /// Reads every batch in order and begins a new incarnation behind them.
 ///
-/// `needed_from` is the first batch that the manifest still needs, `beyond` the largest sequence number that it names.
+/// `beyond` is the largest sequence number that the manifest names.
 ///
 /// Errors: [`Error::Locked`] when old writes are still on their way after `timeout`; [`Error::Corruption`] with file and
-/// offset for a hole; whatever `replay` returns.
+/// offset for a hole, and for a log that does not hold what the manifest knows of; whatever `replay` returns.
 pub(crate) fn recover(
     dir: &Path,
     file_bytes: u64,
-    needed_from: WalSeq,
+    known: Known,
     beyond: WalSeq,
     timeout: Duration,
     mut replay: impl FnMut(WalSeq, Entry<'_>) -> Result<()>,
 ) -> Result<Recovered> {
     fs::create_dir(dir)?;
     let generations = files::list_generations(dir)?;
-    let mut scan = Scan { next: None, torn: None, first: None, largest: WalSeq(0) };
+    let mut scan = Scan::default();
     let mut older = Vec::new();
     let deadline = clock::monotonic() + timeout;
     for &generation in &generations {
@@ -58,19 +67,20 @@ pub(crate) fn recover(
             fs::remove_file(&path)?;
         }
     }
-    scan.check_beginning(dir, needed_from)?;
+    scan.check_known(dir, known)?;
     let generation = generations.last().copied().unwrap_or(0) + 1;
     // Two past the largest seen: the batch behind a torn one may be whole on the device.
     let mark = WalSeq((scan.largest.0 + 2).max(beyond.0 + 1));
-    let offset = begin_incarnation(dir, generation, file_bytes, mark)?;
+    let follows = WalSeq(scan.next.map_or(0, |next| next.0 - 1));
+    let offset = begin_incarnation(dir, generation, file_bytes, mark, follows)?;
     Ok(Recovered { durable: mark, generation, offset, file_bytes, dir: dir.to_path_buf(), older })
 }
 
 /// Reads every batch in order, as [`recover`] does, and changes nothing.
 ///
 /// Errors: as [`recover`], and [`Error::Io`] when there is no log.
-pub(crate) fn check(dir: &Path, needed_from: WalSeq, mut visit: impl FnMut(WalSeq, Entry<'_>)) -> Result<()> {
-    let mut scan = Scan { next: None, torn: None, first: None, largest: WalSeq(0) };
+pub(crate) fn check(dir: &Path, known: Known, mut visit: impl FnMut(WalSeq, Entry<'_>)) -> Result<()> {
+    let mut scan = Scan::default();
     for generation in files::list_generations(dir)? {
         let path = files::wal_path(dir, generation);
         let bytes = fs::File::open(&path)?.read_to_end()?;
@@ -79,26 +89,29 @@ pub(crate) fn check(dir: &Path, needed_from: WalSeq, mut visit: impl FnMut(WalSe
             Ok(())
         })?;
     }
-    scan.check_beginning(dir, needed_from)
+    scan.check_known(dir, known)
 }
 
 /// Writes the mark of a new incarnation into a new file.
-fn begin_incarnation(dir: &Path, generation: u64, file_bytes: u64, mark: WalSeq) -> Result<u64> {
+fn begin_incarnation(dir: &Path, generation: u64, file_bytes: u64, mark: WalSeq, follows: WalSeq) -> Result<u64> {
     files::prepare(dir, generation, file_bytes, None)?;
     let path = files::wal_path(dir, generation);
-    let batch = BatchBuilder::new().seal(generation, mark, true);
+    let batch = BatchBuilder::mark(generation, mark, follows);
     let mut file = fs::File::open_write(&path)?;
     file.write_all(batch.as_slice())?;
     file.sync()?;
     Ok(batch.len() as u64)
 }
 
+#[derive(Default)]
 struct Scan {
     /// The sequence number that has to come next; `None` before the first batch.
     next: Option<WalSeq>,
     /// Where the log of the present incarnation ends, if it has been seen to end inside a file.
     torn: Option<(PathBuf, u64)>,
     first: Option<WalSeq>,
+    /// Where the last file with batches ends.
+    end: Option<(PathBuf, u64)>,
     /// Largest sequence number seen in a whole batch, cut ones included.
     largest: WalSeq,
 }
@@ -116,7 +129,7 @@ impl Scan {
         let mut offset = 0;
         while let Some((header, payload)) = format::decode_batch(&bytes[offset..], generation) {
             if header.incarnation && offset == 0 {
-                self.check_cut(path, 0, header.seq)?;
+                self.check_cut(path, header)?;
                 self.torn = None;
             } else if self.next.is_some_and(|next| header.seq != next) || self.torn.is_some() {
                 break;
@@ -131,6 +144,7 @@ impl Scan {
             }
             self.next = Some(WalSeq(header.seq.0 + 1));
             offset += header.padded_len();
+            self.end = Some((path.to_path_buf(), offset as u64));
             if offset >= bytes.len() {
                 return Ok(first);
             }
@@ -167,23 +181,47 @@ impl Scan {
         Ok(())
     }
 
-    /// The log holds the first batch that the manifest still needs.
-    fn check_beginning(&self, dir: &Path, needed_from: WalSeq) -> Result<()> {
-        let what = match self.first {
+    /// The log begins where the manifest needs it, and ends no earlier than the manifest has seen it end.
+    fn check_known(&self, dir: &Path, known: Known) -> Result<()> {
+        let Known { needed_from, logged } = known;
+        let missing = match self.first {
             // A checkpoint comes without a log, and needs none.
-            _ if needed_from == WalSeq(0) => return Ok(()),
-            Some(first) if first <= needed_from => return Ok(()),
-            Some(first) => format!("the log begins at batch {first}, the manifest needs batch {needed_from}"),
-            None => format!("the log is empty, the manifest needs batch {needed_from}"),
+            _ if needed_from == WalSeq(0) => None,
+            Some(first) if first <= needed_from => None,
+            Some(first) => Some(format!("the log begins at batch {first}, the manifest needs batch {needed_from}")),
+            None => Some(format!("the log is empty, the manifest needs batch {needed_from}")),
         };
-        Err(Error::corruption(dir, 0, what))
+        if let Some(what) = missing {
+            return Err(Error::corruption(dir, 0, what));
+        }
+        let next = self.next.unwrap_or_default();
+        if logged == WalSeq(0) || next > logged {
+            return Ok(());
+        }
+        let (path, offset) = self.torn.clone().or_else(|| self.end.clone()).unwrap_or((dir.to_path_buf(), 0));
+        let what = format!("batch {next} is damaged or missing, but batch {logged} was on the device");
+        Err(Error::corruption(path, offset, what))
     }
 
-    /// A new incarnation begins at `seq`: it left room for what the one before may have had in flight.
-    fn check_cut(&self, path: &Path, offset: u64, seq: WalSeq) -> Result<()> {
-        match self.next {
-            Some(next) if seq < next => {
-                Err(Error::corruption(path, offset, format!("incarnation begins at batch {seq}, {next} was due")))
+    /// A new incarnation begins where its recovery saw the log end, and left room for what may have been in flight.
+    fn check_cut(&self, path: &Path, mark: BatchHeader) -> Result<()> {
+        let Some(next) = self.next else {
+            return Ok(());
+        };
+        let last = WalSeq(next.0 - 1);
+        match mark.follows {
+            Some(follows) if follows > last => {
+                let (path, offset) = self.torn.clone().or_else(|| self.end.clone()).unwrap_or((path.to_path_buf(), 0));
+                let what = format!("batch {next} is damaged, but batches up to {follows} were replayed once");
+                Err(Error::corruption(path, offset, what))
+            }
+            Some(follows) if follows < last => {
+                let what = format!("the incarnation begins behind batch {follows}, but batch {last} is whole");
+                Err(Error::corruption(path, 0, what))
+            }
+            _ if mark.seq < next => {
+                let what = format!("the incarnation begins at batch {}, {next} was due", mark.seq);
+                Err(Error::corruption(path, 0, what))
             }
             _ => Ok(()),
         }
@@ -225,7 +263,8 @@ pub(crate) fn fuzz(data: &[u8]) {
     })();
     assert!(written.is_ok(), "a good disk");
     let mut replayed = Vec::new();
-    let recovered = recover(dir, FILE_BYTES, WalSeq(1), WalSeq(0), Duration::ZERO, |seq, entry| {
+    let known = Known { needed_from: WalSeq(1), logged: WalSeq(0) };
+    let recovered = recover(dir, FILE_BYTES, known, WalSeq(0), Duration::ZERO, |seq, entry| {
         assert_eq!(seq.0, entry.record.lsn.0, "an entry belongs to its batch");
         replayed.push(seq.0);
         Ok(())
@@ -256,7 +295,7 @@ fn fuzz_batch(generation: u64, seq: u64) -> crate::io::direct::AlignedBuf {
     };
     let mut builder = BatchBuilder::new();
     builder.push(Entry { partition: PartitionId(1), attempt: AttemptId(0), record });
-    builder.seal(generation, WalSeq(seq), false)
+    builder.seal(generation, WalSeq(seq))
 }
 
 #[cfg(test)]
@@ -275,12 +314,12 @@ mod tests {
         let record =
             RecordView { key: b"key", lsn: Lsn(seq), hlc: Hlc(seq), kind: RecordKind::Put, expires_at_ms: 0, value };
         builder.push(Entry { partition: PartitionId(1), attempt: AttemptId(0), record });
-        builder.seal(generation, WalSeq(seq), false).as_slice().to_vec()
+        builder.seal(generation, WalSeq(seq)).as_slice().to_vec()
     }
 
     fn run(dir: &Path) -> Result<(Vec<u64>, Recovered)> {
         let mut seen = Vec::new();
-        let recovered = recover(dir, FILE_BYTES, WalSeq(0), WalSeq(0), Duration::ZERO, |seq, entry| {
+        let recovered = recover(dir, FILE_BYTES, Known::default(), WalSeq(0), Duration::ZERO, |seq, entry| {
             assert_eq!(entry.record.lsn.0, seq.0);
             seen.push(seq.0);
             Ok(())
@@ -366,8 +405,44 @@ mod tests {
     fn recover_log_begins_behind_what_the_manifest_needs_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         log(dir.path(), 2);
-        let result = recover(dir.path(), FILE_BYTES, WalSeq(1), WalSeq(1), Duration::ZERO, |_, _| Ok(()));
+        let known = Known { needed_from: WalSeq(1), logged: WalSeq(0) };
+        let result = recover(dir.path(), FILE_BYTES, known, WalSeq(1), Duration::ZERO, |_, _| Ok(()));
         assert!(matches!(result, Err(Error::Corruption { .. })));
+    }
+
+    #[test]
+    fn recover_log_ends_before_what_the_manifest_has_seen_is_refused_at_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, _, places) = log(dir.path(), 4);
+        let (last, at) = places[places.len() - 1];
+        damage(&path, at);
+        let recover_seen = |logged| {
+            let known = Known { needed_from: WalSeq(places[0].0), logged };
+            recover(dir.path(), FILE_BYTES, known, WalSeq(1), Duration::ZERO, |_, _| Ok(()))
+        };
+        match recover_seen(WalSeq(last)) {
+            Err(Error::Corruption { path: found, offset, .. }) => {
+                assert_eq!((found, offset), (path, at as u64));
+            }
+            other => panic!("{other:?}"),
+        }
+        recover_seen(WalSeq(last - 1)).unwrap();
+    }
+
+    #[test]
+    fn recover_last_batch_of_an_earlier_incarnation_damaged_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, _, places) = log(dir.path(), 4);
+        let (seen, _) = run(dir.path()).unwrap();
+        assert_eq!(seen.len(), 4);
+        run(dir.path()).unwrap();
+        damage(&path, places[3].1);
+        match run(dir.path()) {
+            Err(Error::Corruption { path: found, offset, .. }) => {
+                assert_eq!((found, offset), (path, places[3].1 as u64));
+            }
+            other => panic!("{other:?}"),
+        }
     }
 
     proptest! {
