@@ -1,6 +1,7 @@
 //! Merging ordered record sources, and which versions survive.
 
 use std::cmp::Ordering;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -207,13 +208,94 @@ impl MergeIter {
     /// Moves to the next kept record; false at the end.
     pub async fn advance(&mut self) -> Result<bool> {
         loop {
-            if !self.step().await? {
+            let found = match self.step_now() {
+                Some(found) => found,
+                None => self.step().await?,
+            };
+            if !found {
                 return Ok(false);
             }
             if self.keeps_current() {
                 return Ok(true);
             }
         }
+    }
+
+    /// As [`MergeIter::step`] where that needs no I/O; `None` if it does, and then nothing happened.
+    fn step_now(&mut self) -> Option<bool> {
+        let moved = self.sources[self.current?].advance_now()?;
+        Some(self.settle(moved))
+    }
+
+    /// The first source of the order has moved, or ended.
+    fn settle(&mut self, moved: bool) -> bool {
+        if moved {
+            self.sift_first();
+        } else {
+            self.order.remove(0);
+        }
+        self.current = self.order.first().map(|(_, index)| *index);
+        self.current.is_some()
+    }
+
+    /// Hands what a reader sees to `visit`, where it lies, until that breaks off or the range ends. Only for a merge that
+    /// has not begun, under [`Retain::visible_at`], over memtable cursors that see no more than that.
+    pub async fn visit(&mut self, visit: &mut impl FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> Result<ControlFlow<()>> {
+        loop {
+            let found = match self.step_now() {
+                Some(found) => found,
+                None => self.step().await?,
+            };
+            if !found {
+                return Ok(ControlFlow::Continue(()));
+            }
+            let flow = self.visit_current(visit).unwrap_or_else(|| {
+                if self.keeps_current() {
+                    visit(self.current().key, self.current().value)
+                } else {
+                    ControlFlow::Continue(())
+                }
+            });
+            if flow.is_break() {
+                return Ok(flow);
+            }
+        }
+    }
+
+    /// Hands the current record to `visit`, if the reader sees it, and those behind it as long as their block alone says what
+    /// comes next. `None`, and nothing happened, where that takes a closer look.
+    fn visit_current(&mut self, visit: &mut impl FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> Option<ControlFlow<()>> {
+        if !self.erasures.is_empty() {
+            return None;
+        }
+        let index = self.current?;
+        let (source, next) = match self.order.get(1) {
+            None => (&mut self.sources[index], None),
+            Some((_, next)) => match self.sources.get_disjoint_mut([index, *next]) {
+                Ok([source, next]) => (source, Some(&*next)),
+                Err(_) => unreachable!("INV-ITER: a source has one place in the order"),
+            },
+        };
+        if self.seen_any && source.current_key() == self.key.as_slice() {
+            return None;
+        }
+        let flow = match source {
+            Source::Memtable(cursor) => {
+                let record = cursor.current();
+                let is_live = record.kind == RecordKind::Put && record.is_live(self.retain.now_ms);
+                if is_live { visit(record.key, record.value) } else { ControlFlow::Continue(()) }
+            }
+            Source::Tables { open: Some(records), .. } if records.max_lsn() <= self.retain.bounds[0] => {
+                records.visit(next.map(Source::current_key), self.retain.now_ms, visit)?
+            }
+            _ => return None,
+        };
+        // As `keeps_current` leaves it behind a record that the reader sees.
+        self.key.clear();
+        self.key.extend_from_slice(source.current_key());
+        self.seen_any = true;
+        self.next_bound = self.retain.bounds.len();
+        Some(flow)
     }
 
     /// The record it stands on.
@@ -244,15 +326,8 @@ impl MergeIter {
                 }
             }
         } else if let Some(index) = self.current {
-            let moved = match self.sources[index].advance_now() {
-                Some(moved) => moved,
-                None => self.sources[index].advance().await?,
-            };
-            if moved {
-                self.sift_first();
-            } else {
-                self.order.remove(0);
-            }
+            let moved = self.sources[index].advance().await?;
+            return Ok(self.settle(moved));
         }
         self.current = self.order.first().map(|(_, index)| *index);
         Ok(self.current.is_some())

@@ -91,7 +91,8 @@ impl Partition {
             segment.tables().any(|table| table.is_stale(horizon_ms) && table.location.max_lsn <= oldest)
         };
         let needs = |segment: &&Rc<Segment>| {
-            segment.slices.len() >= SLICES_MAX || self.is_oversized(segment) || erased(segment) || stale(segment)
+            let sliced = segment.slices.len() >= SLICES_MAX || (!segment.slices.is_empty() && segment.is_worn());
+            sliced || self.is_oversized(segment) || erased(segment) || stale(segment)
         };
         let candidate =
             layout.segments.iter().filter(needs).max_by_key(|segment| (segment.slices.len(), segment.bytes()));
@@ -287,6 +288,7 @@ impl Partition {
                     erasures: piece.erasures.as_slice().into(),
                     version: Cell::new(version),
                     cut,
+                    detours: Cell::new(0),
                 })
             })
             .collect()

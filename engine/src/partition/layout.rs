@@ -14,6 +14,9 @@ use crate::manifest::{SegmentDesc, TableRef};
 use crate::shard::files::Table;
 use crate::types::{KeyRange, Lsn, SegmentId};
 
+/// Bytes that are compacted in the time that a range read needs to open one more table.
+const BYTES_PER_DETOUR: u64 = 512;
+
 /// One segment.
 #[derive(Debug)]
 pub(crate) struct Segment {
@@ -32,6 +35,8 @@ pub(crate) struct Segment {
     pub version: Cell<Lsn>,
     /// Compaction had the choice and cut it no finer: a large record stays larger than the target.
     pub cut: bool,
+    /// Tables that range reads had to open beside the base since the last compaction.
+    pub detours: Cell<u64>,
 }
 
 impl Segment {
@@ -86,7 +91,21 @@ impl Segment {
             erasures,
             version: self.version.clone(),
             cut: false,
+            detours: self.detours.clone(),
         }
+    }
+
+    /// Notes a range read; true if it made compaction worth its cost ([`Segment::is_worn`]).
+    pub fn note_range_read(&self) -> bool {
+        let was_worn = self.is_worn();
+        self.detours.update(|detours| detours + self.slices.len() as u64);
+        self.is_worn() && !was_worn
+    }
+
+    /// Whether range reads have lost as much time to slices as compaction takes: the bound at which renting has cost as
+    /// much as buying, so that the two together never cost more than twice the better one.
+    pub fn is_worn(&self) -> bool {
+        self.detours.get() > self.bytes() / BYTES_PER_DETOUR
     }
 
     /// Notes a write at `lsn`.

@@ -1,6 +1,6 @@
 //! The life of a get and of a scan.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
@@ -236,26 +236,30 @@ impl Partition {
         let view = self.view_latest();
         let now_ms = clock::wall_ms();
         let mut page = ScanPage::default();
+        let from = start.clone();
         let mut iter = self.iterate(&view, start, end, Retain::visible_at(view.pin.lsn(), now_ms));
         let mut bytes = BytesMut::new();
         let mut ends = Vec::new();
-        while iter.advance().await? {
-            let record = iter.current();
-            if ends.is_empty() {
-                // Records of a range are mostly alike.
-                let expected = (record.key.len() + record.value.len()).saturating_mul(limit.min(EXPECTED_ROWS_MAX));
-                bytes.reserve(expected.min(EXPECTED_BYTES_MAX));
-                ends.reserve(limit.min(EXPECTED_ROWS_MAX));
-            }
-            if ends.len() == limit {
-                page.next = Some(Bytes::copy_from_slice(record.key));
-                break;
-            }
-            bytes.extend_from_slice(record.key);
-            let key_end = bytes.len();
-            bytes.extend_from_slice(record.value);
-            ends.push((key_end, bytes.len()));
-        }
+        let _ends_early = iter
+            .visit(&mut |key, value| {
+                if ends.is_empty() {
+                    // Records of a range are mostly alike.
+                    let expected = (key.len() + value.len()).saturating_mul(limit.min(EXPECTED_ROWS_MAX));
+                    bytes.reserve(expected.min(EXPECTED_BYTES_MAX));
+                    ends.reserve(limit.min(EXPECTED_ROWS_MAX));
+                }
+                if ends.len() == limit {
+                    page.next = Some(Bytes::copy_from_slice(key));
+                    return ControlFlow::Break(());
+                }
+                bytes.extend_from_slice(key);
+                let key_end = bytes.len();
+                bytes.extend_from_slice(value);
+                ends.push((key_end, bytes.len()));
+                ControlFlow::Continue(())
+            })
+            .await?;
+        self.count_scan(&view, iter.touched(), &from, bytes.len());
         let bytes = bytes.freeze();
         let mut start = 0;
         page.items.reserve_exact(ends.len());
@@ -277,16 +281,25 @@ impl Partition {
         mut visit: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) -> Result<()> {
         self.wait_readable().await?;
-        let view = self.view_latest();
-        let (start, end) = self.clamp(range);
-        let mut records = self.iterate(&view, start, end, Retain::visible_at(view.pin.lsn(), clock::wall_ms()));
-        while records.advance().await? {
-            let record = records.current();
-            if visit(record.key, record.value).is_break() {
-                break;
+        let (mut start, end) = self.clamp(range);
+        let pin = self.pin_latest();
+        let Moment { lsn, wall_ms } = pin.moment();
+        loop {
+            let (_, to) = self.held_stretch(&start, end.as_ref(), Direction::Forward).await?;
+            let (view, retain) = (self.view_at(lsn), Retain::visible_at(lsn, wall_ms));
+            let mut bytes = 0;
+            let mut counted = |key: &[u8], value: &[u8]| {
+                bytes += key.len() + value.len();
+                visit(key, value)
+            };
+            let mut iter = self.iterate(&view, start.clone(), to.clone(), retain);
+            let visited = iter.visit(&mut counted).await?;
+            self.count_scan(&view, iter.touched(), &start, bytes);
+            match to.filter(|to| Some(to) != end.as_ref()) {
+                Some(next) if visited.is_continue() => start = next,
+                _ => return Ok(()),
             }
         }
-        Ok(())
     }
 
     /// The newest version of `key` at or below `snapshot` (tombstones included), and its segment's index.
@@ -420,6 +433,23 @@ impl Partition {
         self.access.borrow_mut().record_read(index, key, bytes as u64);
     }
 
+    /// Counts a range read from `start` on as a read of each segment that it touched.
+    fn count_scan(&self, view: &ReadView, touched: Range<usize>, start: &[u8], bytes: usize) {
+        self.count_fill_read();
+        let share = (bytes / touched.len().max(1)) as u64;
+        let layout = self.layout.borrow();
+        let mut access = self.access.borrow_mut();
+        let mut worn = false;
+        for segment in &view.layout.segments[touched] {
+            let from = start.max(&segment.start);
+            access.record_read(layout.locate(from), from, share);
+            worn |= segment.note_range_read();
+        }
+        if worn {
+            self.shard.request_maintenance();
+        }
+    }
+
     /// A view of what readers see now.
     pub(super) fn view_latest(&self) -> ReadView {
         let visible = self.progress.borrow().visible();
@@ -450,6 +480,7 @@ pub(super) struct ViewIter<'a> {
     view: &'a ReadView,
     end: Option<Bytes>,
     retain: Retain,
+    first: usize,
     /// The segment that comes next.
     next: usize,
     open: MergeIter,
@@ -459,7 +490,12 @@ impl<'a> ViewIter<'a> {
     fn new(view: &'a ReadView, start: Bytes, end: Option<Bytes>, retain: Retain) -> ViewIter<'a> {
         let first = view.layout.locate(&start);
         let open = view.merge(first, start, end.as_ref(), retain.clone());
-        ViewIter { view, end, retain, next: first + 1, open }
+        ViewIter { view, end, retain, first, next: first + 1, open }
+    }
+
+    /// The segments that it has opened.
+    fn touched(&self) -> Range<usize> {
+        self.first..self.next
     }
 
     /// Moves to the next kept record; false at the end.
@@ -468,15 +504,32 @@ impl<'a> ViewIter<'a> {
             if self.open.advance().await? {
                 return Ok(true);
             }
-            let Some(segment) = self.view.layout.segments.get(self.next) else {
-                return Ok(false);
-            };
-            if self.end.as_ref().is_some_and(|end| segment.start >= *end) {
+            if !self.open_next() {
                 return Ok(false);
             }
-            self.open = self.view.merge(self.next, segment.start.clone(), self.end.as_ref(), self.retain.clone());
-            self.next += 1;
         }
+    }
+
+    /// Opens the next segment; false if none is left.
+    fn open_next(&mut self) -> bool {
+        match self.view.layout.segments.get(self.next) {
+            Some(segment) if self.end.as_ref().is_none_or(|end| segment.start < *end) => {
+                self.open = self.view.merge(self.next, segment.start.clone(), self.end.as_ref(), self.retain.clone());
+                self.next += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// See [`MergeIter::visit`].
+    pub async fn visit(&mut self, visit: &mut impl FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> Result<ControlFlow<()>> {
+        while self.open.visit(visit).await?.is_continue() {
+            if !self.open_next() {
+                return Ok(ControlFlow::Continue(()));
+            }
+        }
+        Ok(ControlFlow::Break(()))
     }
 
     /// The record it stands on.

@@ -3,6 +3,7 @@
 //! A segment's image lies below everything that the mirror brought meanwhile, and its delta right above the image;
 //! records carry their LSNs, so the order of arrival does not matter to readers.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use crate::chain::{ChainState, Seal};
@@ -204,6 +205,7 @@ impl Partition {
             erasures: [&*old.erasures, &erasures].concat().into(),
             version: version.into(),
             cut: false,
+            detours: Cell::new(0),
         });
         let add: Vec<SegmentDesc> = vec![segment.desc()];
         let mut edits: Vec<ManifestEdit> = ManifestEdit::erasures_of(self.id, &add).collect();

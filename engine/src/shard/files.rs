@@ -3,6 +3,7 @@
 //! `INV-FILES`: a file is removed only when the durable manifest no longer names it and no reader holds a table in it.
 
 use std::cell::Cell;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -215,31 +216,50 @@ impl Table {
 
     /// The records of `[start, end)`.
     pub fn records(&self, start: Bytes, end: Option<Bytes>, purpose: Purpose) -> TableRecords {
-        TableRecords(TableIter::new(Rc::clone(&self.reader), start, end, Rc::clone(&self.cache), purpose))
+        let iter = TableIter::new(Rc::clone(&self.reader), start, end, Rc::clone(&self.cache), purpose);
+        TableRecords { iter, max_lsn: self.location.max_lsn }
     }
 }
 
 /// Walks records of one table.
-pub(crate) struct TableRecords(TableIter<Rc<TableFile>, ShardBlockCache>);
+pub(crate) struct TableRecords {
+    iter: TableIter<Rc<TableFile>, ShardBlockCache>,
+    max_lsn: Lsn,
+}
 
 impl TableRecords {
     pub async fn advance(&mut self) -> Result<bool> {
-        self.0.advance().await
+        self.iter.advance().await
     }
 
     pub fn advance_now(&mut self) -> Option<bool> {
-        self.0.advance_now()
+        self.iter.advance_now()
     }
 
     pub fn current(&self) -> RecordView<'_> {
-        self.0.current()
+        self.iter.current()
     }
 
     pub fn current_key(&self) -> &[u8] {
-        self.0.current_key()
+        self.iter.current_key()
+    }
+
+    /// Largest LSN of the table.
+    pub fn max_lsn(&self) -> Lsn {
+        self.max_lsn
+    }
+
+    /// See [`TableIter::visit`].
+    pub fn visit(
+        &mut self,
+        bound: Option<&[u8]>,
+        now_ms: u64,
+        visit: &mut impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Option<ControlFlow<()>> {
+        self.iter.visit(bound, now_ms, visit)
     }
 
     pub fn warmth(&self) -> Warmth {
-        self.0.warmth()
+        self.iter.warmth()
     }
 }

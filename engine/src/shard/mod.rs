@@ -179,6 +179,7 @@ impl Shard {
                     erasures: Rc::default(),
                     version: Cell::new(Lsn(0)),
                     cut: false,
+                    detours: Cell::new(0),
                 })
             })
             .collect();

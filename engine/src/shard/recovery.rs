@@ -200,6 +200,7 @@ impl Shard {
                 erasures: desc.erasures.as_slice().into(),
                 version: Cell::new(version),
                 cut: false,
+                detours: Cell::new(0),
             }));
         }
         Ok(Layout::new(segments))

@@ -10,6 +10,8 @@
 //! loads each of which waits for the one before. The directory is not stored: nothing on disk can disagree with the
 //! keys, and making it costs a few per cent of the verification.
 
+use std::cmp::Ordering;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -154,6 +156,8 @@ pub struct VerifiedBlock {
     /// Never changed after verification.
     memory: Memory,
     count: u32,
+    /// No key has two versions in it.
+    is_distinct: bool,
 }
 
 /// Words of the directory for one record's positions.
@@ -275,6 +279,7 @@ fn directory_of(archive: &[u8], columns: &ArchivedColumns) -> Box<[u64]> {
 pub(crate) struct CheckedBlock {
     directory: Box<[u64]>,
     count: u32,
+    is_distinct: bool,
 }
 
 impl CheckedBlock {
@@ -292,9 +297,14 @@ impl CheckedBlock {
     /// Checks structure, meaning and order of bytes whose checksum (or that of their stored form) was right.
     fn check(bytes: &[u8]) -> std::result::Result<CheckedBlock, String> {
         let columns = check_columns(bytes)?;
-        let ordered = (1..columns.lsns.len()).all(|index| {
-            let (previous, next) = (columns.record(index - 1), columns.record(index));
-            (previous.key, std::cmp::Reverse(previous.lsn)) < (next.key, std::cmp::Reverse(next.lsn))
+        let mut is_distinct = true;
+        let ordered = (1..columns.lsns.len()).all(|index| match columns.key(index - 1).cmp(columns.key(index)) {
+            Ordering::Less => true,
+            Ordering::Equal => {
+                is_distinct = false;
+                columns.lsns[index - 1].to_native() > columns.lsns[index].to_native()
+            }
+            Ordering::Greater => false,
         });
         if !ordered {
             return Err("records out of order".into());
@@ -305,7 +315,8 @@ impl CheckedBlock {
         if (0..columns.lsns.len()).any(|index| columns.key(index).len() > KEY_LEN_MAX) {
             return Err(format!("a key above {KEY_LEN_MAX} bytes"));
         }
-        Ok(CheckedBlock { directory: directory_of(bytes, columns), count: columns.lsns.len() as u32 })
+        let directory = directory_of(bytes, columns);
+        Ok(CheckedBlock { directory, count: columns.lsns.len() as u32, is_distinct })
     }
 }
 
@@ -345,15 +356,15 @@ impl VerifiedBlock {
     }
 
     fn own(archive: AlignedVec, checked: CheckedBlock) -> VerifiedBlock {
-        let CheckedBlock { directory, count } = checked;
-        VerifiedBlock { count, memory: Memory::Own { archive, directory } }
+        let CheckedBlock { directory, count, is_distinct } = checked;
+        VerifiedBlock { count, is_distinct, memory: Memory::Own { archive, directory } }
     }
 
     /// The block that was checked at `start` of `map`.
     pub(crate) fn resident(map: &Arc<LockedMap>, start: usize, len: usize, checked: CheckedBlock) -> VerifiedBlock {
-        let CheckedBlock { directory, count } = checked;
+        let CheckedBlock { directory, count, is_distinct } = checked;
         let memory = Memory::Resident { map: Arc::clone(map), start, archive_len: len as u32, directory };
-        VerifiedBlock { count, memory }
+        VerifiedBlock { count, is_distinct, memory }
     }
 
     /// The same block in a frame of `pool`.
@@ -364,7 +375,7 @@ impl VerifiedBlock {
         frame.words_mut()[..directory.len()].copy_from_slice(directory);
         frame.bytes_mut()[start..start + archive.len()].copy_from_slice(archive);
         let (directory_words, archive_len) = (directory.len() as u32, archive.len() as u32);
-        VerifiedBlock { count: self.count, memory: Memory::Cached { frame, directory_words, archive_len } }
+        VerifiedBlock { memory: Memory::Cached { frame, directory_words, archive_len }, ..self }
     }
 
     fn columns(&self) -> &ArchivedColumns {
@@ -451,6 +462,44 @@ impl VerifiedBlock {
         low
     }
 
+    /// Whether no key has two versions in the block.
+    pub(crate) fn is_distinct(&self) -> bool {
+        self.is_distinct
+    }
+
+    /// LSN of the record at `index`.
+    pub(crate) fn lsn(&self, index: usize) -> Lsn {
+        Lsn(self.columns().lsns[index].to_native())
+    }
+
+    /// Hands the records of `range` that are live at `now_ms` to `visit`, the first and those that follow while their keys
+    /// lie before `bound`, until it breaks off. Returns how many records were passed, and whether it did.
+    pub(crate) fn visit_live(
+        &self,
+        range: std::ops::Range<usize>,
+        bound: Option<&[u8]>,
+        now_ms: u64,
+        visit: &mut impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> (usize, ControlFlow<()>) {
+        let (directory, archive) = (self.memory.directory(), self.memory.archive());
+        let positions = &directory[self.len().div_ceil(8)..];
+        let bytes = |start: u32, len: usize| &archive[start as usize..start as usize + len];
+        for index in range.clone() {
+            let at = index * POSITION_WORDS;
+            let position = Position::unpack([positions[at], positions[at + 1]]);
+            let key = bytes(position.key_start, usize::from(position.key_len));
+            if index > range.start && bound.is_some_and(|bound| key >= bound) {
+                return (index - range.start, ControlFlow::Continue(()));
+            }
+            let is_put = position.kind == RecordKind::Put as u8;
+            let is_live = is_put && (!position.has_deadline || self.columns().expiries[index].to_native() > now_ms);
+            if is_live && visit(key, bytes(position.value_start, position.value_len as usize)).is_break() {
+                return (index + 1 - range.start, ControlFlow::Break(()));
+            }
+        }
+        (range.len(), ControlFlow::Continue(()))
+    }
+
     /// Index of the newest version of `key` at or below `max_lsn`; `hash` is the key's.
     /// Cost: independent of the number of records but for one step per eight of them.
     pub(crate) fn find(&self, key: &[u8], hash: u64, max_lsn: Lsn) -> Option<usize> {
@@ -519,7 +568,7 @@ impl BlockRecord {
     /// The record's LSN.
     #[must_use]
     pub fn lsn(&self) -> Lsn {
-        Lsn(self.block.columns().lsns[self.index].to_native())
+        self.block.lsn(self.index)
     }
 
     /// Kind, deadline and value: what a reader needs, from few cache lines.

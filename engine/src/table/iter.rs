@@ -1,5 +1,6 @@
 //! Walks the records of a table in order.
 
+use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -88,6 +89,21 @@ impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
             return Some(true);
         }
         None
+    }
+
+    /// Hands the record that it stands on and those behind it to `visit`: what is live at `now_ms`, in this block, while the
+    /// keys behind the first lie before `bound`. Stands on the last record passed then, and returns whether `visit` broke
+    /// off. `None`, and nothing happened, if a key has two versions in the block.
+    pub(crate) fn visit(
+        &mut self,
+        bound: Option<&[u8]>,
+        now_ms: u64,
+        visit: &mut impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Option<ControlFlow<()>> {
+        let block = self.block.as_ref().filter(|block| block.is_distinct() && self.position < self.limit)?;
+        let (passed, flow) = block.visit_live(self.position..self.limit, bound, now_ms, visit);
+        self.position += passed - 1;
+        Some(flow)
     }
 
     /// Moves to the next record; false at the end of the range.
