@@ -7,10 +7,14 @@ mod admin;
 mod cluster;
 pub mod codec;
 mod command;
+mod connection;
+mod dispatch;
 pub(crate) mod execute;
 pub(crate) mod forward;
 pub(crate) mod operation;
+mod pipeline;
 pub mod reply;
+mod scan;
 mod server;
 pub mod slot;
 
