@@ -346,3 +346,59 @@ fn many_range_deletions_stay_cheap_and_space_comes_back() {
     let stats = block_on(handle.stats()).unwrap();
     assert!(stats.table_bytes < 300_000, "{} bytes are left of 4 MB", stats.table_bytes);
 }
+
+/// Counters that several tasks raise together, while memtables are flushed and segments compacted beneath them.
+#[test]
+fn read_modify_write_of_many_counts_each_once_and_moves_both_keys_together() {
+    const TASKS: u64 = 6;
+    const ROUNDS: u64 = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let handle = create(&engine);
+    let number = |value: &[u8]| value.try_into().map_or(0, u64::from_le_bytes);
+    std::thread::scope(|scope| {
+        for task in 0..TASKS {
+            let handle = handle.clone();
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    let keys = [key(task % 2), key(round % 5 + 10)];
+                    let durability = if round % 7 == 0 { Durability::Durable } else { Durability::Buffered };
+                    let raised = block_on(handle.with(move |partition| async move {
+                        let look = |_, record: Option<antumbra_engine::record::RecordView<'_>>| {
+                            record.map_or(0, |record| number(record.value))
+                        };
+                        let write = keys.clone();
+                        let raise = |found: &[u64]| {
+                            let writes = write.iter().zip(found);
+                            let writes =
+                                writes.map(|(key, found)| Write::put(key.clone(), (found + 1).to_le_bytes().to_vec()));
+                            (writes.collect(), found[0] + 1)
+                        };
+                        partition.read_modify_write(&keys, durability, look, raise).await
+                    }));
+                    assert!(raised.unwrap() > round / TASKS);
+                    if round % 20 == task {
+                        block_on(handle.put(key(100 + round), vec![task as u8; 100_000])).unwrap();
+                    }
+                    if task == 0 && round % 100 == 50 {
+                        block_on(handle.compact()).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    block_on(engine.close()).unwrap();
+    let engine = open(dir.path());
+    let handle = engine.partition(PARTITION).unwrap();
+    let read = |at: u64| block_on(handle.get(key(at))).unwrap().map_or(0, |value| number(&value));
+    assert_eq!(read(0) + read(1), TASKS * ROUNDS);
+    assert_eq!((10..15).map(read).sum::<u64>(), TASKS * ROUNDS);
+    let refused = block_on(handle.with(|partition| async move {
+        let long = Write::put(key(0), vec![0; 17 << 20]);
+        let decide = |_: &[()]| (vec![Write::delete(key(1)), long.clone()], ());
+        partition.read_modify_write(&[key(0)], Durability::Durable, |_, _| (), decide).await
+    }));
+    assert!(matches!(refused, Err(Error::ValueLength { .. })), "{refused:?}");
+    assert!(read(1) > 0, "nothing of it was done");
+    block_on(engine.close()).unwrap();
+}

@@ -276,6 +276,12 @@ impl Partition {
         self.progress.borrow().visible()
     }
 
+    /// Whether every acknowledged write is durable on another host, too.
+    #[must_use]
+    pub fn is_mirrored(&self) -> bool {
+        self.progress.borrow().is_synchronous()
+    }
+
     /// Counts and sizes.
     #[must_use]
     pub fn stats(&self) -> PartitionStats {

@@ -206,8 +206,46 @@ impl Partition {
     ///
     /// Errors: [`crate::Error::Corruption`], [`crate::Error::Io`].
     pub(super) async fn state_at(&self, key: &[u8], base: Lsn, now_ms: u64) -> Result<Option<Versioned>> {
+        self.look_at(key, base, now_ms, |record| record.map(Versioned::from)).await
+    }
+
+    /// Hands the newest state of `key` at or below `base` to `look`, `None` if it was not live at `now_ms`. Not counted: a
+    /// write asks.
+    ///
+    /// Errors: [`crate::Error::Corruption`], [`crate::Error::Io`].
+    pub(super) async fn look_at<T>(
+        &self,
+        key: &[u8],
+        base: Lsn,
+        now_ms: u64,
+        look: impl FnOnce(Option<RecordView<'_>>) -> T,
+    ) -> Result<T> {
         let (_, found) = self.find(key.into(), base).await?;
-        Ok(found.and_then(|found| found.live_versioned(Some(now_ms))))
+        Ok(look(found.as_ref().map(Found::view).filter(|record| record.is_live(now_ms))))
+    }
+
+    /// Hands the live record of `key` as of a pinned moment to `read` where it lies, with its version and deadline.
+    ///
+    /// Errors, cost: as [`Partition::get_with`].
+    pub async fn read_record_at<T>(
+        &self,
+        key: &[u8],
+        moment: &Moment,
+        read: impl FnOnce(Option<RecordView<'_>>) -> T,
+    ) -> Result<T> {
+        let read = |found: Option<&Found>| {
+            let record = found.map(Found::view).filter(|record| record.is_live(moment.wall_ms));
+            (record.map_or(0, |record| record.value.len()), read(record))
+        };
+        self.read_with(key, Some(moment.lsn), read).await
+    }
+
+    /// As [`Partition::scan`], without the values.
+    ///
+    /// Errors, cancel: as [`Partition::scan`].
+    /// Cost: as [`Partition::scan`]; values are read with their blocks and not copied.
+    pub async fn scan_keys(&self, range: &KeyRange, limit: usize) -> Result<ScanPage> {
+        self.scan_page(range, limit, false).await
     }
 
     /// Up to `limit` live keys of `range` in ascending order, all of one moment.
@@ -216,11 +254,15 @@ impl Partition {
     /// Cancel: a scan that is dropped has no effect.
     /// Cost: the page's keys and values share one piece of memory, which lives as long as the last of them.
     pub async fn scan(&self, range: &KeyRange, limit: usize) -> Result<ScanPage> {
+        self.scan_page(range, limit, true).await
+    }
+
+    async fn scan_page(&self, range: &KeyRange, limit: usize, with_values: bool) -> Result<ScanPage> {
         self.wait_readable().await?;
         let (mut start, end) = self.clamp(range);
         loop {
             let (_, to) = self.held_stretch(&start, end.as_ref(), Direction::Forward).await?;
-            let mut page = self.scan_held(start, to.clone(), limit).await?;
+            let mut page = self.scan_held(start, to.clone(), limit, with_values).await?;
             // What lies behind the stretch is left of the range too.
             if page.next.is_none() {
                 page.next = to.filter(|to| Some(to) != end.as_ref());
@@ -232,7 +274,7 @@ impl Partition {
         }
     }
 
-    async fn scan_held(&self, start: Bytes, end: Option<Bytes>, limit: usize) -> Result<ScanPage> {
+    async fn scan_held(&self, start: Bytes, end: Option<Bytes>, limit: usize, with_values: bool) -> Result<ScanPage> {
         let view = self.view_latest();
         let now_ms = clock::wall_ms();
         let mut page = ScanPage::default();
@@ -242,6 +284,7 @@ impl Partition {
         let mut ends = Vec::new();
         let _ends_early = iter
             .visit(&mut |key, value| {
+                let value = if with_values { value } else { &[] };
                 if ends.is_empty() {
                     // Records of a range are mostly alike.
                     let expected = (key.len() + value.len()).saturating_mul(limit.min(EXPECTED_ROWS_MAX));
@@ -407,7 +450,9 @@ impl Partition {
     }
 
     /// Waits while it is not known who owns the partition.
-    pub(crate) async fn wait_readable(&self) -> Result<()> {
+    ///
+    /// Errors: [`crate::Error::Moved`], [`crate::Error::NotOwner`].
+    pub async fn wait_readable(&self) -> Result<()> {
         self.serving_changed.wait_for(|| self.read_gate()).await
     }
 

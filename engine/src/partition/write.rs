@@ -1,6 +1,8 @@
 //! The life of a put: check, wait for the gate, assign an LSN, WAL and memtable, wait until visible. A batch is the
 //! same with many records in one step, after the reads that it asks for.
 
+mod modify;
+
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
