@@ -9,14 +9,11 @@ use antumbra_engine::types::{HostId, ShardId};
 use antumbra_engine::{Engine, EngineConfig, PartitionOptions};
 use antumbra_net::failpoint::Failpoint;
 use antumbra_net::host::{CoordinatorAt, Host, HostConfig};
-use antumbra_net::resp::{self, ServerConfig};
+use antumbra_net::resp::{self, ServerConfig, Service, Users};
 use antumbra_net::tls::{Authority, Identity};
 use clap::Args;
 
 use crate::CliError;
-
-/// Connections of one shard.
-const CONNECTIONS_MAX: usize = 10_000;
 
 #[derive(Args)]
 pub struct NodeOptions {
@@ -56,6 +53,24 @@ pub struct NodeOptions {
     /// Length of an access window, in milliseconds.
     #[arg(long, default_value_t = 1000)]
     window_ms: u64,
+    /// Connections of clients; more are refused.
+    #[arg(long, default_value_t = 20_000)]
+    connections_max: usize,
+    /// Close a client's connection that has been silent for so many seconds; 0 lets it wait.
+    #[arg(long, default_value_t = 0)]
+    idle_s: u64,
+    /// Memory of clients' buffers on one shard, in MiB.
+    #[arg(long, default_value_t = 256)]
+    client_memory_mib: usize,
+    /// File of users, their passwords and rights; without it everybody may do everything.
+    #[arg(long)]
+    users: Option<PathBuf>,
+    /// Let FLUSHDB and FLUSHALL delete everything.
+    #[arg(long)]
+    allow_flush: bool,
+    /// Let DEBUG SLEEP make a connection wait.
+    #[arg(long)]
+    allow_debug: bool,
     /// Die at this step of a move (crash tests).
     #[arg(long, hide = true)]
     failpoint: Option<String>,
@@ -69,6 +84,7 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
         Authority::open_or_create(&options.ca)?.issue(id, &certs)?;
     }
     let identity = Identity::load(&certs)?;
+    let service = Service::new(server_config(&options)?);
     let mut config = EngineConfig::new(options.dir.join("data"));
     config.host = id;
     config.shards = options.shards;
@@ -89,7 +105,7 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
     runtime.block_on(async {
         let host = Host::start(engine.clone(), host_config).await?;
         for shard in 0..engine.shards() {
-            serve_clients(&host, ShardId(shard as u16), options.resp).await?;
+            serve_clients(&host, ShardId(shard as u16), &service).await?;
         }
         println!("READY host {id} resp {}", options.resp);
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -102,13 +118,25 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
     })
 }
 
-async fn serve_clients(host: &Arc<Host>, shard: ShardId, listen: SocketAddr) -> Result<(), CliError> {
+fn server_config(options: &NodeOptions) -> Result<ServerConfig, CliError> {
+    let mut config = ServerConfig::new(options.resp);
+    config.limits.connections_max = options.connections_max;
+    config.limits.idle = (options.idle_s > 0).then(|| Duration::from_secs(options.idle_s));
+    config.limits.client_bytes_max = options.client_memory_mib << 20;
+    config.allow_flush = options.allow_flush;
+    config.allow_debug = options.allow_debug;
+    if let Some(path) = &options.users {
+        config.users = Users::load(path)?;
+    }
+    Ok(config)
+}
+
+async fn serve_clients(host: &Arc<Host>, shard: ShardId, service: &Arc<Service>) -> Result<(), CliError> {
     let (failed, failure) = std::sync::mpsc::channel();
-    let server = Arc::clone(host);
+    let (server, service) = (Arc::clone(host), Arc::clone(service));
     host.engine
         .spawn_on_shard(shard, move |shard| async move {
-            let config = ServerConfig { listen, connections_max: CONNECTIONS_MAX };
-            if let Err(cause) = resp::serve(server, shard, config).await {
+            if let Err(cause) = resp::serve(server, shard, service).await {
                 let _ = failed.send(cause);
             }
         })

@@ -1,94 +1,203 @@
 //! Requests: RESP arrays of bulk strings, and inline commands.
 
+use std::ops::Range;
+
 use bytes::{Buf, Bytes, BytesMut};
 
 /// Arguments of one command.
 pub const ARGS_MAX: usize = 64 << 10;
 /// Bytes of one argument: the largest value and a little.
 pub const BULK_MAX: usize = (16 << 20) + 4096;
-/// Bytes of an inline command, and of a length line.
+/// Bytes of one command.
+pub const COMMAND_BYTES_MAX: usize = 64 << 20;
+/// Bytes of an inline command.
 const INLINE_MAX: usize = 64 << 10;
+/// Bytes of a length line.
+const LENGTH_MAX: usize = 32;
+/// Arguments and their bytes before a client has said who it is.
+const UNKNOWN_ARGS_MAX: usize = 10;
+const UNKNOWN_BULK_MAX: usize = 16 << 10;
 
 /// A request that no Redis server would take; the connection is closed after the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadRequest(pub String);
 
-/// Takes the next command off the front of `buffer`; `None` when it is not complete yet. An empty command (a blank line)
-/// comes as no arguments.
-///
-/// # Errors
-/// [`BadRequest`] worded as Redis does.
-pub fn parse(buffer: &mut BytesMut) -> Result<Option<Vec<Bytes>>, BadRequest> {
-    match buffer.first() {
-        None => Ok(None),
-        Some(b'*') => parse_array(buffer),
-        Some(_) => parse_inline(buffer),
+impl BadRequest {
+    fn new(what: impl Into<String>) -> BadRequest {
+        BadRequest(format!("Protocol error: {}", what.into()))
     }
 }
 
-fn parse_inline(buffer: &mut BytesMut) -> Result<Option<Vec<Bytes>>, BadRequest> {
-    let Some(end) = buffer.iter().take(INLINE_MAX).position(|byte| *byte == b'\n') else {
-        if buffer.len() >= INLINE_MAX {
-            return Err(BadRequest("Protocol error: too big inline request".into()));
-        }
-        return Ok(None);
-    };
-    let line = buffer.split_to(end + 1).freeze();
-    let words = line.split(|byte| byte.is_ascii_whitespace()).filter(|word| !word.is_empty());
-    Ok(Some(words.map(|word| line.slice_ref(word)).collect()))
+/// Takes commands off the front of a buffer, and remembers how far it has come: bytes that trickle in are looked at once.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    /// Arguments that are to come; `None` before the head of a command.
+    left: Option<usize>,
+    /// Where the arguments lie that are there.
+    places: Vec<Range<usize>>,
+    /// Up to where the buffer has been understood.
+    at: usize,
+    /// The next argument's length, behind which `at` stands.
+    bulk: Option<usize>,
+    /// Bytes of an inline command that hold no line end.
+    scanned: usize,
+    /// The client may be anybody: short commands only.
+    pub is_unknown: bool,
 }
 
-/// Finds where each argument lies first, and takes the bytes only when all are there.
-fn parse_array(buffer: &mut BytesMut) -> Result<Option<Vec<Bytes>>, BadRequest> {
-    let Some((count, mut at)) = parse_length(buffer, 1)? else {
-        return Ok(None);
-    };
-    if count > ARGS_MAX as i64 {
-        return Err(BadRequest("Protocol error: invalid multibulk length".into()));
-    }
-    let count = count.max(0) as usize;
-    let mut places = Vec::with_capacity(count.min(64));
-    for _ in 0..count {
-        match buffer.get(at) {
-            None => return Ok(None),
-            Some(b'$') => {}
-            Some(other) => {
-                return Err(BadRequest(format!("Protocol error: expected '$', got '{}'", char::from(*other))));
+impl Decoder {
+    /// The next command; `None` when it is not complete yet. An empty command (a blank line) comes as no arguments.
+    ///
+    /// # Errors
+    /// [`BadRequest`] worded as Redis does; nothing more can be read then.
+    pub fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<Vec<Bytes>>, BadRequest> {
+        if self.left.is_none() {
+            match buffer.first() {
+                None => return Ok(None),
+                Some(b'*') => {}
+                Some(_) => return self.decode_inline(buffer),
             }
+            let Some((count, at)) = parse_length(buffer, 1, "invalid multibulk length")? else {
+                return Ok(None);
+            };
+            if count > ARGS_MAX as i64 {
+                return Err(BadRequest::new("invalid multibulk length"));
+            }
+            if self.is_unknown && count > UNKNOWN_ARGS_MAX as i64 {
+                return Err(BadRequest::new("unauthenticated multibulk length"));
+            }
+            (self.left, self.at) = (Some(count.max(0) as usize), at);
         }
-        let Some((len, start)) = parse_length(buffer, at + 1)? else {
+        while self.left.is_some_and(|left| left > 0) {
+            if !self.decode_bulk(buffer)? {
+                return Ok(None);
+            }
+            self.left = self.left.map(|left| left - 1);
+        }
+        let bytes = buffer.split_to(self.at).freeze();
+        let args = self.places.drain(..).map(|place| bytes.slice(place)).collect();
+        (self.left, self.at) = (None, 0);
+        // A command with very many arguments does not keep its list.
+        self.places.shrink_to(64);
+        Ok(Some(args))
+    }
+
+    /// False when more has to come.
+    fn decode_bulk(&mut self, buffer: &BytesMut) -> Result<bool, BadRequest> {
+        let len = match self.bulk {
+            Some(len) => len,
+            None => {
+                match buffer.get(self.at) {
+                    None => return Ok(false),
+                    Some(b'$') => {}
+                    Some(other) => {
+                        return Err(BadRequest::new(format!("expected '$', got '{}'", other.escape_ascii())));
+                    }
+                }
+                let Some((len, start)) = parse_length(buffer, self.at + 1, "invalid bulk length")? else {
+                    return Ok(false);
+                };
+                let len = usize::try_from(len).ok().filter(|len| *len <= BULK_MAX);
+                let len = len.ok_or_else(|| BadRequest::new("invalid bulk length"))?;
+                if self.is_unknown && len > UNKNOWN_BULK_MAX {
+                    return Err(BadRequest::new("unauthenticated bulk length"));
+                }
+                if start + len > COMMAND_BYTES_MAX {
+                    return Err(BadRequest::new(format!("command of more than {COMMAND_BYTES_MAX} bytes")));
+                }
+                (self.bulk, self.at) = (Some(len), start);
+                len
+            }
+        };
+        let end = self.at + len;
+        match buffer.get(end..end + 2) {
+            None => Ok(false),
+            Some(b"\r\n") => {
+                self.places.push(self.at..end);
+                (self.at, self.bulk) = (end + 2, None);
+                Ok(true)
+            }
+            Some(_) => Err(BadRequest::new("bulk string without its end")),
+        }
+    }
+
+    fn decode_inline(&mut self, buffer: &mut BytesMut) -> Result<Option<Vec<Bytes>>, BadRequest> {
+        let Some(end) = buffer[self.scanned..].iter().position(|byte| *byte == b'\n') else {
+            self.scanned = buffer.len();
+            if buffer.len() >= INLINE_MAX {
+                return Err(BadRequest::new("too big inline request"));
+            }
             return Ok(None);
         };
-        if len < 0 || len > BULK_MAX as i64 {
-            return Err(BadRequest("Protocol error: invalid bulk length".into()));
+        let end = self.scanned + end;
+        self.scanned = 0;
+        if end >= INLINE_MAX {
+            return Err(BadRequest::new("too big inline request"));
         }
-        let end = start + len as usize;
-        match buffer.get(end..end + 2) {
-            None => return Ok(None),
-            Some(b"\r\n") => {}
-            Some(_) => return Err(BadRequest("Protocol error: bulk string without its end".into())),
-        }
-        places.push(start..end);
-        at = end + 2;
+        let line = buffer.split_to(end + 1).freeze();
+        split_words(&line[..end]).map(Some).ok_or_else(|| BadRequest::new("unbalanced quotes in request"))
     }
-    let bytes = buffer.split_to(at).freeze();
-    Ok(Some(places.into_iter().map(|place| bytes.slice(place)).collect()))
+}
+
+/// The words of an inline command; in double quotes a backslash escapes, in single quotes only the quote.
+fn split_words(line: &[u8]) -> Option<Vec<Bytes>> {
+    let mut words = Vec::new();
+    let mut rest = line.iter().copied().peekable();
+    loop {
+        while rest.next_if(u8::is_ascii_whitespace).is_some() {}
+        let Some(first) = rest.peek().copied() else {
+            return Some(words);
+        };
+        let mut word = Vec::new();
+        if first == b'"' || first == b'\'' {
+            rest.next();
+            loop {
+                match rest.next()? {
+                    byte if byte == first => break,
+                    b'\\' if first == b'"' => word.push(unescape(&mut rest)?),
+                    b'\\' if rest.peek() == Some(&b'\'') => word.extend(rest.next()),
+                    byte => word.push(byte),
+                }
+            }
+            // A closing quote ends the word.
+            if rest.peek().is_some_and(|byte| !byte.is_ascii_whitespace()) {
+                return None;
+            }
+        } else {
+            while let Some(byte) = rest.next_if(|byte| !byte.is_ascii_whitespace()) {
+                word.push(byte);
+            }
+        }
+        words.push(Bytes::from(word));
+    }
+}
+
+fn unescape(rest: &mut impl Iterator<Item = u8>) -> Option<u8> {
+    Some(match rest.next()? {
+        b'n' => b'\n',
+        b'r' => b'\r',
+        b't' => b'\t',
+        b'b' => 8,
+        b'a' => 7,
+        b'x' => {
+            let digit = |byte: u8| char::from(byte).to_digit(16);
+            (digit(rest.next()?)? * 16 + digit(rest.next()?)?) as u8
+        }
+        other => other,
+    })
 }
 
 /// A number and the place behind its line end.
-fn parse_length(buffer: &BytesMut, from: usize) -> Result<Option<(i64, usize)>, BadRequest> {
+fn parse_length(buffer: &BytesMut, from: usize, bad: &str) -> Result<Option<(i64, usize)>, BadRequest> {
     let rest = &buffer[from.min(buffer.len())..];
-    let Some(len) = rest.iter().take(32).position(|byte| *byte == b'\n') else {
-        if rest.len() >= 32 {
-            return Err(BadRequest("Protocol error: invalid multibulk length".into()));
-        }
-        return Ok(None);
+    let Some(len) = rest.iter().take(LENGTH_MAX).position(|byte| *byte == b'\n') else {
+        return if rest.len() >= LENGTH_MAX { Err(BadRequest::new(bad)) } else { Ok(None) };
     };
     let line = rest[..len].strip_suffix(b"\r").unwrap_or(&rest[..len]);
     let number = std::str::from_utf8(line).ok().and_then(|text| text.parse().ok());
     match number {
         Some(number) => Ok(Some((number, from + len + 1))),
-        None => Err(BadRequest("Protocol error: invalid multibulk length".into())),
+        None => Err(BadRequest::new(bad)),
     }
 }
 
@@ -198,54 +307,80 @@ mod tests {
         assert!(refused("*1\r\n".repeat(100_000).as_bytes()), "nested without end");
     }
 
+    /// All commands of some bytes that come in these pieces, and what ended them.
+    fn decode_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Vec<Bytes>>, Option<BadRequest>) {
+        let (mut decoder, mut buffer, mut found) = (Decoder::default(), BytesMut::new(), Vec::new());
+        for piece in pieces {
+            buffer.extend_from_slice(piece);
+            loop {
+                match decoder.decode(&mut buffer) {
+                    Ok(Some(args)) => found.push(args),
+                    Ok(None) => break,
+                    Err(bad) => return (found, Some(bad)),
+                }
+            }
+        }
+        (found, None)
+    }
+
     proptest! {
         #[test]
-        fn pipeline_cut_anywhere_parses_to_the_same_commands(
+        fn pipeline_cut_anywhere_decodes_to_the_same_commands(
             commands in prop::collection::vec(prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 1..5), 1..6),
-            cut in any::<prop::sample::Index>()
+            piece in 1..40_usize
         ) {
             let mut wire = Vec::new();
             for command in &commands {
                 let args: Vec<&[u8]> = command.iter().map(Vec::as_slice).collect();
                 wire.extend(encode_command(&args));
             }
-            let cut = cut.index(wire.len());
-            let mut buffer = BytesMut::from(&wire[..cut]);
-            let mut found = Vec::new();
-            while let Some(args) = parse(&mut buffer).unwrap() {
-                found.push(args);
-            }
-            buffer.extend_from_slice(&wire[cut..]);
-            while let Some(args) = parse(&mut buffer).unwrap() {
-                found.push(args);
-            }
+            let (found, bad) = decode_pieces(wire.chunks(piece));
+            prop_assert_eq!(bad, None);
             prop_assert_eq!(found, commands);
-            prop_assert!(buffer.is_empty());
         }
 
         #[test]
-        fn parse_random_bytes_never_panics(bytes: Vec<u8>) {
-            let mut buffer = BytesMut::from(&bytes[..]);
-            for _ in 0..bytes.len() {
-                if !matches!(parse(&mut buffer), Ok(Some(_))) {
-                    break;
-                }
-            }
+        fn decode_random_bytes_cut_anywhere_ends_the_same_way(bytes: Vec<u8>, piece in 1..9_usize) {
+            let whole = decode_pieces([bytes.as_slice()]);
+            prop_assert_eq!(decode_pieces(bytes.chunks(piece)), whole);
             let _ = parse_reply(&mut BytesMut::from(&bytes[..]));
         }
     }
 
-    #[test]
-    fn parse_hostile_lengths_are_refused() {
-        for wire in ["*9999999\r\n", "*1\r\n$99999999999\r\n", "*1\r\n$-1\r\n", "*1\r\n:1\r\n", "*x\r\n"] {
-            assert!(parse(&mut BytesMut::from(wire)).is_err(), "{wire:?}");
-        }
-        assert!(parse(&mut BytesMut::from(&vec![b'a'; INLINE_MAX][..])).is_err());
+    fn decode_all(bytes: &[u8]) -> (Vec<Vec<Bytes>>, Option<BadRequest>) {
+        decode_pieces([bytes])
     }
 
     #[test]
-    fn parse_inline_command_splits_words() {
-        let found = parse(&mut BytesMut::from("  set  a 1\r\n")).unwrap().unwrap();
-        assert_eq!(found, ["set", "a", "1"]);
+    fn decode_hostile_lengths_are_refused() {
+        for wire in ["*9999999\r\n", "*1\r\n$99999999999\r\n", "*1\r\n$-1\r\n", "*1\r\n:1\r\n", "*x\r\n"] {
+            assert!(decode_all(wire.as_bytes()).1.is_some(), "{wire:?}");
+        }
+        assert!(decode_all(&vec![b'a'; INLINE_MAX]).1.is_some());
+        let many = format!("*6\r\n{}", format!("${}\r\n{}\r\n", 12 << 20, "v".repeat(12 << 20)).repeat(6));
+        assert!(decode_all(many.as_bytes()).1.is_some_and(|bad| bad.0.contains("command of more")));
+    }
+
+    #[test]
+    fn decode_before_a_password_takes_short_commands_only() {
+        let mut decoder = Decoder { is_unknown: true, ..Decoder::default() };
+        let mut decode = |wire: &str| decoder.decode(&mut BytesMut::from(wire));
+        assert!(decode("*2\r\n$4\r\nauth\r\n$1\r\nx\r\n").is_ok_and(|args| args.is_some()));
+        assert_eq!(decode("*11\r\n"), Err(BadRequest::new("unauthenticated multibulk length")));
+        assert_eq!(decode("*1\r\n$20000\r\n"), Err(BadRequest::new("unauthenticated bulk length")));
+    }
+
+    #[test]
+    fn decode_inline_command_splits_words() {
+        let (found, bad) = decode_all(b"  set  a 1\r\n\r\nset \"a \\x41\\n\" 'it\\'s'\n");
+        assert_eq!(bad, None);
+        assert_eq!(found, [vec!["set", "a", "1"], vec![], vec!["set", "a A\n", "it's"]]);
+        for wire in ["get \"a\n", "get \"a\"b\n", "get \"\\xq\"\n", "get '\n"] {
+            assert_eq!(
+                decode_all(wire.as_bytes()).1,
+                Some(BadRequest::new("unbalanced quotes in request")),
+                "{wire:?}"
+            );
+        }
     }
 }

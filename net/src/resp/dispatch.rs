@@ -1,232 +1,347 @@
-//! What each command does.
+//! What the commands do that a connection runs by itself.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use antumbra_engine::runtime;
 use bytes::Bytes;
 
-use crate::error::Result;
-
-use super::command::{self, Kind};
-use super::connection::Connection;
-use super::operation::{Operation, Outcome};
+use super::acl::{DEFAULT, User, Users};
+use super::command::{Local, echo, help, unknown_subcommand};
+use super::connection::{Connection, Wanted};
+use super::info::REDIS_VERSION;
+use super::keyed::{not_an_integer, parse_integer};
 use super::reply::Reply;
-use super::server::{Server, add};
-use super::{admin, cluster, execute, slot};
+use super::{admin, cluster, describe, slot};
+
+/// Longest DEBUG SLEEP.
+const SLEEP_MAX: Duration = Duration::from_secs(60);
+/// Longest name of a connection.
+const NAME_MAX: usize = 256;
 
 impl Connection<'_> {
-    pub async fn serve_command(&mut self, kind: Kind, args: &[Bytes]) -> Reply {
-        match kind {
-            Kind::Get => self.get(&args[1]).await,
-            Kind::Set => self.set_group(&[args.to_vec()]).await.pop().unwrap_or(Reply::Nil),
-            Kind::Del => self.count_keys(&args[1..], |key| Operation::Delete { key }).await,
-            Kind::Exists => self.count_keys(&args[1..], |key| Operation::Get { key }).await,
-            Kind::Mget => self.mget(&args[1..]).await,
-            Kind::Mset => self.mset(&args[1..]).await,
-            Kind::Scan => self.scan(args).await,
-            Kind::Dbsize => self.dbsize().await,
-            Kind::Ping => args.get(1).map_or(Reply::Simple("PONG"), |text| Reply::Bulk(text.clone())),
-            Kind::Echo => Reply::Bulk(args[1].clone()),
-            Kind::Hello => self.hello(args),
-            Kind::Info => Reply::text(self.info().await),
-            Kind::Command => command::describe(args),
-            Kind::Cluster => self.cluster(args),
-            Kind::Select if args[1].as_ref() == b"0" => Reply::Simple("OK"),
-            Kind::Select => Reply::Error("ERR SELECT is not allowed in cluster mode".into()),
-            Kind::Client => self.client(args),
-            Kind::Config => config(args),
-            Kind::Quit => Reply::Simple("OK"),
-            Kind::Readonly | Kind::Asking => {
+    pub async fn serve_local(&mut self, local: Local, args: &[Bytes]) -> Reply {
+        match local {
+            Local::Ping if args.len() > 2 => Reply::error("ERR wrong number of arguments for 'ping' command"),
+            Local::Ping => args.get(1).map_or(Reply::status("PONG"), |text| Reply::Bulk(text.clone())),
+            Local::Echo => Reply::Bulk(args[1].clone()),
+            Local::Hello => self.hello(args).unwrap_or_else(|refusal| refusal),
+            Local::Auth => self.auth(args).unwrap_or_else(|refusal| refusal),
+            Local::Acl => self.acl(args).unwrap_or_else(|refusal| refusal),
+            Local::Quit => {
+                self.ends = true;
+                Reply::OK
+            }
+            Local::Reset => self.reset(),
+            Local::Select => match parse_integer(&args[1]) {
+                Some(0) => Reply::OK,
+                Some(_) => Reply::error("ERR SELECT is not allowed in cluster mode"),
+                None => Reply::error("ERR invalid DB index"),
+            },
+            Local::Client => self.client_command(args).unwrap_or_else(|refusal| refusal),
+            Local::Readonly | Local::Asking => {
                 self.follows_moved = true;
-                Reply::Simple("OK")
+                Reply::OK
             }
-            Kind::Reset => {
-                (self.version, self.follows_moved) = (2, false);
-                Reply::Simple("RESET")
+            Local::Cluster => self.cluster(args).await,
+            Local::Info => self.info(&args[1..]).await,
+            Local::Command => describe::describe(args),
+            Local::Config => self.config(args),
+            Local::Time => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                let text = |number: u64| Reply::text(number.to_string());
+                Reply::Array(vec![text(now.as_secs()), text(u64::from(now.subsec_micros()))])
             }
-            Kind::Antumbra => match admin::run(&self.server.host, args).await {
+            Local::Scan => self.scan(args).await,
+            Local::Keys => self.keys(&args[1]).await,
+            Local::Dbsize => self.dbsize().await,
+            Local::Randomkey => self.randomkey().await,
+            Local::Flush => self.flush_keys().await,
+            Local::Multi => self.multi(),
+            Local::Exec => self.exec().await,
+            Local::Discard => self.discard(),
+            Local::Watch => self.watch(&args[1..]).await,
+            Local::Unwatch => self.unwatch(),
+            Local::Wait => self.wait(&args[1..], Reply::Integer).await,
+            Local::Waitaof => {
+                let both = |mirrors| Reply::Array(vec![Reply::Integer(1), Reply::Integer(mirrors)]);
+                self.wait(&args[1..], both).await
+            }
+            Local::Debug => self.debug(args).await,
+            Local::Antumbra => match admin::run(&self.server.host, args).await {
                 Ok(value) => Reply::text(value.to_string()),
                 Err(cause) => Reply::Error(format!("ERR {cause}")),
             },
         }
     }
 
-    async fn get(&self, key: &Bytes) -> Reply {
-        let slot = slot::slot_of(key);
-        match self.run_operation(Operation::Get { key: slot::routing_key(key).into() }).await {
-            Ok(Outcome::Value(value)) => value.map_or(Reply::Nil, Reply::Bulk),
-            other => self.server.failure(slot, other),
-        }
-    }
-
-    async fn count_keys(&self, keys: &[Bytes], operation: impl Fn(Bytes) -> Operation) -> Reply {
-        if let Some(reply) = cross_slot(keys.iter()) {
-            return reply;
-        }
-        let mut count = 0;
-        for key in keys {
-            match self.run_operation(operation(slot::routing_key(key).into())).await {
-                Ok(Outcome::Deleted(existed)) => count += i64::from(existed),
-                Ok(Outcome::Value(value)) => count += i64::from(value.is_some()),
-                other => return self.server.failure(slot::slot_of(key), other),
+    /// `HELLO [version [AUTH user password] [SETNAME name]]`.
+    fn hello(&mut self, args: &[Bytes]) -> Result<Reply, Reply> {
+        let version = match args.get(1).map(Bytes::as_ref) {
+            None => self.version,
+            Some(b"2") => 2,
+            Some(b"3") => 3,
+            Some(number) if parse_integer(number).is_none() => {
+                return Err(Reply::error("ERR Protocol version is not an integer or out of range"));
+            }
+            Some(_) => return Err(Reply::error("NOPROTO unsupported protocol version")),
+        };
+        let (mut user, mut name) = (None, None);
+        let mut rest = args.get(2..).unwrap_or_default();
+        while let Some((word, behind)) = rest.split_first() {
+            match (word.to_ascii_lowercase().as_slice(), behind) {
+                (b"auth", [who, password, behind @ ..]) => {
+                    user = Some(self.server.service.users.load().authenticate(who, password)?);
+                    rest = behind;
+                }
+                (b"setname", [to, behind @ ..]) => {
+                    name = Some(checked_name(to, "Client names")?);
+                    rest = behind;
+                }
+                _ => return Err(Reply::Error(format!("ERR Syntax error in HELLO option '{}'", echo(word)))),
             }
         }
-        Reply::Integer(count)
-    }
-
-    async fn mget(&self, keys: &[Bytes]) -> Reply {
-        if let Some(reply) = cross_slot(keys.iter()) {
-            return reply;
+        if let Some(user) = user {
+            self.become_user(user);
         }
-        let mut values = Vec::with_capacity(keys.len());
-        for key in keys {
-            match self.get(key).await {
-                error @ Reply::Error(_) => return error,
-                value => values.push(value),
-            }
+        if self.user.is_none() {
+            return Err(Reply::error(
+                "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH \
+                 <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the \
+                 same time",
+            ));
         }
-        Reply::Array(values)
-    }
-
-    async fn mset(&self, pairs: &[Bytes]) -> Reply {
-        if let Some(reply) = cross_slot(pairs.iter().step_by(2)) {
-            return reply;
+        if let Some(name) = name {
+            self.client.names().name = name;
         }
-        let group: Vec<Vec<Bytes>> = pairs
-            .chunks_exact(2)
-            .map(|pair| vec![Bytes::from_static(b"SET"), pair[0].clone(), pair[1].clone()])
-            .collect();
-        let replies = self.set_group(&group).await;
-        replies.into_iter().find(|reply| matches!(reply, Reply::Error(_))).unwrap_or(Reply::Simple("OK"))
-    }
-
-    /// Runs an operation where its partition is.
-    pub async fn run_operation(&self, operation: Operation) -> Result<Outcome> {
-        let Server { host, shard, counters, .. } = self.server;
-        execute::run(host, shard, operation, self.follows_moved, || add(&counters.forwarded)).await
-    }
-
-    fn hello(&mut self, args: &[Bytes]) -> Reply {
-        match args.get(1).map(Bytes::as_ref) {
-            None | Some(b"2") => self.version = 2,
-            Some(b"3") => self.version = 3,
-            Some(_) => return Reply::Error("NOPROTO unsupported protocol version".into()),
-        }
+        self.set_version(version);
         let text = |key: &str, value: &str| (Reply::text(key), Reply::text(value));
-        Reply::Map(vec![
+        Ok(Reply::Map(vec![
             text("server", "redis"),
-            text("version", "7.4.0"),
+            text("version", REDIS_VERSION),
             (Reply::text("proto"), Reply::Integer(i64::from(self.version))),
-            (Reply::text("id"), Reply::Integer(self.server.counters.accepted.get() as i64)),
+            (Reply::text("id"), Reply::Integer(self.client.id as i64)),
             text("mode", "cluster"),
             text("role", "master"),
             (Reply::text("modules"), Reply::Array(Vec::new())),
-        ])
+        ]))
     }
 
-    async fn info(&self) -> String {
-        let (server, counters) = (self.server, &self.server.counters);
-        let mut text = format!(
-            "# Server\r\nredis_version:7.4.0\r\nantumbra_version:{}\r\nredis_mode:cluster\r\nhost:{}\r\nshard:{}\r\n\
-             process_id:{}\r\n\r\n# Clients\r\nconnected_clients:{}\r\n\r\n# Stats\r\n\
-             total_connections_received:{}\r\ntotal_commands_processed:{}\r\nforwarded:{}\r\nmoved:{}\r\nerrors:{}\r\n\
-             \r\n# Cluster\r\ncluster_enabled:1\r\n\r\n# Partitions\r\n",
-            env!("CARGO_PKG_VERSION"),
-            server.host.id,
-            server.shard.id(),
-            std::process::id(),
-            counters.connections.get(),
-            counters.accepted.get(),
-            counters.commands.get(),
-            counters.forwarded.get(),
-            counters.moved.get(),
-            counters.errors.get(),
-        );
-        for partition in server.shard.partitions() {
-            let stats = partition.stats();
-            text.push_str(&format!(
-                "partition{}:epoch={},serving={:?},segments={},table_bytes={},memtable_bytes={},last_lsn={}\r\n",
-                stats.id,
-                stats.epoch,
-                stats.serving,
-                stats.segments,
-                stats.table_bytes,
-                stats.memtable_bytes,
-                stats.visible
-            ));
+    fn set_version(&mut self, version: u8) {
+        self.version = version;
+        self.client.version.store(version, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn become_user(&mut self, user: std::sync::Arc<User>) {
+        self.client.names().user.clone_from(&user.name);
+        self.user = Some(user);
+    }
+
+    /// `AUTH [user] password`.
+    fn auth(&mut self, args: &[Bytes]) -> Result<Reply, Reply> {
+        let users = self.server.service.users.load();
+        let user = match args {
+            [_, password] => {
+                if users.unnamed().is_some() {
+                    return Err(Reply::error(
+                        "ERR AUTH <password> called without any password configured for the default user. Are you sure \
+                         your configuration is correct?",
+                    ));
+                }
+                users.authenticate(DEFAULT.as_bytes(), password)?
+            }
+            [_, name, password] => users.authenticate(name, password)?,
+            _ => return Err(Reply::error("ERR syntax error")),
+        };
+        self.become_user(user);
+        Ok(Reply::OK)
+    }
+
+    fn acl(&mut self, args: &[Bytes]) -> Result<Reply, Reply> {
+        let service = &self.server.service;
+        let list = |told: fn(&User) -> String| {
+            Reply::Array(service.users.load().all().map(|user| Reply::text(told(user))).collect())
+        };
+        match (args[1].to_ascii_lowercase().as_slice(), args.len()) {
+            (b"whoami", 2) => Ok(Reply::text(self.user.as_ref().map_or("", |user| &user.name))),
+            (b"help", 2) => Ok(help("ACL", &["LIST", "LOAD", "USERS", "WHOAMI"])),
+            (b"users", 2) => {
+                self.admin_only("acl|users")?;
+                Ok(list(|user| user.name.clone()))
+            }
+            (b"list", 2) => {
+                self.admin_only("acl|list")?;
+                Ok(list(User::describe))
+            }
+            (b"load", 2) => {
+                self.admin_only("acl|load")?;
+                let users = service.users.load();
+                let Some(path) = users.path() else {
+                    return Err(Reply::error(
+                        "ERR this node was started without a file of users: there is nothing to load",
+                    ));
+                };
+                let loaded = Users::load(path).map_err(|cause| Reply::Error(format!("ERR {cause}")))?;
+                // Connections keep the rights that they have until they name a user again.
+                service.users.store(loaded.into());
+                Ok(Reply::OK)
+            }
+            _ => Err(unknown_subcommand("ACL", args)),
         }
-        text
     }
 
-    fn cluster(&mut self, args: &[Bytes]) -> Reply {
+    fn reset(&mut self) -> Reply {
+        self.transaction.forget();
+        self.follows_moved = false;
+        self.wanted = Wanted::All;
+        self.set_version(2);
+        self.user = self.server.service.users.load().unnamed();
+        let mut names = self.client.names();
+        names.name.clear();
+        names.user = self.user.as_ref().map_or(String::new(), |user| user.name.clone());
+        Reply::status("RESET")
+    }
+
+    /// `WAIT` and `WAITAOF`: what is acknowledged is on this host's device, and on that of a mirror, so that there is
+    /// nothing to wait for.
+    async fn wait(&self, numbers: &[Bytes], told: impl Fn(i64) -> Reply) -> Reply {
+        if numbers.iter().any(|number| parse_integer(number).is_none_or(|number| number < 0)) {
+            return not_an_integer();
+        }
+        let host = &self.server.host;
+        let written = self.written_slot.and_then(|slot| Some(host.routing.load().route(slot)?.partition));
+        let mirrored = match written.map(|id| host.engine.partition(id)) {
+            // It may have moved away since: then nothing is known of it.
+            Some(Ok(partition)) => {
+                partition.with(|partition| async move { Ok(partition.is_mirrored()) }).await.unwrap_or(false)
+            }
+            _ => false,
+        };
+        told(i64::from(mirrored))
+    }
+
+    /// Fails for a user without the right to administer.
+    fn admin_only(&self, command: &str) -> Result<(), Reply> {
+        match &self.user {
+            Some(user) if user.administers() => Ok(()),
+            user => Err(Reply::Error(format!(
+                "NOPERM User {} has no permissions to run the '{command}' command",
+                user.as_ref().map_or("", |user| &user.name)
+            ))),
+        }
+    }
+
+    async fn debug(&self, args: &[Bytes]) -> Reply {
+        if !self.server.service.config.allow_debug {
+            return Reply::error("ERR DEBUG command not allowed: start the node with --allow-debug");
+        }
+        let seconds = args.get(2).and_then(|text| std::str::from_utf8(text).ok()?.parse::<f64>().ok());
+        match (args[1].to_ascii_lowercase().as_slice(), seconds) {
+            (b"sleep", Some(seconds)) if seconds >= 0.0 && args.len() == 3 => {
+                runtime::sleep(Duration::try_from_secs_f64(seconds).unwrap_or(SLEEP_MAX).min(SLEEP_MAX)).await;
+                Reply::OK
+            }
+            (b"sleep", None) => Reply::error("ERR value is not a valid float"),
+            _ => unknown_subcommand("DEBUG", args),
+        }
+    }
+
+    async fn cluster(&mut self, args: &[Bytes]) -> Reply {
+        let host = self.server.host.id;
         let topology = self.server.host.routing.load();
         let word = args[1].to_ascii_lowercase();
         // Whoever asks where the slots are follows them.
         self.follows_moved |= matches!(word.as_slice(), b"slots" | b"shards" | b"nodes");
-        match word.as_slice() {
-            b"slots" => cluster::slots(&topology),
-            b"shards" => cluster::shards(&topology),
-            b"nodes" => Reply::text(cluster::nodes(&topology, self.server.host.id)),
-            b"info" => Reply::text(cluster::info(&topology)),
-            b"myid" => Reply::text(cluster::node_id(self.server.host.id)),
-            b"keyslot" if args.len() == 3 => Reply::Integer(i64::from(slot::slot_of(&args[2]))),
-            b"countkeysinslot" => Reply::Error("ERR counting the keys of a slot takes a scan: use SCAN".into()),
-            _ => Reply::Error("ERR unknown subcommand of 'cluster'".into()),
+        match (word.as_slice(), &args[2..]) {
+            (b"slots", []) => cluster::slots(&topology),
+            (b"shards", []) => cluster::shards(&topology),
+            (b"nodes", []) => Reply::Verbatim(cluster::nodes(&topology, host)),
+            (b"info", []) => Reply::Verbatim(cluster::info(&topology, host)),
+            (b"myid" | b"myshardid", []) => Reply::text(cluster::node_id(host)),
+            (b"keyslot", [key]) => Reply::Integer(i64::from(slot::slot_of(key))),
+            (b"countkeysinslot", [slot]) => self.count_keys_in_slot(slot).await,
+            (b"getkeysinslot", [slot, count]) => self.keys_in_slot(slot, count).await,
+            (b"replicas" | b"slaves", [node]) => match cluster::is_known(&topology, node) {
+                true => Reply::Array(Vec::new()),
+                false => Reply::Error(format!("ERR Unknown node {}", echo(node))),
+            },
+            (b"links", []) => Reply::Array(Vec::new()),
+            (b"help", []) => help("CLUSTER", cluster::HELP),
+            _ => unknown_subcommand("CLUSTER", args),
         }
     }
 
-    fn client(&mut self, args: &[Bytes]) -> Reply {
-        match args[1].to_ascii_lowercase().as_slice() {
-            b"setname" if args.len() == 3 => {
-                self.name = args[2].clone();
-                Reply::Simple("OK")
+    fn client_command(&mut self, args: &[Bytes]) -> Result<Reply, Reply> {
+        const HELP: &[&str] = &[
+            "GETNAME",
+            "GETREDIR",
+            "ID",
+            "INFO",
+            "KILL address",
+            "KILL filter value ...",
+            "LIST [TYPE type] [ID id ...]",
+            "NO-EVICT (ON|OFF)",
+            "NO-TOUCH (ON|OFF)",
+            "REPLY (ON|OFF|SKIP)",
+            "SETINFO option value",
+            "SETNAME name",
+            "TRACKING OFF",
+        ];
+        let is_switch = |word: &Bytes| word.eq_ignore_ascii_case(b"on") || word.eq_ignore_ascii_case(b"off");
+        match (args[1].to_ascii_lowercase().as_slice(), &args[2..]) {
+            (b"id", []) => Ok(Reply::Integer(self.client.id as i64)),
+            (b"getname", []) => {
+                let name = self.client.names().name.clone();
+                Ok(if name.is_empty() { Reply::Nil } else { Reply::text(name) })
             }
-            b"getname" => Reply::Bulk(self.name.clone()),
-            b"id" => Reply::Integer(self.server.counters.accepted.get() as i64),
-            b"setinfo" | b"no-evict" | b"no-touch" | b"reply" => Reply::Simple("OK"),
-            _ => Reply::Error("ERR unknown subcommand of 'client'".into()),
+            (b"setname", [name]) => {
+                self.client.names().name = checked_name(name, "Client names")?;
+                Ok(Reply::OK)
+            }
+            (b"setinfo", [option, value]) => {
+                match option.to_ascii_lowercase().as_slice() {
+                    b"lib-name" => self.client.names().library = checked_name(value, "lib-name")?,
+                    b"lib-ver" => self.client.names().library_version = checked_name(value, "lib-ver")?,
+                    other => return Err(Reply::Error(format!("ERR Unrecognized option '{}'", echo(other)))),
+                }
+                Ok(Reply::OK)
+            }
+            (b"info", []) => Ok(Reply::Verbatim(format!("{}\n", self.client.describe()))),
+            (b"list", options) => {
+                self.admin_only("client|list")?;
+                self.server.service.clients.list(options)
+            }
+            (b"kill", options) => {
+                self.admin_only("client|kill")?;
+                let (reply, kills_me) = self.server.service.clients.kill(options, &self.client)?;
+                self.ends |= kills_me;
+                Ok(reply)
+            }
+            // Nothing is evicted, and reads count as reads whoever reads.
+            (b"no-evict" | b"no-touch", [word]) if is_switch(word) => Ok(Reply::OK),
+            (b"no-evict" | b"no-touch" | b"reply", []) => Err(unknown_subcommand("CLIENT", args)),
+            (b"reply", [word]) => {
+                self.wanted = match word.to_ascii_lowercase().as_slice() {
+                    b"on" => Wanted::All,
+                    b"off" => Wanted::None,
+                    b"skip" if self.wanted == Wanted::All => Wanted::AllButNext,
+                    b"skip" => self.wanted,
+                    _ => return Err(Reply::error("ERR syntax error")),
+                };
+                Ok(Reply::OK)
+            }
+            (b"getredir", []) => Ok(Reply::Integer(-1)),
+            (b"tracking", [word, ..]) if word.eq_ignore_ascii_case(b"off") => Ok(Reply::OK),
+            (b"tracking", _) => Err(Reply::error("ERR client-side caching is not supported")),
+            (b"help", []) => Ok(help("CLIENT", HELP)),
+            _ => Err(unknown_subcommand("CLIENT", args)),
         }
     }
 }
 
-pub(super) fn set_operation(args: &[Bytes]) -> std::result::Result<Operation, Reply> {
-    let mut expires_at_ms = 0;
-    for pair in args[3..].chunks(2) {
-        let number =
-            pair.get(1).and_then(|bytes| std::str::from_utf8(bytes).ok()).and_then(|text| text.parse::<u64>().ok());
-        let unit = pair[0].to_ascii_lowercase();
-        let known = matches!(unit.as_slice(), b"ex" | b"px" | b"exat" | b"pxat");
-        let number = match (known, number) {
-            (false, _) => return Err(Reply::Error("ERR syntax error".into())),
-            (true, None | Some(0)) => return Err(Reply::Error("ERR invalid expire time in 'set' command".into())),
-            (true, Some(number)) => number,
-        };
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |since| since.as_millis() as u64);
-        expires_at_ms = match unit.as_slice() {
-            b"ex" => now.saturating_add(number.saturating_mul(1000)),
-            b"px" => now.saturating_add(number),
-            b"exat" => number.saturating_mul(1000),
-            _ => number,
-        };
+fn checked_name(name: &Bytes, what: &str) -> Result<String, Reply> {
+    let is_printable = name.iter().all(|byte| (b'!'..=b'~').contains(byte));
+    if !is_printable || name.len() > NAME_MAX {
+        return Err(Reply::Error(format!("ERR {what} cannot contain spaces, newlines or special characters.")));
     }
-    Ok(Operation::Set { key: slot::routing_key(&args[1]).into(), value: args[2].clone(), expires_at_ms })
-}
-
-fn cross_slot<'a>(mut keys: impl Iterator<Item = &'a Bytes>) -> Option<Reply> {
-    let first = keys.next().map(|key| slot::slot_of(key))?;
-    let same = keys.all(|key| slot::slot_of(key) == first);
-    (!same).then(|| Reply::Error("CROSSSLOT Keys in request don't hash to the same slot".into()))
-}
-
-fn config(args: &[Bytes]) -> Reply {
-    if !args[1].eq_ignore_ascii_case(b"get") {
-        return Reply::Error("ERR unknown subcommand of 'config'".into());
-    }
-    let known = |name: &Bytes| match name.to_ascii_lowercase().as_slice() {
-        b"save" => Some(""),
-        b"appendonly" => Some("yes"),
-        b"maxmemory" => Some("0"),
-        _ => None,
-    };
-    let pairs = args[2..].iter().filter_map(|name| Some((Reply::Bulk(name.clone()), Reply::text(known(name)?))));
-    Reply::Map(pairs.collect())
+    Ok(String::from_utf8_lossy(name).into_owned())
 }

@@ -1,47 +1,71 @@
-//! One operation on one key, wherever its partition is.
+//! One request on the keys of one partition, wherever that is.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use antumbra_engine::types::{HostId, PartitionId};
-use antumbra_engine::{Durability, Engine, Error as EngineError, Partition, Shard, Write, runtime};
+use antumbra_engine::types::{HostId, KeyRange, PartitionId};
+use antumbra_engine::{Durability, Engine, Error as EngineError, Partition, Shard, Write, Written, runtime};
 use bytes::Bytes;
 
 use crate::error::{Error, Result};
+use crate::time;
 
-/// What is to be done with a key.
+use super::keyed::Deadline;
+use super::reply::Reply;
+use super::slot;
+use super::step::{self, Step};
+
+/// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
-    /// Read it.
+    /// Reads a key.
     Get {
         /// Routing key.
         key: Bytes,
     },
-    /// Write it.
+    /// Writes a key, whatever it has.
     Set {
         /// Routing key.
         key: Bytes,
         /// Value.
         value: Bytes,
-        /// Deadline in milliseconds since the Unix epoch; 0 = none.
-        expires_at_ms: u64,
+        /// When it ends.
+        deadline: Deadline,
     },
-    /// Delete it.
-    Delete {
-        /// Routing key.
-        key: Bytes,
+    /// Runs commands on keys.
+    Step(Arc<Step>),
+    /// Tells the versions of keys.
+    See {
+        /// The keys, at least one.
+        keys: Vec<Bytes>,
+    },
+    /// Lists keys.
+    Page {
+        /// Routing key to begin with, at least a slot.
+        start: Bytes,
+        /// Routing key to end before.
+        end: Option<Bytes>,
+        /// Keys at most.
+        limit: usize,
     },
 }
 
 /// What came of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Outcome {
     /// The value, if there is one.
     Value(Option<Bytes>),
     /// Written.
     Written,
-    /// Whether there was something to delete.
-    Deleted(bool),
+    /// One for each command.
+    Replies(Vec<Reply>),
+    /// A watched key has changed; nothing was done.
+    Conflict,
+    /// The versions of keys.
+    Versions(Vec<Option<Written>>),
+    /// Routing keys, and where the next page begins.
+    Keys(Vec<Bytes>, Option<Bytes>),
     /// Another host serves the key.
     Moved(HostId),
     /// The partition here is a shadow.
@@ -54,33 +78,39 @@ pub(crate) enum Outcome {
 }
 
 impl Operation {
-    /// The routing key.
-    pub fn key(&self) -> &Bytes {
+    /// The slot that says which partition it is for.
+    pub fn slot(&self) -> u16 {
+        let of = |routing: &Bytes| u16::from_be_bytes([routing[0], routing[1]]);
         match self {
-            Operation::Get { key } | Operation::Set { key, .. } | Operation::Delete { key } => key,
+            Operation::Get { key } | Operation::Set { key, .. } | Operation::Page { start: key, .. } => of(key),
+            Operation::Step(step) => step.first_key().map_or(0, |key| slot::slot_of(key)),
+            Operation::See { keys } => keys.first().map_or(0, |key| slot::slot_of(key)),
         }
     }
 
-    /// The slot.
-    pub fn slot(&self) -> u16 {
-        u16::from_be_bytes([self.key()[0], self.key()[1]])
+    /// Whether it may change keys.
+    pub fn writes(&self) -> bool {
+        match self {
+            Operation::Get { .. } | Operation::See { .. } | Operation::Page { .. } => false,
+            Operation::Set { .. } => true,
+            Operation::Step(step) => step.writes(),
+        }
     }
 
     async fn apply(self, partition: Rc<Partition>) -> antumbra_engine::Result<Outcome> {
         match self {
             Operation::Get { key } => Ok(Outcome::Value(partition.get(&key).await?)),
-            Operation::Set { key, value, expires_at_ms } => {
-                let write = Write { key, value: Some(value), expires_at_ms };
+            Operation::Set { key, value, deadline } => {
+                let write = Write { key, value: Some(value), expires_at_ms: deadline.resolve(time::wall_ms()) };
                 partition.write(write, Durability::Durable).await?;
                 Ok(Outcome::Written)
             }
-            Operation::Delete { key } => {
-                // A key that is not there needs no tombstone.
-                if partition.get(&key).await?.is_none() {
-                    return Ok(Outcome::Deleted(false));
-                }
-                partition.write(Write::delete(key), Durability::Durable).await?;
-                Ok(Outcome::Deleted(true))
+            Operation::Step(step) => step.apply(&partition).await,
+            Operation::See { keys } => Ok(Outcome::Versions(step::see(&keys, &partition).await?)),
+            Operation::Page { start, end, limit } => {
+                let range = KeyRange { start: start.to_vec(), end: end.map(|end| end.to_vec()) };
+                let page = partition.scan_keys(&range, limit).await?;
+                Ok(Outcome::Keys(page.items.into_iter().map(|item| item.key).collect(), page.next))
             }
         }
     }
@@ -139,6 +169,11 @@ fn outcome(result: antumbra_engine::Result<Outcome>) -> Result<Outcome> {
         Err(EngineError::Moved { owner, .. }) => Ok(Outcome::Moved(owner)),
         Err(EngineError::NotOwner { ready, .. }) => Ok(Outcome::Shadow { ready }),
         Err(EngineError::UnknownPartition { .. }) => Ok(Outcome::Absent),
+        // What its first key leads to does not have all of its keys.
+        Err(EngineError::WrongPartition { .. }) => Err(Error::Refused { what: CROSS_PARTITION.into() }),
         Err(cause) => Err(Error::Engine(cause)),
     }
 }
+
+/// What a client is told whose transaction names keys of several partitions.
+pub(crate) const CROSS_PARTITION: &str = "CROSSSLOT Keys in request don't hash to the same slot or partition";

@@ -1,104 +1,224 @@
-//! Connections of one shard.
+//! The server of one shard, and what the servers of all shards of a host share.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use antumbra_engine::{Shard, runtime};
+use arc_swap::ArcSwap;
 use futures_lite::AsyncWriteExt;
-use glommio::net::TcpListener;
+use glommio::net::{TcpListener, TcpStream};
 
 use crate::error::{Error, Result};
 use crate::host::Host;
 
+use super::acl::Users;
+use super::client::{Client, Clients};
+use super::command::COMMANDS;
 use super::connection::Connection;
+use super::limits::{Budget, Limits, WRITE_STALL_MAX};
 use super::operation::Outcome;
 use super::reply::Reply;
 use super::scan::Cursors;
 
-/// Configuration of a server.
+/// Configuration of a host's servers.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
     /// TCP address; every shard listens on it (SO_REUSEPORT).
     pub listen: SocketAddr,
-    /// Connections of one shard; more are refused.
-    pub connections_max: usize,
+    /// What clients may take.
+    pub limits: Limits,
+    /// Who they may be.
+    pub users: Users,
+    /// Whether FLUSHDB and FLUSHALL delete everything instead of refusing.
+    pub allow_flush: bool,
+    /// Whether DEBUG SLEEP makes a connection wait.
+    pub allow_debug: bool,
 }
 
-/// What a server has done.
+impl ServerConfig {
+    /// The defaults.
+    #[must_use]
+    pub fn new(listen: SocketAddr) -> ServerConfig {
+        let (limits, users) = (Limits::default(), Users::default());
+        ServerConfig { listen, limits, users, allow_flush: false, allow_debug: false }
+    }
+}
+
+/// What the servers of all shards of a host share.
+#[derive(Debug)]
+pub struct Service {
+    pub(super) config: ServerConfig,
+    pub(super) users: ArcSwap<Users>,
+    pub(super) clients: Clients,
+    pub(super) began: Instant,
+    counters: Mutex<Vec<Arc<Counters>>>,
+}
+
+impl Service {
+    /// For [`serve`] on each shard.
+    #[must_use]
+    pub fn new(config: ServerConfig) -> Arc<Service> {
+        Arc::new(Service {
+            users: ArcSwap::from_pointee(config.users.clone()),
+            config,
+            clients: Clients::default(),
+            began: Instant::now(),
+            counters: Mutex::default(),
+        })
+    }
+
+    /// The sum over the shards of what `read` reads.
+    pub(super) fn sum(&self, read: impl Fn(&Counters) -> u64) -> u64 {
+        let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        counters.iter().map(|counters| read(counters)).sum()
+    }
+
+    fn new_counters(&self) -> Arc<Counters> {
+        let fresh = Arc::new(Counters::default());
+        self.counters.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&fresh));
+        fresh
+    }
+}
+
+/// A number that one shard counts up and all read.
 #[derive(Debug, Default)]
-pub struct Counters {
-    pub(super) connections: Cell<usize>,
-    pub(super) accepted: Cell<u64>,
-    pub(super) commands: Cell<u64>,
-    pub(super) forwarded: Cell<u64>,
-    pub(super) moved: Cell<u64>,
-    pub(super) errors: Cell<u64>,
+pub(crate) struct Count(AtomicU64);
+
+impl Count {
+    pub fn add(&self) {
+        self.0.store(self.0.load(Relaxed) + 1, Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    pub fn set(&self, number: u64) {
+        self.0.store(number, Relaxed);
+    }
 }
 
-pub(super) fn add(counter: &Cell<u64>) {
-    counter.set(counter.get() + 1);
+/// What the server of a shard has done.
+#[derive(Debug)]
+pub(crate) struct Counters {
+    pub forwarded: Count,
+    pub moved: Count,
+    pub errors: Count,
+    pub refused_connections: Count,
+    pub hits: Count,
+    pub misses: Count,
+    /// Bytes of clients' buffers that count against the budget.
+    pub client_bytes: Count,
+    /// By the commands' places in the table.
+    pub calls: Vec<Count>,
+}
+
+impl Default for Counters {
+    fn default() -> Counters {
+        Counters {
+            forwarded: Count::default(),
+            moved: Count::default(),
+            errors: Count::default(),
+            refused_connections: Count::default(),
+            hits: Count::default(),
+            misses: Count::default(),
+            client_bytes: Count::default(),
+            calls: COMMANDS.iter().map(|_| Count::default()).collect(),
+        }
+    }
 }
 
 pub(super) struct Server {
     pub host: Arc<Host>,
     pub shard: Rc<Shard>,
-    pub counters: Counters,
+    pub service: Arc<Service>,
+    pub counters: Arc<Counters>,
     pub cursors: RefCell<Cursors>,
+    pub budget: Rc<Budget>,
+    accept_failures: Cell<u64>,
 }
 
 /// Listens and serves until the shard ends.
 ///
 /// # Errors
 /// [`Error::Link`] when the address cannot be had.
-pub async fn serve(host: Arc<Host>, shard: Rc<Shard>, config: ServerConfig) -> Result<()> {
-    let listener = TcpListener::bind(config.listen).map_err(|cause| Error::link(config.listen, cause))?;
-    let server = Rc::new(Server { host, shard, counters: Counters::default(), cursors: RefCell::default() });
+pub async fn serve(host: Arc<Host>, shard: Rc<Shard>, service: Arc<Service>) -> Result<()> {
+    let listen = service.config.listen;
+    let listener = TcpListener::bind(listen).map_err(|cause| Error::link(listen, cause))?;
+    let server = Rc::new(Server {
+        host,
+        shard,
+        counters: service.new_counters(),
+        budget: Budget::new(service.config.limits.client_bytes_max),
+        service,
+        cursors: RefCell::default(),
+        accept_failures: Cell::new(0),
+    });
     loop {
-        let stream = match listener.accept().await {
-            Ok(stream) => stream,
+        match listener.accept().await {
+            Ok(stream) => {
+                server.accept_failures.set(0);
+                let server = Rc::clone(&server);
+                runtime::spawn_detached(async move { server.welcome(stream).await });
+            }
             Err(cause) => {
-                tracing::warn!(%cause, "accept");
+                // Mostly out of descriptors: connections that end give some back. Said once, not a hundred times a second.
+                let failures = server.accept_failures.get();
+                server.accept_failures.set(failures + 1);
+                if failures == 0 {
+                    tracing::warn!(%cause, "cannot accept connections; raise the limit of open files");
+                }
                 runtime::sleep(Duration::from_millis(10)).await;
-                continue;
             }
-        };
-        let server = Rc::clone(&server);
-        let full = server.counters.connections.get() >= config.connections_max;
-        runtime::spawn_detached(async move {
-            let open = &server.counters.connections;
-            open.set(open.get() + 1);
-            add(&server.counters.accepted);
-            let mut connection = Connection::new(&server, stream);
-            if full {
-                let _ = connection.stream.write_all(b"-ERR max number of clients reached\r\n").await;
-            } else if let Err(cause) = connection.run().await {
-                tracing::debug!(%cause, "connection");
-            }
-            let _ = connection.stream.close().await;
-            let open = &server.counters.connections;
-            open.set(open.get() - 1);
-        });
+        }
     }
 }
 
 impl Server {
+    async fn welcome(self: Rc<Server>, mut stream: TcpStream) {
+        let config = &self.service.config;
+        let set_up = || {
+            stream.set_nodelay(true)?;
+            stream.set_write_timeout(Some(WRITE_STALL_MAX))?;
+            stream.set_read_timeout(config.limits.idle)?;
+            Ok::<_, glommio::GlommioError<()>>((stream.peer_addr()?, stream.local_addr()?))
+        };
+        // The client may have gone already.
+        let Ok((address, local)) = set_up() else { return };
+        let user = self.service.users.load().unnamed();
+        let name = user.as_ref().map_or(String::new(), |user| user.name.clone());
+        let Some(client) = self.service.clients.enter(address, local, name, config.limits.connections_max) else {
+            self.counters.refused_connections.add();
+            let _ = stream.write_all(b"-ERR max number of clients reached\r\n").await;
+            let _ = stream.close().await;
+            return;
+        };
+        let leave = Leave { service: &self.service, client: &client };
+        let mut connection = Connection::new(&self, stream, Arc::clone(&client), user);
+        if let Err(cause) = connection.run().await {
+            tracing::debug!(%cause, %address, "connection");
+        }
+        connection.close().await;
+        drop(leave);
+    }
+
     /// The reply to an operation that did not come to its end.
     pub fn failure(&self, slot: u16, result: Result<Outcome>) -> Reply {
         match result {
             Ok(Outcome::Moved(owner)) => {
-                add(&self.counters.moved);
+                self.counters.moved.add();
                 match self.host.routing.load().addresses(owner) {
                     Some(addresses) => Reply::Error(format!("MOVED {slot} {}", addresses.resp)),
                     None => Reply::Error(format!("CLUSTERDOWN host {owner} is not known")),
                 }
             }
             Ok(other) => Reply::Error(format!("ERR unexpected outcome {other:?}")),
-            Err(Error::Refused { what }) if what.starts_with("CLUSTERDOWN") || what.starts_with("TRYAGAIN") => {
-                Reply::Error(what)
-            }
+            // It brings its own word: CLUSTERDOWN, TRYAGAIN, CROSSSLOT.
+            Err(Error::Refused { what }) if has_code(&what) => Reply::Error(what),
             Err(Error::Engine(cause @ antumbra_engine::Error::OutOfReach { .. })) => {
                 Reply::Error(format!("TRYAGAIN {cause}"))
             }
@@ -107,5 +227,22 @@ impl Server {
             }
             Err(cause) => Reply::Error(format!("ERR {cause}")),
         }
+    }
+}
+
+fn has_code(text: &str) -> bool {
+    let word = text.split(' ').next().unwrap_or_default();
+    word.len() > 2 && word.bytes().all(|byte| byte.is_ascii_uppercase())
+}
+
+/// Takes the client off the list, however its task ends.
+struct Leave<'a> {
+    service: &'a Service,
+    client: &'a Client,
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.service.clients.leave(self.client);
     }
 }

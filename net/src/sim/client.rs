@@ -9,6 +9,7 @@ use antumbra_engine::types::ShardId;
 use bytes::Bytes;
 
 use crate::error::Error;
+use crate::resp::keyed::Deadline;
 use crate::resp::operation::{Operation as KeyOperation, Outcome};
 use crate::resp::{execute, slot};
 
@@ -170,7 +171,7 @@ impl World {
             let len = self.random.usize(8..self.shape.value_len_max);
             let mut value = asked.operation.value.to_le_bytes().to_vec();
             value.resize(len, self.random.u8(..));
-            KeyOperation::Set { key, value: value.into(), expires_at_ms: 0 }
+            KeyOperation::Set { key, value: value.into(), deadline: Deadline::None }
         } else {
             KeyOperation::Get { key }
         };

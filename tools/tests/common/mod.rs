@@ -31,6 +31,11 @@ impl Node {
         self.child.try_wait().unwrap().is_some()
     }
 
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends the process and starts it again at the same place.
     pub fn restart(&mut self, failpoint: Option<&str>) {
         self.kill();
@@ -66,14 +71,25 @@ pub fn start(dir: &std::path::Path) -> Vec<Node> {
 
 /// Starts some nodes under `dir`, the first with the coordinator.
 pub fn start_many(dir: &std::path::Path, nodes: u32) -> Vec<Node> {
+    start_with(dir, nodes, &[])
+}
+
+/// As [`start_many`], with more arguments for each node.
+pub fn start_with(dir: &std::path::Path, nodes: u32, more: &[&str]) -> Vec<Node> {
     let control = free_udp();
     let coordinator = format!("1@{control}");
-    let mut started = vec![start_node(dir, 1, control, None)];
-    started.extend((2..=nodes).map(|host| start_node(dir, host, free_udp(), Some(coordinator.clone()))));
+    let mut started = vec![start_node(dir, 1, control, None, more)];
+    started.extend((2..=nodes).map(|host| start_node(dir, host, free_udp(), Some(coordinator.clone()), more)));
     started
 }
 
-fn start_node(dir: &std::path::Path, host: u32, control: SocketAddr, coordinator: Option<String>) -> Node {
+fn start_node(
+    dir: &std::path::Path,
+    host: u32,
+    control: SocketAddr,
+    coordinator: Option<String>,
+    more: &[&str],
+) -> Node {
     let resp = free_tcp();
     let text = |path: std::path::PathBuf| path.display().to_string();
     let mut args: Vec<String> = ["node", "--segment-kib", "64", "--window-ms", "250"].map(String::from).to_vec();
@@ -87,6 +103,7 @@ fn start_node(dir: &std::path::Path, host: u32, control: SocketAddr, coordinator
     if let Some(coordinator) = coordinator {
         option("--coordinator", coordinator);
     }
+    args.extend(more.iter().map(|arg| arg.to_string()));
     Node { child: launch(&args, None), args, resp }
 }
 
