@@ -343,6 +343,15 @@ fn tools_find_what_they_ask_for() {
     assert_eq!(cli(&["wait", "0", "0"]), "0");
     assert!(cli(&["nosuch", "a"]).contains("ERR unknown command 'nosuch', with args beginning with: 'a'"));
     assert!(cli(&["debug", "sleep", "0"]).contains("DEBUG command not allowed"));
+    let silent = "CLIENT REPLY SKIP\r\nPING\r\nECHO a\r\nCLIENT REPLY OFF\r\nPING\r\nCLIENT REPLY ON\r\nPING";
+    assert_eq!(ask(nodes[0].resp, silent), "$1\r\na\r\n+OK\r\n+PONG\r\n+OK\r\n");
+    let third = redis::Client::open(format!("redis://{}/?protocol=resp3", nodes[0].resp)).unwrap();
+    let mut third = third.get_connection().unwrap();
+    let values: Vec<Option<String>> = redis::cmd("MGET").arg("foo").arg("{foo}2").query(&mut third).unwrap();
+    assert_eq!(values, [Some("bar".to_string()), None]);
+    let config: std::collections::HashMap<String, String> =
+        redis::cmd("CONFIG").arg("GET").arg("databases").query(&mut third).unwrap();
+    assert_eq!(config["databases"], "1");
     let mut connection = plain(&nodes[0]);
     let id: u64 = redis::cmd("CLIENT").arg("ID").query(&mut connection).unwrap();
     assert_eq!(cli(&["client", "kill", "id", &id.to_string()]), "1");

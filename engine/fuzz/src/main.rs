@@ -4,14 +4,19 @@
 use std::sync::OnceLock;
 
 use antumbra_engine::fuzz::{TARGETS, Target};
+use antumbra_net::resp::fuzz;
+
+/// What a client can reach.
+const RESP_TARGETS: &[Target] =
+    &[Target { name: "resp-request", run: fuzz::request }, Target { name: "resp-reply", run: fuzz::reply }];
 
 fn target() -> &'static Target {
     static CHOSEN: OnceLock<&'static Target> = OnceLock::new();
     CHOSEN.get_or_init(|| {
         let name = std::env::var("ANTUMBRA_FUZZ_TARGET").unwrap_or_default();
-        let found = TARGETS.iter().find(|target| target.name == name);
+        let found = TARGETS.iter().chain(RESP_TARGETS).find(|target| target.name == name);
         found.unwrap_or_else(|| {
-            let names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
+            let names: Vec<&str> = TARGETS.iter().chain(RESP_TARGETS).map(|target| target.name).collect();
             eprintln!("ANTUMBRA_FUZZ_TARGET='{name}' is none of {names:?}");
             std::process::exit(2)
         })

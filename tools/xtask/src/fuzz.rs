@@ -27,6 +27,8 @@ const TARGETS: &[&str] = &[
     "records",
     "keyspaces",
     "backup",
+    "resp-request",
+    "resp-reply",
 ];
 
 /// Builds the fuzzer and runs each target (or one) for a while; `--keep` adds to the corpus what reached something new.
@@ -73,7 +75,9 @@ fn build() -> Result<PathBuf> {
 }
 
 fn fuzz(program: &PathBuf, target: &str, seconds: u64, keep: bool) -> Result<()> {
-    let (corpus, artifacts) = (dir().join("corpus").join(target), dir().join("artifacts"));
+    // Inputs lie with the crate that decodes them.
+    let owner = if target.starts_with("resp-") { "net/fuzz" } else { "engine/fuzz" };
+    let (corpus, artifacts) = (root().join(owner).join("corpus").join(target), dir().join("artifacts"));
     let found = std::env::temp_dir().join(format!("antumbra-fuzz-{}-{target}", std::process::id()));
     for dir in [&corpus, &artifacts, &found] {
         std::fs::create_dir_all(dir).map_err(|cause| format!("{}: {cause}", dir.display()))?;
