@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use xxhash_rust::xxh3::Xxh3Default;
 
-use crate::record::RecordView;
+use crate::record::{Record, RecordView};
 use crate::types::{Lsn, SegmentId};
 
 /// xxh3-128 over records in canonical form.
@@ -48,10 +48,22 @@ fn feed(state: &mut Xxh3Default, record: RecordView<'_>) {
     state.update(record.value);
 }
 
+/// Digest of a segment's copy: the image (by the digest of its records), what changed in it until it was covered, and the
+/// LSN from which on its records are mirrored.
+#[must_use]
+pub fn copy_digest(segment: SegmentId, image: u128, covered: Lsn, delta: &[Record]) -> u128 {
+    let mut state = Xxh3Default::new();
+    state.update(&segment.0.to_le_bytes());
+    state.update(&image.to_le_bytes());
+    state.update(&covered.0.to_le_bytes());
+    delta.iter().for_each(|record| feed(&mut state, record.view()));
+    state.digest128()
+}
+
 /// The chain of a mirror stream, kept by source and target alike.
 ///
 /// Each segment's chain starts from nothing with its first mirrored record: records may be mirrored while the segment's
-/// copy is still on its way, so the copy's own digest is compared when it arrives and not folded in here.
+/// copy is still on its way, so the copies are digested apart (see [`copy_digest`]); the seal has both.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ChainState {
     last: Lsn,
@@ -71,6 +83,8 @@ pub struct Seal {
     pub chain: u128,
     /// Chain of each segment that a record was mirrored for, ascending by segment.
     pub segments: Vec<(SegmentId, u128)>,
+    /// Digest of the copy of each segment that was covered, ascending by segment.
+    pub copies: Vec<(SegmentId, u128)>,
 }
 
 impl ChainState {
@@ -127,7 +141,7 @@ impl ChainState {
         self.count += count;
     }
 
-    /// The chain as it stands.
+    /// The chain as it stands, without copies.
     #[must_use]
     pub fn seal(&self) -> Seal {
         Seal {
@@ -135,12 +149,14 @@ impl ChainState {
             count: self.count,
             chain: self.chain,
             segments: self.segments.iter().map(|(segment, chain)| (*segment, *chain)).collect(),
+            copies: Vec::new(),
         }
     }
 }
 
 impl Seal {
-    /// The first difference, in words; `None` if the seals agree.
+    /// The first difference between the source's seal and the target's, in words; `None` if they agree. The target may lack
+    /// copies that the source has sent, but has none that the source does not know.
     #[must_use]
     pub fn difference(&self, other: &Seal) -> Option<String> {
         if self.final_lsn != other.final_lsn {
@@ -153,7 +169,18 @@ impl Seal {
         {
             return Some(format!("chain of segment {segment}"));
         }
-        (self != other).then(|| "chain of the stream".to_string())
+        if self.chain != other.chain || self.segments.len() != other.segments.len() {
+            return Some("chain of the stream".to_string());
+        }
+        let foreign = other.copies.iter().find(|(segment, digest)| self.copy(*segment) != Some(*digest));
+        foreign.map(|(segment, _)| format!("copy of segment {segment}"))
+    }
+
+    /// The digest of the copy of a segment.
+    #[must_use]
+    pub fn copy(&self, segment: SegmentId) -> Option<u128> {
+        let at = self.copies.binary_search_by_key(&segment, |(found, _)| *found);
+        at.ok().map(|at| self.copies[at].1)
     }
 }
 
@@ -186,6 +213,34 @@ mod tests {
         };
         assert_eq!(seal(b"a").difference(&seal(b"a")), None);
         assert_eq!(seal(b"a").difference(&seal(b"b")).unwrap(), "chain of segment 7");
+    }
+
+    #[test]
+    fn seal_copy_that_the_source_did_not_send_is_a_difference() {
+        let seal = |copies: &[(u64, u128)]| {
+            let copies = copies.iter().map(|(segment, digest)| (SegmentId(*segment), *digest)).collect();
+            Seal { copies, ..ChainState::new(Lsn(0)).seal() }
+        };
+        let source = seal(&[(1, 10), (2, 20)]);
+        assert_eq!(source.difference(&source), None);
+        assert_eq!(source.difference(&seal(&[(2, 20)])), None, "what is missing is fetched");
+        assert_eq!(source.difference(&seal(&[(1, 10), (2, 21)])).unwrap(), "copy of segment 2");
+        assert_eq!(source.difference(&seal(&[(3, 10)])).unwrap(), "copy of segment 3");
+    }
+
+    #[test]
+    fn copy_digest_each_part_counts() {
+        let record = |value| view(1, value).to_record();
+        let digest = copy_digest(SegmentId(1), 5, Lsn(9), &[record(b"a")]);
+        for other in [
+            copy_digest(SegmentId(2), 5, Lsn(9), &[record(b"a")]),
+            copy_digest(SegmentId(1), 6, Lsn(9), &[record(b"a")]),
+            copy_digest(SegmentId(1), 5, Lsn(8), &[record(b"a")]),
+            copy_digest(SegmentId(1), 5, Lsn(9), &[record(b"b")]),
+            copy_digest(SegmentId(1), 5, Lsn(9), &[]),
+        ] {
+            assert_ne!(digest, other);
+        }
     }
 
     #[test]

@@ -117,9 +117,9 @@ async fn copy(source: &PartitionHandle, target: &PartitionHandle, summaries: &[S
         let delta =
             source.with(move |partition| async move { partition.cover_segment(ATTEMPT, id).await }).await.unwrap();
         target
-            .with(
-                move |partition| async move { partition.install_image(ATTEMPT, id, image.table, delta.records).await },
-            )
+            .with(move |partition| async move {
+                partition.install_image(ATTEMPT, id, Some(delta.covered), image.table, delta.records).await
+            })
             .await
             .unwrap();
     }
@@ -330,7 +330,7 @@ fn fetch(from: &PartitionHandle, to: &PartitionHandle, count: usize) -> Vec<Segm
             block_on(from.with(move |partition| async move { partition.capture_released(HostId(2), id).await }))
                 .unwrap();
         let install = move |partition: std::rc::Rc<antumbra_engine::Partition>| async move {
-            partition.install_image(ATTEMPT, id, image.table, Vec::new()).await
+            partition.install_image(ATTEMPT, id, None, image.table, Vec::new()).await
         };
         block_on(to.with(install)).unwrap();
         order.push(id);

@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
+use crate::chain::Seal;
 use crate::error::{Error, Result};
 use crate::types::{AttemptId, SegmentId};
 
@@ -21,6 +22,8 @@ use super::{Partition, Serving};
 pub(super) struct Filling {
     pub attempt: AttemptId,
     pub missing: BTreeSet<SegmentId>,
+    /// The source's seal, once it has been compared: a copy that comes later is one that it names.
+    seal: Option<Seal>,
     /// Segments that are being fetched.
     fetching: BTreeSet<SegmentId>,
     /// Segments that readers wait for, the longest first.
@@ -73,6 +76,7 @@ impl Partition {
         *self.filling.borrow_mut() = Some(Filling {
             attempt,
             missing,
+            seal: None,
             fetching: BTreeSet::new(),
             wanted: VecDeque::new(),
             out_of_reach: None,
@@ -80,6 +84,25 @@ impl Partition {
             reads_waited: 0,
             _layout: self.pin_layout_now(),
         });
+    }
+
+    /// The shadow equals this seal: later copies are compared with it.
+    pub(super) fn note_sealed(&self, seal: &Seal) {
+        if let Some(filling) = self.filling.borrow_mut().as_mut() {
+            filling.seal = Some(seal.clone());
+        }
+    }
+
+    /// That a copy with this digest is none that the seal, if there is one, does not name.
+    pub(super) fn check_sealed_copy(&self, segment: SegmentId, copy: Option<u128>) -> Result<()> {
+        let filling = self.filling.borrow();
+        let seal = filling.as_ref().and_then(|filling| filling.seal.as_ref());
+        match (seal, copy) {
+            (Some(seal), Some(digest)) if seal.copy(segment) != Some(digest) => {
+                Err(self.stale(format!("the seal does not name this copy of segment {segment}")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether this host does not hold the segment yet. One load where nothing is missing.

@@ -4,9 +4,10 @@
 //! records carry their LSNs, so the order of arrival does not matter to readers.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use crate::chain::{ChainState, Seal};
+use crate::chain::{ChainState, Seal, copy_digest};
 use crate::erasure::Erasure;
 use crate::error::{Error, Result};
 use crate::governor::IoClass;
@@ -27,6 +28,8 @@ use super::{Partition, Serving};
 pub(super) struct ShadowState {
     attempt: AttemptId,
     chain: ChainState,
+    /// Digest of each copy that was installed.
+    copies: BTreeMap<SegmentId, u128>,
     /// Largest timestamp seen.
     clock: Hlc,
     /// The last LSN of the source's seal, once it has been compared and the readiness is durable.
@@ -45,8 +48,13 @@ pub struct Applied {
 impl Partition {
     /// Readies a partition that was just created as a shadow, for the mirror that begins after `from`.
     pub(crate) fn begin_shadow(&self, attempt: AttemptId, from: Lsn) {
-        let chain = ChainState::new(from);
-        *self.shadow.borrow_mut() = Some(ShadowState { attempt, chain, clock: Hlc::default(), sealed: None });
+        *self.shadow.borrow_mut() = Some(ShadowState {
+            attempt,
+            chain: ChainState::new(from),
+            copies: BTreeMap::new(),
+            clock: Hlc::default(),
+            sealed: None,
+        });
     }
 
     /// Takes in a stretch of the mirror: WAL and memtable. [`Partition::mirror_durable`] tells when it is on the
@@ -105,20 +113,22 @@ impl Partition {
         self.shard.wal().wait_durable(applied.seq).await
     }
 
-    /// Installs a segment's image and its delta, durably: in a shadow, or behind an early switchover.
+    /// Installs a segment's image and its delta, durably: in a shadow, or behind an early switchover. `covered` is the LSN
+    /// from which on its records are mirrored; `None` for an image of the state at the hand-over.
     ///
     /// # Errors
-    /// [`Error::Stale`] for another attempt or a segment held already, [`Error::UnknownSegment`],
+    /// [`Error::Stale`] for another attempt, a segment held already or a copy that the seal does not name, [`Error::UnknownSegment`],
     /// [`Error::Corruption`] when the image is not what was built; in each case nothing is installed.
     pub async fn install_image(
         self: &Rc<Self>,
         attempt: AttemptId,
         segment: SegmentId,
+        covered: Option<Lsn>,
         image: Vec<u8>,
         delta: Vec<Record>,
     ) -> Result<()> {
         let partition = Rc::clone(self);
-        let task = async move { partition.install_tables(attempt, segment, image, delta).await };
+        let task = async move { partition.install_tables(attempt, segment, covered, image, delta).await };
         self.shard.background().run(task).await
     }
 
@@ -126,6 +136,7 @@ impl Partition {
         &self,
         attempt: AttemptId,
         id: SegmentId,
+        covered: Option<Lsn>,
         image: Vec<u8>,
         delta: Vec<Record>,
     ) -> Result<()> {
@@ -135,16 +146,20 @@ impl Partition {
         if delta.iter().any(|record| !range.contains(&record.key)) {
             return Err(Error::corruption("<delta>", 0, format!("a key outside segment {id}")));
         }
+        let mut tables: Vec<(Vec<u8>, Lsn)> = Vec::new();
+        let mut digest = 0;
+        if !image.is_empty() {
+            let meta = table::verify_image(&image).await?;
+            digest = meta.digest;
+            tables.push((image, meta.max_lsn));
+        }
+        let copy = covered.map(|covered| copy_digest(id, digest, covered, &delta));
+        self.check_sealed_copy(id, copy)?;
         let (erased, delta): (Vec<Record>, Vec<Record>) =
             delta.into_iter().partition(|record| record.kind == RecordKind::RangeDelete);
         let pieces = erased.iter().map(|record| Erasure::of_record(record.view()));
         let erasures: Vec<Erasure> =
             pieces.filter_map(|erasure| erasure.clipped(&segment.start, segment.end.as_ref())).collect();
-        let mut tables: Vec<(Vec<u8>, Lsn)> = Vec::new();
-        if !image.is_empty() {
-            let meta = table::verify_image(&image).await?;
-            tables.push((image, meta.max_lsn));
-        }
         if !delta.is_empty() {
             let mut builder = TableBuilder::new(plain_options(self.options));
             for record in &delta {
@@ -154,9 +169,12 @@ impl Partition {
             tables.push((built.bytes, built.meta.max_lsn));
         }
         let clock = delta.iter().chain(&erased).map(|record| record.hlc).max().unwrap_or_default();
-        self.install_below(attempt, id, tables, erasures).await?;
+        self.install_below(attempt, id, copy, tables, erasures).await?;
         match self.shadow.borrow_mut().as_mut() {
-            Some(shadow) => shadow.clock = shadow.clock.max(clock),
+            Some(shadow) => {
+                shadow.clock = shadow.clock.max(clock);
+                shadow.copies.extend(copy.map(|digest| (id, digest)));
+            }
             None => self.shard.clock().observe(clock),
         }
         Ok(())
@@ -176,6 +194,7 @@ impl Partition {
         &self,
         attempt: AttemptId,
         id: SegmentId,
+        copy: Option<u128>,
         tables: Vec<(Vec<u8>, Lsn)>,
         erasures: Vec<Erasure>,
     ) -> Result<()> {
@@ -183,8 +202,9 @@ impl Partition {
         let Some(_guard) = self.lock_maintenance().await else {
             return Err(self.stale("the shadow is being discarded"));
         };
-        // Another copy of it may have been faster.
+        // Another copy of it may have been faster, and the seal too.
         self.check_missing(attempt, id)?;
+        self.check_sealed_copy(id, copy)?;
         let layout = self.layout();
         let index = layout.index_of(id).ok_or(Error::UnknownSegment { partition: self.id, segment: id })?;
         let old = &layout.segments[index];
@@ -246,10 +266,15 @@ impl Partition {
         if let Some(missing) = self.missing_segments().first().filter(|_| !early) {
             return Err(Error::Invalid { what: format!("segment {missing} is not held") });
         }
-        self.with_shadow(attempt, |shadow| match seal.difference(&shadow.chain.seal()) {
-            Some(difference) => Err(Error::Invalid { what: format!("source and shadow differ: {difference}") }),
-            None => Ok(()),
+        self.with_shadow(attempt, |shadow| {
+            let mut ours = shadow.chain.seal();
+            ours.copies = shadow.copies.iter().map(|(segment, digest)| (*segment, *digest)).collect();
+            match seal.difference(&ours) {
+                Some(difference) => Err(Error::Invalid { what: format!("source and shadow differ: {difference}") }),
+                None => Ok(()),
+            }
         })?;
+        self.note_sealed(seal);
         if !planted(Bug::MirrorUnsynced) {
             self.shard.wal().wait_durable(self.shard.wal().collecting()).await?;
         }
@@ -264,6 +289,14 @@ impl Partition {
             shadow.sealed = Some(seal.final_lsn);
             Ok(())
         })
+    }
+
+    /// The digests of the copies that this shadow holds: what a host with a planted defect takes for the source's.
+    #[cfg(feature = "sim")]
+    #[must_use]
+    pub fn shadow_copies(&self) -> Vec<(SegmentId, u128)> {
+        let shadow = self.shadow.borrow();
+        shadow.iter().flat_map(|shadow| shadow.copies.iter()).map(|(segment, digest)| (*segment, *digest)).collect()
     }
 
     /// What a client of a shadow is told.

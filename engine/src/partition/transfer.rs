@@ -8,7 +8,7 @@ use std::time::Duration;
 use antumbra_predictor::scorer::ScorerKind;
 use bytes::Bytes;
 
-use crate::chain::Seal;
+use crate::chain::{Seal, copy_digest};
 use crate::clock;
 use crate::erasure::Erasure;
 use crate::error::{Error, Result};
@@ -35,8 +35,10 @@ pub(super) struct Outgoing {
     attempt: AttemptId,
     /// Segments keep their bounds.
     _layout: LayoutPin,
-    /// State of each image under way, until its segment is covered.
-    captured: BTreeMap<SegmentId, SnapshotPin>,
+    /// State and digest of each image under way, until its segment is covered.
+    captured: BTreeMap<SegmentId, (SnapshotPin, u128)>,
+    /// Digest of each copy, for the seal.
+    copies: BTreeMap<SegmentId, u128>,
 }
 
 /// A segment as the plan of a shadow sees it.
@@ -65,6 +67,8 @@ pub struct Image {
     pub snapshot: Lsn,
     /// A table (see [`crate::table`]); empty if the segment has no live record.
     pub table: Vec<u8>,
+    /// Digest of its records.
+    pub digest: u128,
 }
 
 /// What changed in a segment between its image and the moment it was covered.
@@ -105,7 +109,8 @@ impl Partition {
         let segments = self.layout().segments.len();
         let (tap, receiver) = MirrorTap::new(self.assigned(), segments, queued_bytes_max);
         *self.mirror.borrow_mut() = Some(tap);
-        *self.outgoing.borrow_mut() = Some(Outgoing { attempt, _layout: layout_pin, captured: BTreeMap::new() });
+        *self.outgoing.borrow_mut() =
+            Some(Outgoing { attempt, _layout: layout_pin, captured: BTreeMap::new(), copies: BTreeMap::new() });
         Ok(receiver)
     }
 
@@ -156,7 +161,7 @@ impl Partition {
         let mut outgoing = self.outgoing.borrow_mut();
         let outgoing = outgoing.as_mut().filter(|held| held.attempt == attempt);
         let outgoing = outgoing.ok_or_else(|| self.stale(format!("attempt {attempt}")))?;
-        outgoing.captured.insert(id, view.pin);
+        outgoing.captured.insert(id, (view.pin, image.digest));
         Ok(image)
     }
 
@@ -170,8 +175,14 @@ impl Partition {
             builder.add(records.current())?;
             crate::io::runtime::yield_now().await;
         }
-        let table = if builder.is_empty() { Vec::new() } else { builder.finish()?.bytes };
-        Ok(Image { token, snapshot, table })
+        let (table, digest) = match builder.is_empty() {
+            true => (Vec::new(), 0),
+            false => {
+                let built = builder.finish()?;
+                (built.bytes, built.meta.digest)
+            }
+        };
+        Ok(Image { token, snapshot, table, digest })
     }
 
     /// The image of a segment of a partition that was handed over to `owner`, which does not hold it yet. Nothing is
@@ -195,7 +206,8 @@ impl Partition {
     /// From now on the segment's records travel over the mirror. Returns what changed since its image was taken.
     ///
     /// # Errors
-    /// [`Error::Stale`] for another attempt or without an image, [`Error::UnknownSegment`], [`Error::Corruption`],
+    /// [`Error::Stale`] for another attempt, without an image, or once writes stand still (the seal names every copy that
+    /// may arrive), [`Error::UnknownSegment`], [`Error::Corruption`],
     /// [`Error::Io`].
     pub async fn cover_segment(self: &Rc<Self>, attempt: AttemptId, id: SegmentId) -> Result<SegmentDelta> {
         let partition = Rc::clone(self);
@@ -206,15 +218,16 @@ impl Partition {
         let segment = self.segment(id)?;
         let index = self.layout().index_of(id).ok_or(Error::UnknownSegment { partition: self.id, segment: id })?;
         // Without an await: no record falls between the delta and the mirror.
-        let (pin, covered) = {
+        let ((pin, image), covered) = {
+            self.check_unsealed(id)?;
             let mut outgoing = self.outgoing.borrow_mut();
             let mut mirror = self.mirror.borrow_mut();
             let held = outgoing.as_mut().filter(|held| held.attempt == attempt).zip(mirror.as_mut());
             let (outgoing, tap) = held.ok_or_else(|| self.stale(format!("attempt {attempt}")))?;
-            let pin = outgoing.captured.remove(&id);
-            let pin = pin.ok_or_else(|| self.stale(format!("segment {id} is covered before its image")))?;
+            let captured = outgoing.captured.remove(&id);
+            let captured = captured.ok_or_else(|| self.stale(format!("segment {id} is covered before its image")))?;
             tap.cover(index);
-            (pin, self.assigned())
+            (captured, self.assigned())
         };
         let view = self.view_at(covered);
         let mut records = self.iterate_segment(&view, &segment, Retain::changed_between(pin.lsn(), covered));
@@ -225,7 +238,19 @@ impl Partition {
             changed.push(records.current().to_record());
             crate::io::runtime::yield_now().await;
         }
+        self.check_unsealed(id)?;
+        let mut outgoing = self.outgoing.borrow_mut();
+        let held = outgoing.as_mut().filter(|held| held.attempt == attempt);
+        let outgoing = held.ok_or_else(|| self.stale(format!("attempt {attempt}")))?;
+        outgoing.copies.insert(id, copy_digest(id, image, covered, &changed));
         Ok(SegmentDelta { covered, records: changed })
+    }
+
+    fn check_unsealed(&self, id: SegmentId) -> Result<()> {
+        match self.serving() {
+            Serving::Owner => Ok(()),
+            _ => Err(self.stale(format!("segment {id} is covered after the freeze"))),
+        }
     }
 
     /// Whether `token` still names the present version of its segment.
@@ -271,7 +296,10 @@ impl Partition {
             return Err(cause);
         }
         let seal = self.mirror.borrow().as_ref().map(|tap| tap.chain.seal());
-        let seal = seal.ok_or_else(|| self.stale(format!("attempt {attempt}")))?;
+        let mut seal = seal.ok_or_else(|| self.stale(format!("attempt {attempt}")))?;
+        if let Some(outgoing) = self.outgoing.borrow().as_ref() {
+            seal.copies = outgoing.copies.iter().map(|(segment, digest)| (*segment, *digest)).collect();
+        }
         assert_eq!(seal.final_lsn, self.assigned(), "INV-GATE: nothing is assigned while frozen");
         self.pin_final(attempt, seal.final_lsn, wall_ms);
         Ok(Frozen { seal, clock: self.shard.clock().last(), wall_ms })

@@ -224,21 +224,34 @@ fn plan_of(columns: &Columns) -> Result<Vec<PlanEntry>> {
 fn seal_columns(sealing: &Sealing) -> Columns {
     let Sealing { seal, clock, wall_ms, early } = sealing;
     let [low, high] = split(seal.chain);
-    let mut columns = Columns::of([clock.0, *wall_ms, seal.final_lsn.0, seal.count, low, high, u64::from(*early)]);
-    for (segment, chain) in &seal.segments {
-        let [low, high] = split(*chain);
+    let chains = seal.segments.len() as u64;
+    let mut columns =
+        Columns::of([clock.0, *wall_ms, seal.final_lsn.0, seal.count, low, high, u64::from(*early), chains]);
+    for (segment, digest) in seal.segments.iter().chain(&seal.copies) {
+        let [low, high] = split(*digest);
         columns.numbers.extend([segment.0, low, high]);
     }
     columns
 }
 
 fn seal_of(columns: &Columns) -> Result<Sealing> {
-    let segments = columns.numbers.get(7..).unwrap_or_default();
+    let digests = columns.numbers.get(8..).unwrap_or_default().chunks_exact(3);
+    let mut digests: Vec<(SegmentId, u128)> = digests.map(|of| (SegmentId(of[0]), join(of[1], of[2]))).collect();
+    let chains = usize::try_from(columns.number(7)?).unwrap_or(usize::MAX);
+    if chains > digests.len() {
+        return Err(Error::protocol(format!("{chains} chains announced, {} are there", digests.len())));
+    }
+    let copies = digests.split_off(chains);
+    let ascends = |digests: &[(SegmentId, u128)]| digests.windows(2).all(|pair| pair[0].0 < pair[1].0);
+    if !ascends(&digests) || !ascends(&copies) {
+        return Err(Error::protocol("the segments of a seal do not ascend"));
+    }
     let seal = Seal {
         final_lsn: Lsn(columns.number(2)?),
         count: columns.number(3)?,
         chain: join(columns.number(4)?, columns.number(5)?),
-        segments: segments.chunks_exact(3).map(|of| (SegmentId(of[0]), join(of[1], of[2]))).collect(),
+        segments: digests,
+        copies,
     };
     let (clock, wall_ms) = (Hlc(columns.number(0)?), columns.number(1)?);
     Ok(Sealing { seal, clock, wall_ms, early: columns.number(6)? == 1 })
@@ -360,6 +373,7 @@ mod tests {
                     count: 2,
                     chain: 1 << 100,
                     segments: vec![(SegmentId(1), 5), (SegmentId(2), u128::MAX)],
+                    copies: vec![(SegmentId(1), u128::MAX - 1), (SegmentId(3), 4)],
                 },
                 clock: Hlc(7),
                 wall_ms: 8,

@@ -257,7 +257,7 @@ impl Source {
         match event {
             Event::Opened if self.state == State::Opening => self.become_state(State::Copying),
             Event::Requested { wanted, present } => return self.answer_request(wanted, present),
-            Event::Held(segment) => {
+            Event::Held(segment) if self.expects_held(segment) => {
                 self.missing.remove(&segment);
                 self.sending.remove(&segment);
                 if self.state == State::Draining && self.missing.is_empty() {
@@ -317,8 +317,9 @@ impl Source {
                 self.become_state(State::Aborting);
                 return vec![Action::Abort(what)];
             }
-            // After the commit a failure is the driver's to try again; everything else here came late.
+            // After the commit a failure is the driver's to try again; everything else here came late, or is not true.
             Event::Opened
+            | Event::Held(_)
             | Event::Frozen(_)
             | Event::SealOk
             | Event::Committed
@@ -332,6 +333,12 @@ impl Source {
             | Event::Failed(_) => {}
         }
         self.advance()
+    }
+
+    /// Only what was sent can have arrived; what an early switchover left here the target fetches.
+    fn expects_held(&self, segment: SegmentId) -> bool {
+        let fetches = matches!(self.state, State::HandingOver | State::Promoting | State::Draining);
+        self.sending.contains(&segment) || fetches
     }
 
     fn answer_request(&mut self, wanted: ValidationToken, present: ValidationToken) -> Vec<Action> {
@@ -441,6 +448,7 @@ mod tests {
         let mut source = source(1);
         source.handle(Event::Opened);
         source.handle(Event::Assigned(Lsn(100)));
+        source.handle(request(token(1, 1), token(1, 1)));
         source.handle(Event::Held(SegmentId(1)));
         let mut look = |acked, assigned| {
             let mut actions = source.handle(Event::Acked(Lsn(acked)));
@@ -459,6 +467,7 @@ mod tests {
     fn early_switchover_drains_before_it_digests() {
         let mut source = source(2);
         source.handle(Event::Opened);
+        source.handle(request(token(1, 1), token(1, 1)));
         source.handle(Event::Held(SegmentId(1)));
         source.handle(Event::Allowed);
         assert_eq!(source.state(), State::Copying);
@@ -472,6 +481,20 @@ mod tests {
         assert_eq!(lost.handle(Event::TargetLost), [Action::AwaitTarget]);
         assert_eq!(source.handle(Event::Held(SegmentId(2))), [Action::Digest]);
         assert_eq!(source.handle(Event::Digested), [Action::Complete]);
+    }
+
+    #[test]
+    fn held_that_was_not_sent_changes_nothing() {
+        let mut source = source(2);
+        source.handle(Event::Opened);
+        source.handle(Event::Allowed);
+        source.handle(request(token(1, 1), token(1, 1)));
+        assert_eq!(source.handle(Event::Held(SegmentId(2))), []);
+        assert!(!source.is_held(SegmentId(2)));
+        source.handle(Event::Held(SegmentId(1)));
+        assert_eq!((source.missing(), source.state()), (1, State::Copying));
+        source.handle(request(token(2, 1), token(2, 1)));
+        assert_eq!(source.handle(Event::Held(SegmentId(2))), [Action::SetSynchronous, Action::Freeze]);
     }
 
     fn arbitrary_event() -> impl Strategy<Value = Event> {

@@ -31,6 +31,8 @@ pub(super) struct Profile {
     pause_at_step_per_mille: u32,
     lose_at_step_per_mille: u32,
     slow_at_step_per_mille: u32,
+    /// Commits in a thousand whose source hears of nobody any more before it can be told.
+    isolate_at_commit_per_mille: u32,
     move_every: Duration,
     /// Longest time between two operations of a client.
     pub think: Duration,
@@ -48,11 +50,14 @@ impl Profile {
             + self.cut_at_step_per_mille
             + self.pause_at_step_per_mille
             + self.lose_at_step_per_mille
-            + self.slow_at_step_per_mille;
+            + self.slow_at_step_per_mille
+            + self.isolate_at_commit_per_mille;
         self.trouble_every.is_none() && steps == 0
     }
 
-    pub fn draw(random: &mut Rng) -> Profile {
+    /// `seed` decides what was added to the profile later, so that older seeds have kept the rest.
+    pub fn draw(random: &mut Rng, seed: u64) -> Profile {
+        let mut added = Rng::with_seed(seed ^ 0x150_1A7E);
         let is_calm = random.u8(0..12) == 0;
         let mut share = || random.u32(0..3) * random.u32(0..4);
         let (kills, power_cuts, cuts) = (share(), share(), share());
@@ -72,6 +77,7 @@ impl Profile {
             pause_at_step_per_mille: per_mille(random),
             lose_at_step_per_mille: per_mille(random),
             slow_at_step_per_mille: per_mille(random),
+            isolate_at_commit_per_mille: [0, 0, 0, 100, 500][added.usize(0..5)] * u32::from(!is_calm),
             think: Duration::from_millis([20, 200, 800][random.usize(0..3)]),
             move_every: Duration::from_millis([150, 600, 2_000][random.usize(0..3)]),
             rate_ppm: [0, 1_000, 100_000][random.usize(0..3)],
@@ -207,6 +213,9 @@ impl World {
         if !self.is_troubled {
             return;
         }
+        if passed.step == "coordinator:applied" && self.profile.isolate_at_commit_per_mille > 0 {
+            self.isolate_source();
+        }
         if self.random.u32(0..1_000) < self.profile.cut_at_step_per_mille {
             self.cut_links(place);
         }
@@ -222,6 +231,30 @@ impl World {
             self.tell(|_| format!("the connections of host {} are lost", place + 1));
             let control_alone = self.random.bool();
             self.network.lose_connections_of(place, control_alone);
+        }
+    }
+
+    /// A commit has been recorded: its source, which does not know it yet, loses its connections and hears of nobody.
+    fn isolate_source(&mut self) {
+        let is_source = |slot: &super::world::Slot| {
+            let mut ids = (1..=self.shape.partitions).map(PartitionId);
+            slot.is_up && ids.any(|id| slot.node.serving(id) == Some(Serving::Frozen))
+        };
+        let sources: Vec<Place> = (0..self.slots.len()).filter(|place| is_source(&self.slots[*place])).collect();
+        for place in sources {
+            if self.random.u32(0..1_000) >= self.profile.isolate_at_commit_per_mille {
+                continue;
+            }
+            self.counts.cuts += 1;
+            let ms = self.random.u64(200..3_000);
+            self.tell(|_| format!("host {} hears of nobody for {ms} ms, behind a commit", place + 1));
+            self.network.lose_connections_of(place, false);
+            for other in (0..self.slots.len()).filter(|other| *other != place) {
+                for (from, to) in [(place, other), (other, place)] {
+                    self.network.set_cut(from, to, true);
+                    self.after(Duration::from_millis(ms), Act::Mend(from, to));
+                }
+            }
         }
     }
 

@@ -72,6 +72,11 @@ fn restart_that_serves_unread_is_found() {
 }
 
 #[test]
+fn write_before_the_hand_over_is_found() {
+    find(Mutant::WriteBeforeHandOver, 400);
+}
+
+#[test]
 fn endless_read_lease_is_found() {
     find(Mutant::EndlessLease, 400);
 }

@@ -128,7 +128,7 @@ impl World {
     pub fn new(seed: u64, options: &Options) -> World {
         let mut random = Rng::with_seed(seed);
         let shape = Shape::draw(&mut random);
-        let profile = Profile::draw(&mut random);
+        let profile = Profile::draw(&mut random, seed);
         with_seat(|seat| seat.crash_per_mille = profile.crash_at_step_per_mille);
         let weather = draw_weather(&mut random);
         let network = Network::new(random.u64(..), shape.hosts, weather);

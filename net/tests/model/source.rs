@@ -1,12 +1,14 @@
 //! A move at its source: carries out what the machine says.
 
+use std::collections::BTreeMap;
+
 use antumbra_engine::Serving;
 use antumbra_engine::types::{Lsn, SegmentId};
 use antumbra_net::coordinator::{Command, PartitionRecord, RecordState};
 use antumbra_net::shadow::recovery::Held;
 use antumbra_net::shadow::source::{Action, Event, Limits, Source, State};
 
-use crate::world::{Body, HOSTS, PARTITION, Packet, World, segment_of, segments};
+use crate::world::{Body, HOSTS, PARTITION, Packet, Value, World, segment_of, segments};
 
 /// The coordinator has answered the begin, or its record has been read.
 pub fn begun(world: &mut World, index: usize, record: &PartitionRecord) {
@@ -65,11 +67,13 @@ fn carry_out(world: &mut World, index: usize, action: Action) -> Option<Event> {
     match action {
         Action::SendSegment(segment) => {
             let mut records = host.records.iter().filter(|(_, (key, _))| segment_of(usize::from(*key)) == segment);
-            let newest = records.next_back().map(|(lsn, value)| (*lsn, *value));
+            let newest: BTreeMap<u8, Value> =
+                records.next_back().map(|(lsn, value)| (*lsn, *value)).into_iter().collect();
             if let Some(side) = host.source.as_mut() {
                 side.covered[key_of(segment)] = true;
+                side.copies.insert(segment, newest.clone());
             }
-            world.send(peer, attempt, Body::Segment { segment, records: newest.into_iter().collect() });
+            world.send(peer, attempt, Body::Segment { segment, records: newest });
             None
         }
         Action::SendStale(token) => {
@@ -91,7 +95,8 @@ fn carry_out(world: &mut World, index: usize, action: Action) -> Option<Event> {
         Action::SendSeal => {
             let chain = host.source.as_ref().map(|side| side.chain.clone()).unwrap_or_default();
             let early = host.source.as_ref().is_some_and(|side| side.machine.missing() > 0);
-            world.send(peer, attempt, Body::Seal { last, chain, early });
+            let copies = host.source.as_ref().map(|side| side.copies.clone()).unwrap_or_default();
+            world.send(peer, attempt, Body::Seal { last, chain, copies, early });
             None
         }
         Action::Commit => {

@@ -8,7 +8,7 @@ use antumbra_net::shadow::source::{Event, Limits, Source, State};
 
 use crate::source;
 use crate::target;
-use crate::world::{Ask, HOSTS, KEYS, Mutant, PARTITION, Packet, SourceSide, World, segment_of, segments};
+use crate::world::{Ask, Copies, HOSTS, KEYS, Mutant, PARTITION, Packet, SourceSide, World, segment_of, segments};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
@@ -248,6 +248,7 @@ impl World {
             covered: [false; KEYS],
             mirror: Vec::new(),
             chain: Vec::new(),
+            copies: Copies::new(),
             mirrored: None,
             lost: false,
         });

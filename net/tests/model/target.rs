@@ -7,7 +7,7 @@ use antumbra_net::shadow::plan::PlanEntry;
 use antumbra_net::shadow::recovery::Held;
 use antumbra_net::shadow::target::Target;
 
-use crate::world::{Body, HOSTS, Host, Mutant, Packet, TargetSide, World, segment_of, segments};
+use crate::world::{Body, Copies, HOSTS, Host, Mutant, Packet, TargetSide, World, segment_of, segments};
 
 pub fn deliver(world: &mut World, packet: &Packet, mutant: Mutant) {
     let index = packet.to;
@@ -33,13 +33,15 @@ pub fn deliver(world: &mut World, packet: &Packet, mutant: Mutant) {
                 replies.push(Body::Failed);
             } else {
                 host.records.extend(records);
+                side.copies.insert(*segment, records.clone());
                 replies.push(Body::Held(*segment));
                 replies.extend(request(side.machine.handle_installed(*segment)));
             }
         }
-        Body::Seal { last, chain, early } => {
+        Body::Seal { last, chain, copies, early } => {
+            let known = side.copies.iter().all(|(segment, copy)| copies.get(segment) == Some(copy));
             let whole = host.missing.is_empty() || *early;
-            if host.sealed.is_none() && whole && *chain == side.chain {
+            if host.sealed.is_none() && whole && *chain == side.chain && (known || takes_any) {
                 side.machine.handle_ready();
                 host.sealed = Some(*last);
                 replies.push(Body::SealOk);
@@ -89,8 +91,8 @@ fn open(world: &mut World, packet: &Packet, epoch: u64, from: u8) {
     host.records.clear();
     host.durable = 0;
     host.missing = segments().collect();
-    let (machine, chain) = (Target::default(), Vec::new());
-    host.target = Some(TargetSide { attempt: packet.attempt, epoch, machine, chain, from });
+    let (machine, chain, copies) = (Target::default(), Vec::new(), Copies::new());
+    host.target = Some(TargetSide { attempt: packet.attempt, epoch, machine, chain, copies, from });
     world.send(1 - index, packet.attempt, Body::Opened);
 }
 

@@ -48,7 +48,7 @@ pub enum Mutant {
     WriteBeforeHandOver,
     /// A frozen source serves again when it has waited long enough.
     FreezeLeftByTimer,
-    /// The target takes frames of any attempt.
+    /// The target takes frames of any attempt, and does not compare copies with the seal.
     StaleAttempt,
     /// An owner that lacks segments completes the attempt all the same, so that the source drops them.
     CompleteBeforeFilled,
@@ -56,6 +56,9 @@ pub enum Mutant {
 
 /// A record: key and version.
 pub type Value = (u8, u8);
+
+/// What the copy of each segment brought.
+pub type Copies = BTreeMap<SegmentId, BTreeMap<u8, Value>>;
 
 /// A message of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,7 +78,7 @@ pub enum Body {
     Segment { segment: SegmentId, records: BTreeMap<u8, Value> },
     Held(SegmentId),
     Ack(u8),
-    Seal { last: u8, chain: Vec<(u8, Option<Value>)>, early: bool },
+    Seal { last: u8, chain: Vec<(u8, Option<Value>)>, copies: Copies, early: bool },
     SealOk,
     Failed,
     Promote { epoch: u64 },
@@ -103,6 +106,7 @@ pub struct SourceSide {
     /// Mirrored records that the target has not taken in yet, in order.
     pub mirror: Vec<(u8, Option<Value>)>,
     pub chain: Vec<(u8, Option<Value>)>,
+    pub copies: Copies,
     /// Last LSN that the target has, once acknowledgements wait for it.
     pub mirrored: Option<u8>,
     pub lost: bool,
@@ -115,6 +119,7 @@ pub struct TargetSide {
     pub epoch: u64,
     pub machine: Target,
     pub chain: Vec<(u8, Option<Value>)>,
+    pub copies: Copies,
     pub from: u8,
 }
 

@@ -172,6 +172,8 @@ async fn send_delta(
 pub(super) struct ReceivedSegment {
     pub context: FrameContext,
     pub segment: SegmentId,
+    /// From this LSN on its records are mirrored; 0 in an image of the state at the hand-over.
+    pub covered: Lsn,
     pub image: Vec<u8>,
     pub delta: Vec<Record>,
 }
@@ -185,6 +187,7 @@ pub(super) async fn receive_segment(stream: &mut RecvStream) -> Result<ReceivedS
     let wire = read_exact_limited(stream, wire_len, IMAGE_MAX).await?;
     let image = codec::decompress(&wire, raw_len)?;
     let (_, header) = read_frame(stream, KIND_DELTA).await?;
+    let covered = Lsn(header.number(0)?);
     let (raw_len, wire_len) = (header.number(1)? as usize, header.number(2)? as usize);
     check_len(raw_len)?;
     let wire = read_exact_limited(stream, wire_len, IMAGE_MAX).await?;
@@ -192,7 +195,7 @@ pub(super) async fn receive_segment(stream: &mut RecvStream) -> Result<ReceivedS
         0 => Vec::new(),
         len => decode_records(&codec::decompress_against(&image, &wire, len)?)?,
     };
-    Ok(ReceivedSegment { context, segment, image, delta })
+    Ok(ReceivedSegment { context, segment, covered, image, delta })
 }
 
 fn check_len(len: usize) -> Result<()> {

@@ -158,7 +158,7 @@ impl Fetch {
         }
         let (attempt, image) = (self.context.attempt, received.image);
         let install = move |partition: std::rc::Rc<antumbra_engine::Partition>| async move {
-            partition.install_image(attempt, segment, image, Vec::new()).await
+            partition.install_image(attempt, segment, None, image, Vec::new()).await
         };
         Ok(self.partition.with(install).await?)
     }

@@ -165,9 +165,14 @@ async fn serve_messages(
             Message::Stale(token) => inbox.request(lock(&inbox.machine).handle_stale(token)),
             Message::Seal(seal) => {
                 let (expected, early) = (seal.seal.clone(), seal.early);
-                let ready = inbox
-                    .partition
-                    .with(move |partition| async move { partition.make_ready(attempt, &expected, early).await });
+                let ready = inbox.partition.with(move |partition| async move {
+                    #[cfg(feature = "sim")]
+                    let expected = match planted(Mutant::StaleAttempt) {
+                        true => antumbra_engine::chain::Seal { copies: partition.shadow_copies(), ..expected },
+                        false => expected,
+                    };
+                    partition.make_ready(attempt, &expected, early).await
+                });
                 match ready.await {
                     Ok(()) => {
                         lock(&inbox.machine).handle_ready();
@@ -309,10 +314,10 @@ async fn install(
     segment: SegmentId,
     received: bulk::ReceivedSegment,
 ) -> Result<()> {
-    let (image, delta) = (received.image, received.delta);
+    let (covered, image, delta) = (Some(received.covered), received.image, received.delta);
     let installed = inbox
         .partition
-        .with(move |partition| async move { partition.install_image(attempt, segment, image, delta).await });
+        .with(move |partition| async move { partition.install_image(attempt, segment, covered, image, delta).await });
     Ok(installed.await?)
 }
 

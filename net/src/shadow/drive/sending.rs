@@ -254,8 +254,8 @@ impl<'a> Driver<'a> {
                 self.account(cost);
                 return Vec::new();
             }
-            // After the hand-over the target fetches it.
-            Some(Signal::NotSent(_)) if !self.machine.state().may_abort() => return Vec::new(),
+            // Nothing is covered once writes stand still: after an early switchover the target fetches it.
+            Some(Signal::NotSent(_)) if self.frozen.is_some() => return Vec::new(),
             Some(Signal::NotSent(what)) => Event::Failed(what),
             Some(Signal::Lost(what)) => return self.note_lost(what),
             Some(Signal::Committed(record)) => {
