@@ -10,6 +10,10 @@ pub const VALUE_LEN_MAX: usize = 16 * 1024 * 1024;
 /// Largest batch of one partition, in bytes of keys and values.
 pub const BATCH_LEN_MAX: usize = 64 * 1024 * 1024;
 
+/// How far ahead of this host's clock a timestamp of a returned history may be, in milliseconds: as much as Kerberos lets
+/// clocks differ.
+pub const HLC_AHEAD_MAX_MS: u64 = 5 * 60 * 1000;
+
 /// Checks a key's length.
 ///
 /// # Errors

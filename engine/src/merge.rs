@@ -147,6 +147,11 @@ impl Retain {
         Retain { forget_up_to, now_ms: horizon_ms, ..Retain::needed(snapshots, visible) }
     }
 
+    /// The same, but what is gone behind `lsn` is not forgotten.
+    pub fn remembering_since(self, lsn: Option<Lsn>) -> Retain {
+        Retain { forget_up_to: lsn.map_or(self.forget_up_to, |lsn| self.forget_up_to.min(lsn)), ..self }
+    }
+
     /// Whether of each key's versions that a reader at its bound sees only the newest can be kept.
     pub fn is_of_one_version(&self) -> bool {
         self.bounds.len() == 1 && self.all_above == Lsn(u64::MAX)

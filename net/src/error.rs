@@ -62,6 +62,14 @@ pub enum Error {
         /// Why.
         what: String,
     },
+    /// The report of a reconciliation cannot be written; nothing is settled that is not in it.
+    #[error("report {}: {what}; make room or mend the folder, it is tried again", path.display())]
+    Report {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's error.
+        what: String,
+    },
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] antumbra_engine::Error),

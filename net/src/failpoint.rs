@@ -20,8 +20,8 @@ impl Failpoint {
         }
     }
 
-    /// All places: each step of a move, at the host that takes it.
-    pub const NAMES: [&'static str; 19] = [
+    /// All places: each step of a move, at the host that takes it; then those of a forced promotion.
+    pub const NAMES: [&'static str; 24] = [
         "source:begun",
         "source:send-segment",
         "source:set-synchronous",
@@ -41,6 +41,11 @@ impl Failpoint {
         "target:fetching",
         "coordinator:apply",
         "coordinator:applied",
+        "target:forcing",
+        "target:forced",
+        "source:returning",
+        "target:reconciling",
+        "target:reconciled",
     ];
 
     /// Dies if this is the place: no destructor runs, nothing is flushed.

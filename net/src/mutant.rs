@@ -14,6 +14,8 @@ pub enum Mutant {
     ServeUnread,
     /// A frozen source serves reads for as long as it does not know the outcome.
     EndlessLease,
+    /// A host whose history has parted drops its copy without handing out what it wrote alone.
+    DropParted,
     /// The target acknowledges what is not on its device, and says that it is ready.
     MirrorUnsynced,
 }

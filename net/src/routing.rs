@@ -140,6 +140,7 @@ mod tests {
             state: RecordState::Stable,
             revision: epoch,
             history: Vec::new(),
+            diverged: None,
         }
     }
 

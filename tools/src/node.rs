@@ -8,7 +8,7 @@ use std::time::Duration;
 use antumbra_engine::types::{HostId, ShardId};
 use antumbra_engine::{Engine, EngineConfig, PartitionOptions};
 use antumbra_net::failpoint::Failpoint;
-use antumbra_net::host::{CoordinatorAt, Host, HostConfig};
+use antumbra_net::host::{CoordinatorAt, Host, HostConfig, Reports};
 use antumbra_net::resp::{self, ServerConfig, Service, Users};
 use antumbra_net::tls::{Authority, Identity};
 use clap::Args;
@@ -99,6 +99,7 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
         resp: options.resp,
         coordinator: parse_coordinator(options.coordinator.as_deref())?,
         failpoint: Failpoint::new(options.failpoint)?,
+        reports: Reports::Folder(options.dir.join("conflicts")),
         options: PartitionOptions { segment_target_bytes: options.segment_kib << 10, ..PartitionOptions::default() },
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

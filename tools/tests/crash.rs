@@ -4,7 +4,8 @@
 
 mod common;
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -18,6 +19,10 @@ const KEYS: u64 = 64;
 const WRITERS: u64 = 4;
 /// Time in which everything has to be settled after the dead process is back.
 const SETTLE_MAX: Duration = Duration::from_secs(40);
+
+/// The steps of a forced promotion and of what follows; the others are those of a move.
+const OF_A_PROMOTION: [&str; 5] =
+    ["target:forcing", "target:forced", "source:returning", "target:reconciling", "target:reconciled"];
 
 /// One key's history. A write that was not answered may still take place later, whatever is written after it: so its
 /// writer goes on with a fresh key, and each key has versions that only rise.
@@ -209,7 +214,8 @@ fn kill_at_every_step_of_a_move_loses_nothing() {
         .collect();
     std::thread::sleep(Duration::from_millis(500));
     for round in 0..rounds {
-        for place in Failpoint::NAMES.into_iter().filter(|place| only.as_ref().is_none_or(|only| only == place)) {
+        let of_a_move = Failpoint::NAMES.into_iter().filter(|place| !OF_A_PROMOTION.contains(place));
+        for place in of_a_move.filter(|place| only.as_ref().is_none_or(|only| only == place)) {
             let began = Instant::now();
             die_at(place, &mut nodes, &registers);
             println!("round {round}: {place} settled in {:.1} s", began.elapsed().as_secs_f64());
@@ -230,4 +236,168 @@ fn kill_at_every_step_of_a_move_loses_nothing() {
     assert!(wrong.is_empty(), "{wrong:?}");
     let acked = registers.acked.load(Ordering::Relaxed);
     assert!(acked > 100, "the load was real: {acked} writes");
+}
+
+/// A number of a JSON reply.
+fn number_in(reply: &str, field: &str) -> Option<u64> {
+    let at = reply.find(&format!("\"{field}\":"))? + field.len() + 3;
+    let digits: String = reply[at..].chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().ok()
+}
+
+fn set(address: SocketAddr, key: &str, value: &str) {
+    let reply = ask(address, &format!("SET {key} {value}"));
+    assert!(reply.starts_with("+OK"), "SET {key}: {reply}");
+}
+
+/// Waits until host 3 has everything that host 2 has acknowledged.
+fn wait_mirrored(standby: &Node) {
+    let deadline = Instant::now() + SETTLE_MAX;
+    loop {
+        let prospect = ask(standby.resp, "ANTUMBRA PROMOTE 1");
+        let is_near = prospect.contains("\"whole\":true") && prospect.contains("\"lag_records\":0");
+        // What the owner said before the last writes does not count.
+        if is_near && number_in(&prospect, "owner_heard_ms_ago").is_some_and(|ms| ms < 150) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "the standby does not come: {prospect}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Host 2 stands still, host 3 is promoted by force, both have acknowledged writes of their own, somebody dies at `place`
+/// ("" = nobody): in the end each acknowledged write is there or in the report.
+fn promote_by_force(place: &str, policy: &str, round: u64, dir: &std::path::Path, nodes: &mut [Node]) {
+    const OLD: usize = 1;
+    const NEW: usize = 2;
+    let key = |number: u64| format!("r{round}-{number}");
+    let owner = settled_owner(nodes);
+    if owner != OLD {
+        move_and_wait(nodes, owner, OLD);
+        settled_owner(nodes);
+    }
+    let victim = if place.starts_with("source") { OLD } else { NEW };
+    if !place.is_empty() {
+        nodes[victim].restart(Some(place));
+        settled_owner(nodes);
+    }
+    assert!(ask(nodes[OLD].resp, "ANTUMBRA STANDBY 1 3 ASYNC").contains("OK"));
+    (0..20).for_each(|number| set(nodes[OLD].resp, &key(number), "base"));
+    wait_for(nodes[NEW].resp, "ANTUMBRA PROMOTE 1", "may_be_lost");
+    std::thread::sleep(Duration::from_millis(300));
+    wait_mirrored(&nodes[NEW]);
+    let refused = ask(nodes[0].resp, "ANTUMBRA PROMOTE 1 FORCE");
+    assert!(refused.contains("its standby is on host 3"), "{refused}");
+
+    nodes[OLD].stand_still(true);
+    // Taken by the kernel; the process reads them when it goes on, before it learns what has happened.
+    let mut late = TcpStream::connect(nodes[OLD].resp).unwrap();
+    late.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let commands: String = (0..10).map(|number| format!("SET {} old\r\n", key(number))).collect();
+    late.write_all(commands.as_bytes()).unwrap();
+
+    let force = format!("ANTUMBRA PROMOTE 1 FORCE POLICY {policy}");
+    let dies = place.starts_with("target:forc");
+    let asked = std::thread::spawn({
+        let address = nodes[NEW].resp;
+        move || std::panic::catch_unwind(|| ask(address, &force)).unwrap_or_default()
+    });
+    let reply = asked.join().unwrap();
+    if dies {
+        assert!(nodes[NEW].has_died(), "{place}: nobody came past: {reply}");
+        nodes[NEW].restart(None);
+        if place == "target:forcing" {
+            // The record is as it was: the standby, which has restarted, is promoted all the same.
+            let reply = ask(nodes[NEW].resp, &format!("ANTUMBRA PROMOTE 1 FORCE POLICY {policy}"));
+            assert!(reply.contains("\"diverged\":{"), "{reply}");
+        }
+    } else {
+        assert!(reply.contains("\"diverged\":{"), "{reply}");
+    }
+    wait_for(nodes[NEW].resp, "INFO", "serving=Owner");
+    (0..5).chain(10..15).for_each(|number| set(nodes[NEW].resp, &key(number), "new"));
+
+    nodes[OLD].stand_still(false);
+    let mut replies = String::new();
+    let mut buffer = [0; 4096];
+    while replies.matches("\r\n").count() < 10 {
+        match late.read(&mut buffer) {
+            Ok(len) if len > 0 => replies.push_str(&String::from_utf8_lossy(&buffer[..len])),
+            _ => break,
+        }
+    }
+    let acked: Vec<u64> =
+        replies.split("\r\n").enumerate().filter(|(_, reply)| *reply == "+OK").map(|(index, _)| index as u64).collect();
+    if !place.is_empty() && !dies {
+        let deadline = Instant::now() + SETTLE_MAX;
+        while !nodes[victim].has_died() {
+            assert!(Instant::now() < deadline, "{place}: nobody came past");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(400));
+        nodes[victim].restart(None);
+    }
+    wait_for(nodes[0].resp, "ANTUMBRA STATE 1", "\"diverged\":null");
+    assert_eq!(settled_owner(nodes), NEW, "{place}");
+
+    let record = ask(nodes[0].resp, "ANTUMBRA STATE 1");
+    let report = std::fs::read_dir(dir.join("node-3/conflicts")).map_or_else(
+        |_| String::new(),
+        |files| files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect(),
+    );
+    let hex = |text: &str| text.bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let line_of = |number: u64| {
+        let named = format!("\"key\":\"{}\"", key(number));
+        report.lines().filter(|line| line.contains(&named) && line.contains(&hex("old"))).count()
+    };
+    for number in 0..20 {
+        let mut client = Client { nodes: vec![nodes[NEW].resp], next: 0, connection: None };
+        let found = client.call(|connection| connection.get::<_, String>(key(number))).expect("the owner answers");
+        let both = number < 5 && acked.contains(&number);
+        let expected: &[&str] = match number {
+            // Executed later than the promoted host's, unless it was executed there: the connection was forwarded.
+            0..5 if both && policy == "lww" => &["old"],
+            0..5 if both && policy == "prefer-target" => &["new", "old"],
+            0..5 => &["new", "old"],
+            5..10 if acked.contains(&number) => &["old"],
+            5..10 => &["old", "base"],
+            10..15 => &["new"],
+            _ => &["base"],
+        };
+        assert!(
+            expected.contains(&found.as_str()),
+            "{place} {policy} {}: {found}, {acked:?}\n{record}\n{report}",
+            key(number)
+        );
+        if both && found == "new" {
+            assert_eq!(line_of(number), 1, "{place} {policy} {}: lost without a word\n{record}\n{report}", key(number));
+        }
+    }
+    println!(
+        "{place:20} {policy}: {} of 10 late writes acknowledged, {} conflicts",
+        acked.len(),
+        report.lines().count()
+    );
+}
+
+#[test]
+fn kill_at_every_step_of_a_forced_promotion_loses_nothing_without_a_word() {
+    let rounds: u64 = std::env::var("ANTUMBRA_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let only = std::env::var("ANTUMBRA_CRASH_PLACE").ok();
+    let dir = tempfile::tempdir().unwrap();
+    let mut nodes = start_many(dir.path(), 3);
+    assert!(ask(nodes[0].resp, "ANTUMBRA CREATE 1 0 16383 2").contains("\"owner\":2"));
+    wait_for(nodes[1].resp, "ANTUMBRA PARTITIONS", "\"partition\":1,");
+    let refused = ask(nodes[2].resp, "ANTUMBRA PROMOTE 1 FORCE");
+    assert!(refused.contains("no standby"), "{refused}");
+    let policies = ["lww", "prefer-target", "reject-and-keep-both"];
+    let places = std::iter::once("").chain(OF_A_PROMOTION);
+    for round in 0..rounds {
+        for (index, place) in
+            places.clone().enumerate().filter(|(_, place)| only.as_ref().is_none_or(|only| only == place))
+        {
+            let policy = policies[(index + round as usize) % policies.len()];
+            promote_by_force(place, policy, round * 10 + index as u64, dir.path(), &mut nodes);
+        }
+    }
 }

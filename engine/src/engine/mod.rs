@@ -141,6 +141,14 @@ impl Engine {
         &self.inner.keyspaces
     }
 
+    /// The merge operator of this name.
+    ///
+    /// # Errors
+    /// [`crate::Error::UnknownMergeOperator`].
+    pub fn merge_operator(&self, name: &str) -> Result<crate::NamedOperator> {
+        self.inner.merge_operators.find(name)
+    }
+
     pub(crate) fn merge_operators(&self) -> &MergeOperators {
         &self.inner.merge_operators
     }

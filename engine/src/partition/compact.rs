@@ -139,7 +139,8 @@ impl Partition {
             Serving::Shadow { .. } => Lsn(0),
             Serving::Owner | Serving::Frozen | Serving::Suspended | Serving::Released { .. } => {
                 let visible = self.progress.borrow().visible();
-                self.snapshots.lsns().first().map_or(visible, |oldest| visible.min(*oldest))
+                let oldest = self.snapshots.lsns().first().map_or(visible, |oldest| visible.min(*oldest));
+                self.kept_since().map_or(oldest, |since| oldest.min(since))
             }
         }
     }
@@ -218,7 +219,7 @@ impl Partition {
             Serving::Shadow { .. } => Retain::needed(&snapshots, visible),
             Serving::Owner | Serving::Frozen | Serving::Suspended | Serving::Released { .. } => {
                 let horizon_ms = self.snapshots.expiry_horizon_ms(clock::wall_ms());
-                Retain::needed_at_bottom(&snapshots, visible, horizon_ms)
+                Retain::needed_at_bottom(&snapshots, visible, horizon_ms).remembering_since(self.kept_since())
             }
         };
         let urgent = run.iter().any(|segment| segment.slices.len() >= SLICES_URGENT);

@@ -20,10 +20,12 @@ mod output;
 mod page;
 mod progress;
 mod read;
+mod reconcile;
 mod recording;
 mod scrub;
 mod shadow;
 mod snapshots;
+mod standby;
 mod transfer;
 mod write;
 
@@ -57,10 +59,12 @@ pub use filling::FillProgress;
 pub use mirror::{MirrorItem, MirrorReceiver};
 pub use page::{Direction, Page, PageLimits};
 pub use read::{KeyValue, READS_IN_FLIGHT, ScanPage};
+pub use reconcile::{ChangedPage, ConflictPolicy, Decision, Divergence, Judged, Version, decide};
 pub use recording::{RecordedPage, RecordedRequest};
 pub use scrub::ScrubReport;
 pub use shadow::Applied;
 pub use snapshots::{Moment, SnapshotPin};
+pub use standby::Standby;
 pub use transfer::{Frozen, Image, SegmentDelta, SegmentSummary};
 pub use write::{Write, Written};
 
@@ -121,6 +125,8 @@ pub struct Partition {
     /// Notified when a segment is held, is wanted, or cannot be fetched.
     filling_changed: Event,
     snapshots: Rc<Snapshots>,
+    /// Deletions above this LSN are kept for a comparison with another host's history.
+    keep_since: Cell<Option<Lsn>>,
     maintenance: TaskLock,
     /// First batch that the durable manifest still needs for this partition.
     replay_from: Cell<WalSeq>,
@@ -178,6 +184,8 @@ pub struct PartitionStats {
     pub resident_bytes: u64,
     /// Last LSN that readers see.
     pub visible: Lsn,
+    /// Deletions behind this LSN are kept, if there is one: another host's history parted here.
+    pub keeps_since: Option<Lsn>,
     /// Sums of the last closed window.
     pub totals: Totals,
     /// Windows closed so far.
@@ -222,6 +230,7 @@ impl Partition {
             lacks_segments: Cell::new(false),
             filling_changed: Event::default(),
             snapshots: Rc::default(),
+            keep_since: Cell::new(None),
             maintenance: TaskLock::default(),
             replay_from: Cell::new(init.replay_from),
             flushes: Cell::new(0),
@@ -270,6 +279,12 @@ impl Partition {
         self.progress.borrow().assigned()
     }
 
+    /// The last LSN that is on this host's device.
+    #[must_use]
+    pub fn durable(&self) -> Lsn {
+        self.progress.borrow().durable()
+    }
+
     /// The last LSN that readers see.
     #[must_use]
     pub fn visible(&self) -> Lsn {
@@ -299,6 +314,7 @@ impl Partition {
             memtable_bytes: self.memtable_bytes(),
             resident_bytes: layout.segments.iter().map(|segment| segment.resident_bytes()).sum(),
             visible: self.progress.borrow().visible(),
+            keeps_since: self.keep_since.get(),
             totals,
             windows_closed,
         }

@@ -48,7 +48,7 @@ pub struct ScanPage {
 }
 
 /// A version of a key, kept in memory where it lies as long as this lives.
-enum Found {
+pub(super) enum Found {
     Memtable(Rc<Memtable>, VersionRef),
     Block(BlockRecord),
 }
@@ -61,7 +61,7 @@ impl Found {
         }
     }
 
-    fn view(&self) -> RecordView<'_> {
+    pub fn view(&self) -> RecordView<'_> {
         match self {
             Found::Memtable(table, at) => table.record(*at),
             Found::Block(record) => record.view(),
@@ -361,7 +361,7 @@ impl Partition {
     }
 
     /// The newest version of `key` in the memtables and in `segment`, and the newest range deletion over it.
-    async fn find_in_segment(
+    pub(super) async fn find_in_segment(
         &self,
         key: HashedKey<'_>,
         snapshot: Lsn,

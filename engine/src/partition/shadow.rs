@@ -27,13 +27,17 @@ use super::{Partition, Serving};
 #[derive(Debug)]
 pub(super) struct ShadowState {
     attempt: AttemptId,
-    chain: ChainState,
+    pub chain: ChainState,
     /// Digest of each copy that was installed.
     copies: BTreeMap<SegmentId, u128>,
     /// Largest timestamp seen.
-    clock: Hlc,
+    pub clock: Hlc,
     /// The last LSN of the source's seal, once it has been compared and the readiness is durable.
     sealed: Option<Lsn>,
+    /// It is about to be promoted by force: nothing more is taken.
+    pub stopped: bool,
+    /// That it holds everything up to some LSN is durable.
+    pub noted_whole: bool,
 }
 
 /// How far the mirror has been taken in.
@@ -54,6 +58,8 @@ impl Partition {
             copies: BTreeMap::new(),
             clock: Hlc::default(),
             sealed: None,
+            stopped: false,
+            noted_whole: false,
         });
     }
 
@@ -82,6 +88,9 @@ impl Partition {
 
     fn fold(&self, attempt: AttemptId, item: &MirrorItem) -> Result<()> {
         self.with_shadow(attempt, |shadow| {
+            if shadow.stopped {
+                return Err(self.stale("mirror of a standby that is being promoted"));
+            }
             let due = shadow.chain.last().next();
             if item.lsn() != due {
                 return Err(self.stale(format!("mirror brings LSN {}, {due} is due", item.lsn())));
@@ -110,7 +119,8 @@ impl Partition {
         if planted(Bug::MirrorUnsynced) {
             return Ok(());
         }
-        self.shard.wal().wait_durable(applied.seq).await
+        self.shard.wal().wait_durable(applied.seq).await?;
+        self.note_whole().await
     }
 
     /// Installs a segment's image and its delta, durably: in a shadow, or behind an early switchover. `covered` is the LSN
@@ -177,7 +187,7 @@ impl Partition {
             }
             None => self.shard.clock().observe(clock),
         }
-        Ok(())
+        self.note_whole().await
     }
 
     fn check_missing(&self, attempt: AttemptId, segment: SegmentId) -> Result<()> {
@@ -278,13 +288,7 @@ impl Partition {
         if !planted(Bug::MirrorUnsynced) {
             self.shard.wal().wait_durable(self.shard.wal().collecting()).await?;
         }
-        let edit = ManifestEdit::SetRole {
-            partition: self.id,
-            role: Role::Shadow { attempt },
-            epoch: self.epoch(),
-            last_lsn: seal.final_lsn,
-        };
-        self.shard.log_edits(vec![edit]).await?;
+        self.log_shadow(attempt, seal.final_lsn).await?;
         self.with_shadow(attempt, |shadow| {
             shadow.sealed = Some(seal.final_lsn);
             Ok(())

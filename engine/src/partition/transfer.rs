@@ -108,6 +108,8 @@ impl Partition {
         self.check_whole()?;
         let segments = self.layout().segments.len();
         let (tap, receiver) = MirrorTap::new(self.assigned(), segments, queued_bytes_max);
+        // Should the shadow be promoted by force, what lies behind it is compared.
+        self.keep_changes_since(Some(receiver.from));
         *self.mirror.borrow_mut() = Some(tap);
         *self.outgoing.borrow_mut() =
             Some(Outgoing { attempt, _layout: layout_pin, captured: BTreeMap::new(), copies: BTreeMap::new() });
@@ -120,6 +122,7 @@ impl Partition {
         if self.check_outgoing(attempt).is_ok() {
             self.mirror.take();
             self.outgoing.take();
+            self.keep_changes_since(None);
             self.progress.borrow_mut().set_mirrored(None);
         }
     }
@@ -271,8 +274,12 @@ impl Partition {
 
     /// The target has made durable everything up to `acked`.
     pub fn handle_mirror_ack(&self, attempt: AttemptId, acked: Lsn) {
+        if self.check_outgoing(attempt).is_err() {
+            return;
+        }
+        self.keep_since.set(self.keep_since.get().max(Some(acked)));
         let mut progress = self.progress.borrow_mut();
-        if self.check_outgoing(attempt).is_ok() && progress.is_synchronous() {
+        if progress.is_synchronous() {
             progress.set_mirrored(Some(acked));
         }
     }
@@ -366,6 +373,22 @@ impl Partition {
             last_lsn: self.progress.borrow().durable(),
         };
         self.shard.log_edits(vec![edit]).await
+    }
+
+    /// As [`Partition::hand_over`], but `owner` was promoted by force with nothing behind `lsn`: writes that wait for its
+    /// acknowledgement are not acknowledged, and what was written behind `lsn` is kept for [`Partition::changed_since`].
+    ///
+    /// # Errors
+    /// As [`Partition::hand_over`].
+    pub async fn hand_over_diverged(&self, owner: HostId, epoch: Epoch, lsn: Lsn) -> Result<()> {
+        self.keep_changes_since(Some(lsn));
+        self.epoch.set(self.epoch.get().max(epoch));
+        self.mirror.take();
+        self.outgoing.take();
+        self.set_serving(Serving::Released { owner });
+        let role = Role::Released { owner };
+        let last_lsn = self.progress.borrow().durable();
+        self.shard.log_edits(vec![ManifestEdit::SetRole { partition: self.id, role, epoch, last_lsn }]).await
     }
 
     fn check_outgoing(&self, attempt: AttemptId) -> Result<()> {

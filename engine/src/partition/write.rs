@@ -59,19 +59,19 @@ pub struct Written {
 
 /// The moment that a conditional write looked at.
 #[derive(Clone, Copy, Debug)]
-struct ReadBase {
-    lsn: Lsn,
+pub(super) struct ReadBase {
+    pub lsn: Lsn,
     /// Memtables flushed until then.
     flushes: u64,
 }
 
 /// What one record will say, before it has its place in the history.
 #[derive(Debug)]
-struct Change {
-    key: Bytes,
-    kind: RecordKind,
-    expires_at_ms: u64,
-    value: Bytes,
+pub(super) struct Change {
+    pub key: Bytes,
+    pub kind: RecordKind,
+    pub expires_at_ms: u64,
+    pub value: Bytes,
 }
 
 impl Change {
@@ -122,7 +122,7 @@ impl Partition {
             if !batch.reads() {
                 break self.changes_of(&batch, &Resolved::default())?;
             }
-            let base = ReadBase { lsn: self.assigned(), flushes: self.flushes.get() };
+            let base = self.read_base();
             // Older versions go as newer ones become visible; until the batch is settled it needs those of its base.
             let _pin = self.snapshots.pin(base.lsn, clock::wall_ms());
             if let Some(conflict) = self.first_conflict(&batch, base.lsn).await? {
@@ -221,8 +221,13 @@ impl Partition {
         Ok(changes)
     }
 
+    /// The moment that a write which reads first looks at.
+    pub(super) fn read_base(&self) -> ReadBase {
+        ReadBase { lsn: self.assigned(), flushes: self.flushes.get() }
+    }
+
     /// Whether nothing has been written to `key` since a reader looked at it.
-    fn unchanged_since(&self, key: &[u8], base: ReadBase) -> bool {
+    pub(super) fn unchanged_since(&self, key: &[u8], base: ReadBase) -> bool {
         if self.assigned() == base.lsn {
             return true;
         }
@@ -239,7 +244,7 @@ impl Partition {
     }
 
     /// Waits until this host accepts writes and the WAL and the memtables have room.
-    async fn wait_writable(&self) -> Result<()> {
+    pub(super) async fn wait_writable(&self) -> Result<()> {
         loop {
             self.serving_changed.wait_for(|| self.gate()).await?;
             if !self.shard.wal().has_room() {
@@ -270,8 +275,15 @@ impl Partition {
 
     /// The step without an await: LSN, WAL, memtable, counters and mirror agree on one order.
     fn append(&self, change: Change, durability: Durability) -> Result<Written> {
+        self.append_stamped(change, None, durability)
+    }
+
+    /// As [`Partition::append`]; a record that was written elsewhere keeps the timestamp it was given there.
+    pub(super) fn append_stamped(&self, change: Change, stamp: Option<Hlc>, durability: Durability) -> Result<Written> {
         assert_eq!(self.serving.get(), Serving::Owner, "INV-GATE: only the owner writes");
-        let hlc = self.shard.clock().tick(clock::wall_ms());
+        let clock = self.shard.clock();
+        stamp.into_iter().for_each(|stamp| clock.observe(stamp));
+        let hlc = stamp.unwrap_or_else(|| clock.tick(clock::wall_ms()));
         let lsn = self.progress.borrow_mut().assign();
         let Change { key, kind, expires_at_ms, value } = change;
         let record = Record { key, lsn, hlc, kind, expires_at_ms, value };
@@ -344,7 +356,7 @@ impl Partition {
     }
 
     /// Waits until `lsn` is durable, at the target of a synchronous mirror too.
-    async fn wait_confirmed(&self, lsn: Lsn) -> Result<()> {
+    pub(super) async fn wait_confirmed(&self, lsn: Lsn) -> Result<()> {
         poll_fn(|context| {
             let mut progress = self.progress.borrow_mut();
             if progress.confirmed() >= lsn {
@@ -352,6 +364,13 @@ impl Partition {
             }
             if let Some(cause) = self.shard.wal().failure() {
                 return Poll::Ready(Err(cause));
+            }
+            // A synchronous mirror ended by a forced promotion elsewhere: the new owner does not have the record, and what
+            // becomes of it the reconciliation says.
+            if let Serving::Released { owner } = self.serving.get()
+                && progress.is_synchronous()
+            {
+                return Poll::Ready(Err(self.moved(owner)));
             }
             progress.wait(lsn, context.waker().clone());
             Poll::Pending

@@ -235,7 +235,7 @@ impl Shard {
         segments: Vec<(SegmentId, Vec<u8>)>,
         from: Lsn,
     ) -> Result<Rc<Partition>> {
-        let partition = self.install_partition(spec, Role::Shadow { attempt }, segments, Lsn(0)).await?;
+        let partition = self.install_partition(spec, Role::Shadow { attempt }, segments, from).await?;
         partition.begin_shadow(attempt, from);
         Ok(partition)
     }

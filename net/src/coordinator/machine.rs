@@ -29,6 +29,21 @@ pub enum RecordState {
     Committed(Moving),
 }
 
+/// A forced promotion that has not been reconciled: the host that owned the partition before may have written alone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Diverged {
+    /// That host. It is not trusted with the partition until the reconciliation.
+    pub host: u32,
+    /// The attempt whose standby was promoted; the fencing token of the reconciliation.
+    pub attempt: u64,
+    /// The last LSN that both have.
+    pub lsn: u64,
+    /// How conflicts are settled, in words.
+    pub policy: String,
+    /// The owner's last LSN when the reconciliation began; later writes stand above what is returned.
+    pub until: Option<u64>,
+}
+
 /// What the cluster agrees on for one partition.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PartitionRecord {
@@ -48,6 +63,9 @@ pub struct PartitionRecord {
     pub revision: u64,
     /// The last moves: attempt, outcome.
     pub history: Vec<(u64, String)>,
+    /// A forced promotion that has not been reconciled. The partition is not moved until then.
+    #[serde(default)]
+    pub diverged: Option<Diverged>,
 }
 
 /// How to reach a host.
@@ -124,6 +142,35 @@ pub enum Command {
         /// For the history.
         reason: String,
     },
+    /// Makes the destination of an attempt the owner although its source cannot be asked.
+    ForcePromote {
+        /// Id.
+        partition: u64,
+        /// The attempt, as fencing token.
+        attempt: u64,
+        /// The last LSN that the destination holds.
+        lsn: u64,
+        /// How conflicts are to be settled when the source returns.
+        policy: String,
+    },
+    /// The owner begins to settle what the returned host has written; asked again, the first answer stands.
+    BeginReconcile {
+        /// Id.
+        partition: u64,
+        /// The attempt of the forced promotion.
+        attempt: u64,
+        /// The owner's last LSN.
+        until: u64,
+    },
+    /// Everything that the returned host has written alone is settled, or given up.
+    EndReconcile {
+        /// Id.
+        partition: u64,
+        /// The attempt of the forced promotion.
+        attempt: u64,
+        /// For the history.
+        outcome: String,
+    },
     /// Closes an attempt that was committed.
     Complete {
         /// Id.
@@ -170,6 +217,11 @@ impl Machine {
             Command::Commit { partition, attempt, epoch } => self.commit(partition, attempt, epoch),
             Command::Abort { partition, attempt, reason } => self.abort(partition, attempt, &reason),
             Command::Complete { partition, attempt } => self.complete(partition, attempt),
+            Command::ForcePromote { partition, attempt, lsn, policy } => {
+                self.force_promote(partition, attempt, lsn, policy)
+            }
+            Command::BeginReconcile { partition, attempt, until } => self.begin_reconcile(partition, attempt, until),
+            Command::EndReconcile { partition, attempt, outcome } => self.end_reconcile(partition, attempt, &outcome),
         }
     }
 
@@ -200,6 +252,7 @@ impl Machine {
             state: RecordState::Stable,
             revision: 1,
             history: Vec::new(),
+            diverged: None,
         };
         self.state.records.insert(partition, record.clone());
         Ok(Answer::Record(record))
@@ -216,6 +269,12 @@ impl Machine {
         }
         if record.state != RecordState::Stable {
             return Err(format!("partition {partition} is being moved"));
+        }
+        if let Some(Diverged { host, lsn, .. }) = &record.diverged {
+            return Err(format!(
+                "partition {partition} was promoted by force: host {host} may have writes behind LSN {lsn} that are to be \
+                 reconciled first; start it, or give them up with ANTUMBRA ABANDON {partition} FORCE"
+            ));
         }
         record.state = RecordState::Moving(Moving { attempt, source, destination });
         record.revision += 1;
@@ -256,6 +315,49 @@ impl Machine {
             // Closed before: the answer is the record.
             _ => Ok(Answer::Record(record.clone())),
         }
+    }
+
+    fn force_promote(&mut self, partition: u64, attempt: u64, lsn: u64, policy: String) -> Result<Answer, String> {
+        let record = self.record(partition)?;
+        match record.state.clone() {
+            RecordState::Moving(moving) if moving.attempt == attempt => {
+                record.owner = moving.destination;
+                record.epoch += 1;
+                record.state = RecordState::Stable;
+                record.revision += 1;
+                record.diverged = Some(Diverged { host: moving.source, attempt, lsn, policy, until: None });
+                remember(record, attempt, format!("host {} promoted by force at LSN {lsn}", moving.destination));
+                Ok(Answer::Record(record.clone()))
+            }
+            // Asked again after an answer that was lost.
+            _ if record.diverged.as_ref().is_some_and(|diverged| diverged.attempt == attempt) => {
+                Ok(Answer::Record(record.clone()))
+            }
+            _ => Err(format!("attempt {attempt} of partition {partition} is closed (epoch {})", record.epoch)),
+        }
+    }
+
+    fn begin_reconcile(&mut self, partition: u64, attempt: u64, until: u64) -> Result<Answer, String> {
+        let record = self.record(partition)?;
+        match record.diverged.as_mut().filter(|diverged| diverged.attempt == attempt) {
+            Some(diverged) => {
+                if diverged.until.is_none() {
+                    diverged.until = Some(until);
+                    record.revision += 1;
+                }
+                Ok(Answer::Record(record.clone()))
+            }
+            None => Err(format!("partition {partition} has nothing to reconcile of attempt {attempt}")),
+        }
+    }
+
+    fn end_reconcile(&mut self, partition: u64, attempt: u64, outcome: &str) -> Result<Answer, String> {
+        let record = self.record(partition)?;
+        if record.diverged.take_if(|diverged| diverged.attempt == attempt).is_some() {
+            record.revision += 1;
+            remember(record, attempt, outcome.to_string());
+        }
+        Ok(Answer::Record(record.clone()))
     }
 
     fn complete(&mut self, partition: u64, attempt: u64) -> Result<Answer, String> {
@@ -326,6 +428,35 @@ mod tests {
     }
 
     #[test]
+    fn forced_promotion_closes_the_attempt_and_stands_until_reconciled() {
+        let mut machine = machine();
+        record(machine.apply(Command::Begin { partition: 1, source: 1, destination: 2 }));
+        let force = |attempt| Command::ForcePromote { partition: 1, attempt, lsn: 7, policy: "lww".into() };
+        assert!(machine.apply(force(2)).is_err(), "no such attempt");
+        let forced = record(machine.apply(force(1)));
+        assert_eq!((forced.owner, forced.epoch, &forced.state), (2, 2, &RecordState::Stable));
+        assert_eq!(record(machine.apply(force(1))), forced, "asked twice, done once");
+        assert!(machine.apply(Command::Commit { partition: 1, attempt: 1, epoch: 1 }).is_err());
+        let aborted = machine.apply(Command::Abort { partition: 1, attempt: 1, reason: String::new() });
+        assert_eq!(record(aborted), forced, "the old owner reads that it is one no more");
+        assert!(machine.apply(Command::Begin { partition: 1, source: 2, destination: 1 }).is_err(), "not moved on");
+        let begin = |until| Command::BeginReconcile { partition: 1, attempt: 1, until };
+        let until = |record: PartitionRecord| record.diverged.and_then(|diverged| diverged.until);
+        assert_eq!(until(record(machine.apply(begin(20)))), Some(20));
+        assert_eq!(until(record(machine.apply(begin(30)))), Some(20), "the first stands");
+        let end = |attempt| Command::EndReconcile { partition: 1, attempt, outcome: "reconciled".into() };
+        assert!(record(machine.apply(end(9))).diverged.is_some());
+        assert!(record(machine.apply(end(1))).diverged.is_none());
+        record(machine.apply(Command::Begin { partition: 1, source: 2, destination: 1 }));
+    }
+
+    #[test]
+    fn record_of_an_earlier_release_has_not_diverged() {
+        let stored = r#"{"partition":1,"keyspace":"k","slots":[0,9],"owner":1,"epoch":1,"state":"Stable","revision":1,"history":[]}"#;
+        assert_eq!(serde_json::from_str::<PartitionRecord>(stored).unwrap().diverged, None);
+    }
+
+    #[test]
     fn create_overlapping_slots_is_refused() {
         let create = Command::Create { partition: 2, keyspace: "default".into(), slots: (99, 200), owner: 1 };
         assert!(machine().apply(create).is_err());
@@ -337,7 +468,19 @@ mod tests {
             (1..3u32, 1..3u32).prop_map(|(source, destination)| Command::Begin { partition: 1, source, destination }),
             (attempt.clone(), epoch).prop_map(|(attempt, epoch)| Command::Commit { partition: 1, attempt, epoch }),
             attempt.clone().prop_map(|attempt| Command::Abort { partition: 1, attempt, reason: String::new() }),
-            attempt.prop_map(|attempt| Command::Complete { partition: 1, attempt }),
+            attempt.clone().prop_map(|attempt| Command::Complete { partition: 1, attempt }),
+            (attempt.clone(), 0..6u64).prop_map(|(attempt, lsn)| Command::ForcePromote {
+                partition: 1,
+                attempt,
+                lsn,
+                policy: String::new()
+            }),
+            (attempt.clone(), 0..6u64).prop_map(|(attempt, until)| Command::BeginReconcile {
+                partition: 1,
+                attempt,
+                until
+            }),
+            attempt.prop_map(|attempt| Command::EndReconcile { partition: 1, attempt, outcome: String::new() }),
         ]
     }
 
@@ -352,6 +495,8 @@ mod tests {
                 prop_assert!(after.epoch >= before.epoch && after.epoch <= before.epoch + 1);
                 prop_assert!(after.owner == before.owner || after.epoch == before.epoch + 1);
                 prop_assert!(!refused || after == before);
+                let open = after.state != RecordState::Stable;
+                prop_assert!(!open || after.diverged.is_none(), "a partition that has diverged is not moved");
                 before = after;
             }
         }

@@ -2,14 +2,16 @@
 
 pub(crate) mod claims;
 pub mod probe;
+mod promote;
 mod reconcile;
+mod reports;
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use antumbra_engine::types::{AttemptId, Epoch, HostId, PartitionId, ShardId};
+use antumbra_engine::types::{AttemptId, Epoch, HostId, Lsn, PartitionId, ShardId};
 use antumbra_engine::{Engine, Error as EngineError, Partition, PartitionOptions, PartitionSpec};
 use tokio::sync::Notify;
 
@@ -30,6 +32,11 @@ use crate::transport::{Handler, Incoming, Plane, PlaneConfig, PlaneHandle, Sched
 
 use claims::Claims;
 use reconcile::Reconciler;
+pub(crate) use reconcile::release;
+
+pub use promote::Prospect;
+pub(crate) use reports::Report;
+pub use reports::Reports;
 
 /// How long a start waits for partitions whose owner is not known yet; later they are settled while the others serve.
 const START_PATIENCE: Duration = Duration::from_secs(10);
@@ -62,6 +69,8 @@ pub struct HostConfig {
     pub options: PartitionOptions,
     /// Where a test has the process die.
     pub failpoint: Failpoint,
+    /// Where reports of reconciliations go.
+    pub reports: Reports,
 }
 
 /// What a host is told beside its planes.
@@ -70,6 +79,7 @@ pub(crate) struct Settings {
     pub coordinator: CoordinatorAt,
     pub options: PartitionOptions,
     pub failpoint: Failpoint,
+    pub reports: Reports,
 }
 
 /// The ways to and from other hosts.
@@ -99,6 +109,8 @@ pub struct Host {
     pub options: PartitionOptions,
     /// Where a test has the process die.
     pub failpoint: Failpoint,
+    /// Where reports of reconciliations go.
+    pub reports: Reports,
     embedded: Option<Embedded>,
     resp: SocketAddr,
     pub(crate) claims: Claims,
@@ -110,7 +122,35 @@ pub struct Host {
     paces: Mutex<HashMap<AttemptId, Pace>>,
     /// Partitions whose missing segments are being fetched.
     fetching: Mutex<HashSet<PartitionId>>,
+    /// Partitions whose parted histories are being handed out or settled.
+    returning: Arc<Mutex<HashSet<PartitionId>>>,
+    /// What the sources of the shadows here have said last.
+    heard: Mutex<HashMap<PartitionId, (AttemptId, Heard)>>,
     _planes: Mutex<Vec<Plane>>,
+}
+
+/// What a source says of itself at regular intervals.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Heard {
+    /// The last LSN it has assigned.
+    pub assigned: Lsn,
+    /// Whether its acknowledgements wait for the target.
+    pub synchronous: bool,
+    /// When it said so.
+    pub at: Instant,
+}
+
+/// One at a time hands out or settles a partition's parted history; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Returning {
+    partition: PartitionId,
+    all: Arc<Mutex<HashSet<PartitionId>>>,
+}
+
+impl Drop for Returning {
+    fn drop(&mut self) {
+        lock(&self.all).remove(&self.partition);
+    }
 }
 
 impl std::fmt::Debug for Host {
@@ -137,8 +177,8 @@ impl Host {
         let control = plane("control", config.control, SchedulingClass::Normal)?;
         let bulk = plane("bulk", config.bulk, SchedulingClass::Idle)?;
         let planes = Planes { control: control.handle(), bulk: bulk.handle(), threads: vec![control, bulk], slot };
-        let HostConfig { resp, coordinator, options, failpoint, .. } = config;
-        Host::serve_on(engine, id, planes, Settings { resp, coordinator, options, failpoint }).await
+        let HostConfig { resp, coordinator, options, failpoint, reports, .. } = config;
+        Host::serve_on(engine, id, planes, Settings { resp, coordinator, options, failpoint, reports }).await
     }
 
     /// As [`Host::start`], on a simulated network.
@@ -177,6 +217,7 @@ impl Host {
             coordinator,
             options: settings.options,
             failpoint: settings.failpoint,
+            reports: settings.reports,
             embedded,
             resp: settings.resp,
             claims: Claims::default(),
@@ -185,6 +226,8 @@ impl Host {
             moves: Mutex::default(),
             paces: Mutex::default(),
             fetching: Mutex::default(),
+            returning: Arc::default(),
+            heard: Mutex::default(),
             _planes: Mutex::new(planes.threads),
         });
         let _ = planes.slot.set(Arc::downgrade(&host));
@@ -324,6 +367,24 @@ impl Host {
         self.reconcile_wanted.notify_one();
     }
 
+    /// `None` if somebody hands out or settles the partition's parted history already.
+    pub(crate) fn begin_returning(&self, partition: PartitionId) -> Option<Returning> {
+        let is_free = lock(&self.returning).insert(partition);
+        is_free.then(|| Returning { partition, all: Arc::clone(&self.returning) })
+    }
+
+    /// The source of an attempt has said where it is.
+    pub(crate) fn hear(&self, partition: PartitionId, attempt: AttemptId, assigned: Lsn, synchronous: bool) {
+        let heard = Heard { assigned, synchronous, at: time::now() };
+        lock(&self.heard).insert(partition, (attempt, heard));
+    }
+
+    /// What the source of an attempt has said last.
+    pub(crate) fn heard(&self, wanted: AttemptId) -> Option<Heard> {
+        let all = lock(&self.heard);
+        all.values().find(|(attempt, _)| *attempt == wanted).map(|(_, heard)| *heard)
+    }
+
     async fn serve(self: Arc<Self>, incoming: Incoming) {
         match incoming.kind {
             StreamKind::Control => drive::serve_control(self, incoming).await,
@@ -335,6 +396,7 @@ impl Host {
             },
             StreamKind::Forward => forward::serve(&self, incoming).await,
             StreamKind::Fetch => drive::serve_fetch(self, incoming).await,
+            StreamKind::Return => drive::serve_return(self, incoming).await,
             StreamKind::Probe => probe::serve(incoming).await,
         }
     }

@@ -6,15 +6,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use antumbra_engine::types::{AttemptId, PartitionId};
+use antumbra_engine::types::{AttemptId, Epoch, HostId, Lsn, PartitionId};
 use antumbra_engine::{PartitionHandle, Serving};
 
 use crate::coordinator::embedded::SYSTEM_PARTITION;
-use crate::coordinator::{self, ClusterState, Command, RecordState};
+use crate::coordinator::{self, ClusterState, Command, PartitionRecord, RecordState};
 use crate::error::{Error, Result};
 use crate::mutant::{Mutant, planted};
 use crate::shadow::drive;
-use crate::shadow::recovery::{Held, PROMOTE_WAIT, Verdict, verdict};
+use crate::shadow::recovery::{Held, PROMOTE_WAIT, Verdict, diverged_at, verdict};
 use crate::time;
 
 use super::Host;
@@ -73,7 +73,9 @@ impl Reconciler {
         };
         let stats = partition.stats().await?;
         let as_recorded = state.records.get(&id.0).is_some_and(|record| {
-            record.owner == host.id.0 && record.epoch == stats.epoch.0 && record.state == RecordState::Stable
+            let same =
+                record.owner == host.id.0 && record.epoch == stats.epoch.0 && parted_at(record) == stats.keeps_since;
+            same && record.state == RecordState::Stable
         });
         if as_recorded && stats.serving == Serving::Owner {
             self.since.remove(&id);
@@ -93,7 +95,19 @@ impl Reconciler {
         };
         let record = coordinator::read(host.coordinator.as_ref(), id.0).await?;
         host.routing.update_record(&record);
-        let verdict = verdict(host.id, held, &record);
+        if parted_at(&record) != stats.keeps_since {
+            // Before anything is served, and so before anything that decides a conflict can be forgotten.
+            let since = parted_at(&record);
+            let keep = move |partition: std::rc::Rc<antumbra_engine::Partition>| async move {
+                partition.keep_changes_since(since);
+                Ok(())
+            };
+            partition.with(keep).await?;
+        }
+        let mut verdict = verdict(host.id, held, &record);
+        if matches!(verdict, Verdict::Return(..)) && planted(Mutant::DropParted) {
+            verdict = Verdict::Drop;
+        }
         let wait = match verdict {
             Verdict::Promote(..) if planted(Mutant::WriteBeforeHandOver) => Duration::ZERO,
             Verdict::Promote(..) => PROMOTE_WAIT,
@@ -108,8 +122,30 @@ impl Reconciler {
             // A copy that is only waiting to be dropped keeps nobody waiting.
             return Ok(verdict == Verdict::Drop);
         }
-        act(host, &partition, verdict).await
+        act(host, &partition, verdict, &record).await
     }
+}
+
+/// The last LSN that two hosts have of a partition whose history has parted.
+fn parted_at(record: &PartitionRecord) -> Option<Lsn> {
+    record.diverged.as_ref().map(|diverged| Lsn(diverged.lsn))
+}
+
+/// Answers from now on that another host owns the partition, by its record.
+pub(crate) async fn release(
+    host: &Host,
+    partition: &PartitionHandle,
+    record: &PartitionRecord,
+) -> antumbra_engine::Result<()> {
+    let (owner, epoch) = (HostId(record.owner), Epoch(record.epoch));
+    let diverged = diverged_at(host.id, record).map(|diverged| Lsn(diverged.lsn));
+    let release = move |partition: std::rc::Rc<antumbra_engine::Partition>| async move {
+        match diverged {
+            Some(lsn) => partition.hand_over_diverged(owner, epoch, lsn).await,
+            None => partition.hand_over(owner, epoch).await,
+        }
+    };
+    partition.with(release).await
 }
 
 /// Ends an attempt here whose source died and was aborted since, before the link's time-out does.
@@ -130,7 +166,12 @@ fn close_if_over(host: &Host, id: PartitionId, serving: Serving, state: &Cluster
     }
 }
 
-async fn act(host: &Arc<Host>, partition: &PartitionHandle, verdict: Verdict) -> Result<bool> {
+async fn act(
+    host: &Arc<Host>,
+    partition: &PartitionHandle,
+    verdict: Verdict,
+    record: &PartitionRecord,
+) -> Result<bool> {
     let id = partition.id();
     let shard = partition.shard();
     match verdict {
@@ -153,10 +194,17 @@ async fn act(host: &Arc<Host>, partition: &PartitionHandle, verdict: Verdict) ->
             partition.with(move |partition| async move { partition.resume(epoch).await }).await?;
             drive::fetch_missing(host, id, attempt, epoch, source, Vec::new());
         }
-        Verdict::Release(owner, epoch) => {
-            partition.with(move |partition| async move { partition.hand_over(owner, epoch).await }).await?;
-        }
+        Verdict::Release(..) => release(host, partition, record).await?,
         Verdict::Promote(attempt, epoch) => {
+            let forced = record.diverged.as_ref().filter(|diverged| diverged.attempt == attempt.0);
+            if let Some(lsn) = forced.map(|diverged| Lsn(diverged.lsn)) {
+                tracing::warn!(partition = %id, %attempt, %epoch, %lsn, "a standby is promoted by force");
+                let promote = move |partition: std::rc::Rc<antumbra_engine::Partition>| async move {
+                    partition.promote_forced(attempt, epoch, lsn).await
+                };
+                partition.with(promote).await?;
+                return Ok(true);
+            }
             tracing::info!(partition = %id, %attempt, %epoch, "promoted by the coordinator's record");
             partition.with(move |partition| async move { partition.promote_by_record(attempt, epoch).await }).await?;
             // Segments may be missing still: the next look completes the attempt or fetches them.
@@ -164,6 +212,11 @@ async fn act(host: &Arc<Host>, partition: &PartitionHandle, verdict: Verdict) ->
         }
         Verdict::Discard(attempt) => {
             host.engine.on_shard(shard, move |shard| async move { shard.discard_shadow(id, attempt).await }).await??;
+        }
+        Verdict::Return(owner, attempt) => {
+            let lsn = parted_at(record).unwrap_or_default();
+            drive::return_changes(host, id, owner, attempt, lsn);
+            return Ok(true);
         }
         Verdict::Drop => {
             host.engine.on_shard(shard, move |shard| async move { shard.drop_partition(id).await }).await??;

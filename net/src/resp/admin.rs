@@ -5,6 +5,7 @@ use std::sync::Arc;
 use antumbra_engine::types::{HostId, PartitionId};
 use antumbra_engine::{PartitionStats, Serving};
 use bytes::Bytes;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::coordinator::{self, Command};
@@ -13,7 +14,9 @@ use crate::host::{Host, probe};
 use crate::shadow::{MoveOptions, Policy};
 
 const USAGE: &str = "PARTITIONS | CREATE id first-slot last-slot owner | MOVE id host [ORDER gru|ewma|key|random] \
-                     [THROTTLE mb-per-second] [MANUAL] [EARLY percent] | SWITCH id | FILL id | LINK host mebibytes | PROGRESS id | REPORT id | COMPACT id | SEGMENTS id | \
+                     [THROTTLE mb-per-second] [MANUAL] [EARLY percent] | STANDBY id host [ASYNC] | STANDBY id OFF | \
+                     PROMOTE id [FORCE [POLICY lww|prefer-target|prefer-source|reject-and-keep-both|merge:operator]] | \
+                     ABANDON id FORCE | SWITCH id | FILL id | LINK host mebibytes | PROGRESS id | REPORT id | COMPACT id | SEGMENTS id | \
                      STATE id | RECORD id START one-key-of | RECORD id TAKE | RECORD id STOP";
 
 /// Runs one admin command.
@@ -24,6 +27,9 @@ pub(crate) async fn run(host: &Arc<Host>, args: &[Bytes]) -> Result<Value> {
         Some("PARTITIONS") => partitions(host).await,
         Some("CREATE") => create(host, &words[1..]).await,
         Some("MOVE") => start_move(host, &words[1..]),
+        Some("STANDBY") => standby(host, &words[1..]),
+        Some("PROMOTE") => promote(host, &words[1..]).await,
+        Some("ABANDON") => abandon(host, &words[1..]).await,
         Some("SWITCH") => {
             find_move(host, &words)?.switch();
             Ok(json!("OK"))
@@ -36,7 +42,7 @@ pub(crate) async fn run(host: &Arc<Host>, args: &[Bytes]) -> Result<Value> {
         }
         Some("STATE") => {
             let id = partition_id(words.get(1))?;
-            Ok(json!(coordinator::read(host.coordinator.as_ref(), id.0).await?))
+            on_plane(host, |host| async move { coordinator::read(host.coordinator.as_ref(), id.0).await }).await
         }
         Some("LINK") => link(host, &words[1..]).await,
         Some("FILL") => fill(host, partition_id(words.get(1))?).await,
@@ -85,7 +91,7 @@ fn describe(stats: &PartitionStats, shard: u16) -> Value {
     })
 }
 
-async fn create(host: &Host, words: &[&str]) -> Result<Value> {
+async fn create(host: &Arc<Host>, words: &[&str]) -> Result<Value> {
     let [id, first, last, owner] = words else {
         return Err(usage());
     };
@@ -96,8 +102,71 @@ async fn create(host: &Host, words: &[&str]) -> Result<Value> {
         slots: (number(first)? as u16, number(last)? as u16),
         owner: number(owner)?,
     };
-    let record = coordinator::change(host.coordinator.as_ref(), command).await?;
-    Ok(json!(record))
+    on_plane(host, |host| async move { coordinator::change(host.coordinator.as_ref(), command).await }).await
+}
+
+/// Runs what talks to other hosts where they are talked to.
+async fn on_plane<T, F>(host: &Arc<Host>, work: impl FnOnce(Arc<Host>) -> F) -> Result<Value>
+where
+    T: Serialize + Send + 'static,
+    F: Future<Output = Result<T>> + Send + 'static,
+{
+    let (answer, answered) = futures_channel::oneshot::channel();
+    let work = work(Arc::clone(host));
+    host.control.spawn(async move {
+        // The client may have gone.
+        let _ = answer.send(work.await);
+    });
+    let result = answered.await.unwrap_or_else(|_| Err(Error::link(host.id, "the control plane is closed")));
+    result.map(|result| json!(result))
+}
+
+fn standby(host: &Arc<Host>, words: &[&str]) -> Result<Value> {
+    let partition = partition_id(words.first())?;
+    if words.get(1).is_some_and(|word| word.eq_ignore_ascii_case("OFF")) {
+        let kept = host.find_move(partition).filter(|kept| !kept.is_finished());
+        let kept = kept.ok_or_else(|| Error::Refused {
+            what: format!("no standby of partition {partition} is kept by this host"),
+        })?;
+        kept.give_up();
+        return Ok(json!("OK"));
+    }
+    let destination = words.get(1).and_then(|word| word.parse().ok()).map(HostId).ok_or_else(usage)?;
+    let synchronous = match words.get(2).map(|word| word.to_ascii_uppercase()).as_deref() {
+        None => true,
+        Some("ASYNC") => false,
+        Some(_) => return Err(usage()),
+    };
+    let options = MoveOptions { policy: Policy::Standby { synchronous }, ..MoveOptions::default() };
+    host.start_move(partition, destination, options)?;
+    Ok(json!("OK"))
+}
+
+/// Without `FORCE` it says what may be lost, and changes nothing.
+async fn promote(host: &Arc<Host>, words: &[&str]) -> Result<Value> {
+    let id = partition_id(words.first())?;
+    let upper: Vec<String> = words.iter().skip(1).map(|word| word.to_ascii_uppercase()).collect();
+    let upper: Vec<&str> = upper.iter().map(String::as_str).collect();
+    let policy = match upper.as_slice() {
+        [] => {
+            let mut prospect = on_plane(host, |host| async move { host.prospect(id).await }).await?;
+            prospect["to_go_on"] = json!(format!("ANTUMBRA PROMOTE {id} FORCE [POLICY policy], on host {}", host.id));
+            return Ok(prospect);
+        }
+        ["FORCE"] => "lww".to_string(),
+        ["FORCE", "POLICY", _] => words[3].to_string(),
+        _ => return Err(usage()),
+    };
+    on_plane(host, |host| async move { host.force_promote(id, &policy).await }).await
+}
+
+async fn abandon(host: &Arc<Host>, words: &[&str]) -> Result<Value> {
+    let id = partition_id(words.first())?;
+    if !words.get(1).is_some_and(|word| word.eq_ignore_ascii_case("FORCE")) || words.len() > 2 {
+        let what = "what the old owner has written alone is dropped unread when it returns: ABANDON id FORCE to go on";
+        return Err(Error::Refused { what: what.into() });
+    }
+    on_plane(host, |host| async move { host.abandon(id).await }).await
 }
 
 fn start_move(host: &Arc<Host>, words: &[&str]) -> Result<Value> {

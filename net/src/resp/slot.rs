@@ -27,6 +27,16 @@ pub fn range_of((first, last): (u16, u16)) -> KeyRange {
     KeyRange { start: first.to_be_bytes().to_vec(), end }
 }
 
+/// The routing key of a key with `suffix` that lies in the slot of `routing`, by its hash tag or by one made of the whole
+/// key; `None` where no tag does that.
+#[must_use]
+pub fn key_beside(routing: &[u8], suffix: &[u8]) -> Option<Vec<u8>> {
+    let (slot, key) = routing.split_at_checked(2)?;
+    let tagged = if hash_tag(key).len() < key.len() { key.to_vec() } else { [b"{", key, b"}"].concat() };
+    let beside = routing_key(&[&tagged, suffix].concat());
+    beside.starts_with(slot).then_some(beside)
+}
+
 fn hash_tag(key: &[u8]) -> &[u8] {
     let Some(open) = key.iter().position(|byte| *byte == b'{') else {
         return key;
@@ -58,6 +68,7 @@ fn crc16(bytes: &[u8]) -> u16 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -67,6 +78,19 @@ mod tests {
         assert_eq!(slot_of(b"foo"), 12_182);
         assert_eq!(slot_of(b"{foo}bar"), 12_182);
         assert_eq!(slot_of(b"{}foo"), crc16(b"{}foo") % SLOTS);
+    }
+
+    #[test]
+    fn key_beside_lies_in_the_same_slot() {
+        let beside = |key: &[u8]| key_beside(&routing_key(key), b"!1").map(|routing| routing[2..].to_vec());
+        assert_eq!(beside(b"foo").unwrap(), b"{foo}!1");
+        assert_eq!(beside(b"user{7}name").unwrap(), b"user{7}name!1");
+        assert_eq!(beside(b"a{b").unwrap(), b"{a{b}!1");
+        assert_eq!(beside(b"x}y"), None, "no tag names it");
+        for key in [&b"foo"[..], b"user{7}name", b"a{b", b"{}z"] {
+            let routing = routing_key(key);
+            assert!(key_beside(&routing, b"!1").is_none_or(|beside| beside[..2] == routing[..2]));
+        }
     }
 
     #[test]

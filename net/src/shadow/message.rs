@@ -76,6 +76,8 @@ pub enum Message {
     Complete,
     /// Source, on the mirror stream: the next records.
     Mirror(Vec<MirrorItem>),
+    /// Source, at regular intervals: the last LSN it has assigned, and whether acknowledgements wait for the target.
+    Position(Lsn, bool),
 }
 
 /// Kind of [`Message::Failed`].
@@ -147,6 +149,7 @@ impl Message {
             }
             Message::Complete => (15, Columns::default()),
             Message::Mirror(items) => (16, mirror_columns(items)?),
+            Message::Position(assigned, synchronous) => (17, Columns::of([assigned.0, u64::from(*synchronous)])),
         })
     }
 
@@ -168,6 +171,7 @@ impl Message {
             14 => Message::Digests(digests_of(columns)?),
             15 => Message::Complete,
             16 => Message::Mirror(mirror_of(columns)?),
+            17 => Message::Position(Lsn(columns.number(0)?), columns.number(1)? == 1),
             other => return Err(Error::protocol(format!("unknown message kind {other}"))),
         })
     }
@@ -385,6 +389,7 @@ mod tests {
             Message::Digest(vec![vec![], b"x".to_vec()]),
             Message::Digests(vec![digest]),
             Message::Complete,
+            Message::Position(Lsn(9), true),
             Message::Mirror(vec![
                 MirrorItem::Elided { lsn: Lsn(11) },
                 MirrorItem::Record { segment: SegmentId(2), record },

@@ -25,6 +25,7 @@
 
 pub mod accounts;
 pub mod codec;
+pub mod conflict;
 pub mod drive;
 pub mod frame;
 pub mod message;

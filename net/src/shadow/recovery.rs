@@ -9,9 +9,10 @@
 //! | owner, segments missing | owned here, committed | serve, and fetch the rest from the attempt's source |
 //! | owner | owned elsewhere | release |
 //! | shadow | moving, this attempt | wait |
-//! | shadow | owned here | promote: only an attempt whose readiness was durable can have been committed |
+//! | shadow | owned here | promote: only an attempt whose readiness was durable can have been committed, or it was promoted by force |
 //! | shadow | anything else | discard |
 //! | released | owned elsewhere, stable | drop |
+//! | released | owned elsewhere, diverged from here | hand out what was written here alone |
 //! | released | owned elsewhere, not stable | wait |
 //!
 //! - `INV-READS`: a frozen source whose outcome is not known serves reads for [`READ_LEASE`] at most, counted from the
@@ -24,7 +25,7 @@ use std::time::Duration;
 
 use antumbra_engine::types::{AttemptId, Epoch, HostId};
 
-use crate::coordinator::{PartitionRecord, RecordState};
+use crate::coordinator::{Diverged, PartitionRecord, RecordState};
 
 /// For how long a frozen source serves reads without knowing the outcome.
 pub const READ_LEASE: Duration = Duration::from_secs(1);
@@ -61,6 +62,8 @@ pub enum Verdict {
     Promote(AttemptId, Epoch),
     /// Drop the shadow of the attempt.
     Discard(AttemptId),
+    /// Hand out to this host what was written here alone, for the attempt that was promoted by force.
+    Return(HostId, AttemptId),
     /// Drop the released copy.
     Drop,
     /// Look again later.
@@ -83,9 +86,18 @@ pub fn verdict(host: HostId, held: Held, record: &PartitionRecord) -> Verdict {
         (Held::Shadow(attempt), RecordState::Moving(moving)) if moving.attempt == attempt.0 => Verdict::Wait,
         (Held::Shadow(attempt), _) if owned_here => Verdict::Promote(attempt, epoch),
         (Held::Shadow(attempt), _) => Verdict::Discard(attempt),
-        (Held::Released, RecordState::Stable) if !owned_here => Verdict::Drop,
+        (Held::Released, RecordState::Stable) if !owned_here => match diverged_at(host, record) {
+            Some(diverged) => Verdict::Return(owner, AttemptId(diverged.attempt)),
+            None => Verdict::Drop,
+        },
         (Held::Released, _) => Verdict::Wait,
     }
+}
+
+/// Where this host's history parted from the owner's, if it did.
+#[must_use]
+pub fn diverged_at(host: HostId, record: &PartitionRecord) -> Option<&Diverged> {
+    record.diverged.as_ref().filter(|diverged| diverged.host == host.0 && record.owner != host.0)
 }
 
 #[cfg(test)]
@@ -98,7 +110,18 @@ mod tests {
 
     fn record(owner: HostId, state: RecordState) -> PartitionRecord {
         let (keyspace, history) = ("default".into(), Vec::new());
-        PartitionRecord { partition: 1, keyspace, slots: (0, 1), owner: owner.0, epoch: 7, state, revision: 1, history }
+        let owner = owner.0;
+        PartitionRecord {
+            partition: 1,
+            keyspace,
+            slots: (0, 1),
+            owner,
+            epoch: 7,
+            state,
+            revision: 1,
+            history,
+            diverged: None,
+        }
     }
 
     fn moving(attempt: u64) -> RecordState {
@@ -135,6 +158,20 @@ mod tests {
         assert_eq!(of(record(OTHER, RecordState::Stable)), Verdict::Discard(AttemptId(3)), "aborted");
         assert_eq!(of(record(ME, committed(3))), Verdict::Promote(AttemptId(3), Epoch(7)));
         assert_eq!(of(record(ME, RecordState::Stable)), Verdict::Promote(AttemptId(3), Epoch(7)));
+    }
+
+    #[test]
+    fn diverged_copy_is_handed_out_before_it_goes() {
+        let diverged = |host: HostId| Diverged { host: host.0, attempt: 3, lsn: 9, policy: "lww".into(), until: None };
+        let of = |held, owner, host| {
+            let record = PartitionRecord { diverged: Some(diverged(host)), ..record(owner, RecordState::Stable) };
+            verdict(ME, held, &record)
+        };
+        assert_eq!(of(Held::Owner, OTHER, ME), Verdict::Release(OTHER, Epoch(7)));
+        assert_eq!(of(Held::Released, OTHER, ME), Verdict::Return(OTHER, AttemptId(3)));
+        assert_eq!(of(Held::Released, OTHER, HostId(3)), Verdict::Drop, "another host's copy");
+        assert_eq!(of(Held::Shadow(AttemptId(3)), ME, OTHER), Verdict::Promote(AttemptId(3), Epoch(7)));
+        assert_eq!(of(Held::Owner, ME, OTHER), Verdict::Serve(Epoch(7)));
     }
 
     #[test]

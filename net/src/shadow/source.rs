@@ -167,11 +167,13 @@ pub struct Limits {
     /// After them it is enough that the target has what was assigned this many looks ago: on a slow link or a busy machine
     /// the lag never falls below [`Limits::lag_max`], and writers that wait for the target end it.
     pub late_looks: usize,
+    /// A standby that no write waits for: the mirror turns synchronous only when the switchover is allowed.
+    pub asynchronous: bool,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { retries_max: 2, lag_max: 256, patience_looks: 25, late_looks: 5 }
+        Limits { retries_max: 2, lag_max: 256, patience_looks: 25, late_looks: 5, asynchronous: false }
     }
 }
 
@@ -369,7 +371,8 @@ impl Source {
         let patient = self.waited_looks >= self.limits.patience_looks;
         let near = self.lag() <= self.limits.lag_max
             || patient && self.looks.front().is_some_and(|assigned| self.acked >= *assigned);
-        if self.state == State::Copying && self.holds_enough() && near {
+        let wanted = self.allowed || !self.limits.asynchronous;
+        if self.state == State::Copying && self.holds_enough() && near && wanted {
             self.become_state(State::Ready);
             actions.push(Action::SetSynchronous);
         }
@@ -404,7 +407,7 @@ mod tests {
         Source::new(
             (1..=segments).map(SegmentId),
             Lsn(10),
-            Limits { retries_max: 2, lag_max: 5, patience_looks: 4, late_looks: 2 },
+            Limits { retries_max: 2, lag_max: 5, patience_looks: 4, late_looks: 2, asynchronous: false },
         )
     }
 
@@ -481,6 +484,17 @@ mod tests {
         assert_eq!(lost.handle(Event::TargetLost), [Action::AwaitTarget]);
         assert_eq!(source.handle(Event::Held(SegmentId(2))), [Action::Digest]);
         assert_eq!(source.handle(Event::Digested), [Action::Complete]);
+    }
+
+    #[test]
+    fn asynchronous_standby_turns_synchronous_when_it_may_switch() {
+        let limits = Limits { asynchronous: true, ..Limits::default() };
+        let mut source = Source::new([SegmentId(1)], Lsn(10), limits);
+        source.handle(Event::Opened);
+        source.handle(request(token(1, 1), token(1, 1)));
+        source.handle(Event::Held(SegmentId(1)));
+        assert_eq!((source.handle(Event::Assigned(Lsn(11))), source.state()), (vec![], State::Copying));
+        assert_eq!(source.handle(Event::Allowed), [Action::SetSynchronous, Action::Freeze]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use antumbra_engine::types::{HostId, PartitionId};
 use fastrand::Rng;
 
 use crate::shadow::source::Limits;
-use crate::shadow::{MoveOptions, Order};
+use crate::shadow::{MoveHandle, MoveOptions, Order, Policy};
 
 use super::network::Place;
 use super::world::{Act, World};
@@ -34,6 +34,9 @@ pub(super) struct Profile {
     /// Commits in a thousand whose source hears of nobody any more before it can be told.
     isolate_at_commit_per_mille: u32,
     move_every: Duration,
+    /// Standbys are kept, and promoted by force this often, conflicts being settled by this policy.
+    pub promote_every: Option<Duration>,
+    pub policy: &'static str,
     /// Longest time between two operations of a client.
     pub think: Duration,
     /// How far monotonic clocks run apart, and wall clocks stand.
@@ -64,6 +67,9 @@ impl Profile {
         let (pauses, slow_disks, lost_connections) = (share(), share(), share());
         let per_mille = |random: &mut Rng| [0, 0, 20, 60, 150][random.usize(0..5)] * u32::from(!is_calm);
         let every = [None, Some(8_000), Some(3_000), Some(800)][random.usize(0..4)];
+        let isolate_at_commit_per_mille = [0, 0, 0, 100, 500][added.usize(0..5)] * u32::from(!is_calm);
+        let promote_every = [None, None, Some(2_000), Some(8_000)][added.usize(0..4)].filter(|_| !is_calm);
+        let policies = ["lww", "prefer-target", "prefer-source", "reject-and-keep-both"];
         Profile {
             trouble_every: every.filter(|_| !is_calm).map(Duration::from_millis),
             kills,
@@ -77,7 +83,9 @@ impl Profile {
             pause_at_step_per_mille: per_mille(random),
             lose_at_step_per_mille: per_mille(random),
             slow_at_step_per_mille: per_mille(random),
-            isolate_at_commit_per_mille: [0, 0, 0, 100, 500][added.usize(0..5)] * u32::from(!is_calm),
+            isolate_at_commit_per_mille,
+            promote_every: promote_every.map(Duration::from_millis),
+            policy: policies[added.usize(0..policies.len())],
             think: Duration::from_millis([20, 200, 800][random.usize(0..3)]),
             move_every: Duration::from_millis([150, 600, 2_000][random.usize(0..3)]),
             rate_ppm: [0, 1_000, 100_000][random.usize(0..3)],
@@ -91,6 +99,9 @@ impl World {
     pub fn begin_trouble(&mut self) {
         self.plan_trouble();
         self.after(self.profile.move_every, Act::Move);
+        if let Some(every) = self.profile.promote_every {
+            self.after(every, Act::Promote);
+        }
     }
 
     /// Nothing goes wrong from here on, and what did is put right.
@@ -98,6 +109,7 @@ impl World {
         self.is_troubled = false;
         super::with_seat(|seat| seat.crash_per_mille = 0);
         self.network.mend();
+        self.moves.iter().for_each(MoveHandle::give_up);
         for place in 0..self.slots.len() {
             self.set_still(place, false);
             self.slots[place].node.set_disk_slower(0);
@@ -275,7 +287,10 @@ impl World {
         let order = [Order::Gru, Order::Ewma, Order::Key, Order::Random][self.random.usize(0..4)];
         let limits = Limits { retries_max: self.random.u32(0..3), lag_max: self.shape.lag_max, ..Limits::default() };
         let early = (self.random.u8(0..3) == 0).then(|| self.random.f64());
-        let options = MoveOptions { order, limits, early, ..MoveOptions::default() };
+        let mut options = MoveOptions { order, limits, early, ..MoveOptions::default() };
+        if self.profile.promote_every.is_some() && self.random.bool() {
+            (options.policy, options.early) = (Policy::Standby { synchronous: self.random.bool() }, None);
+        }
         let slot = &self.slots[place];
         let Some(host) = slot.host.borrow().clone() else {
             return;
@@ -284,7 +299,50 @@ impl World {
         if let Ok(handle) = host.start_move(partition, HostId(destination as u32 + 1), options) {
             self.tell(|_| format!("partition {partition} is to move from host {} to {}", place + 1, destination + 1));
             self.counts.moves += 1;
+            if options.policy != Policy::Auto {
+                let ms = self.random.u64(500..20_000);
+                self.after(Duration::from_millis(ms), Act::EndStandby(self.moves.len()));
+            }
             self.moves.push(handle);
         }
+    }
+
+    /// A standby is switched to, or is kept no more.
+    pub fn end_standby(&mut self, index: usize) {
+        match self.random.bool() {
+            true => self.moves[index].switch(),
+            false => self.moves[index].give_up(),
+        }
+    }
+
+    /// Somebody makes a standby the owner, whatever its source does meanwhile.
+    pub fn promote(&mut self) {
+        let Some(every) = self.profile.promote_every.filter(|_| self.is_troubled) else {
+            return;
+        };
+        let ms = self.random.u64(1..every.as_millis() as u64 * 2);
+        self.after(Duration::from_millis(ms), Act::Promote);
+        let partition = PartitionId(self.random.u64(1..=self.shape.partitions));
+        let is_standby = |slot: &super::world::Slot| {
+            slot.is_up && matches!(slot.node.serving(partition), Some(Serving::Shadow { .. }))
+        };
+        let Some(place) = self.slots.iter().position(is_standby) else {
+            return;
+        };
+        let slot = &self.slots[place];
+        let Some(host) = slot.host.borrow().clone() else {
+            return;
+        };
+        self.tell(|_| format!("partition {partition} is to be promoted by force at host {}", place + 1));
+        self.forced.insert(partition.0);
+        let (policy, promotions) = (self.profile.policy, std::rc::Rc::clone(&self.promotions));
+        let _on = slot.node.enter();
+        slot.node.spawn(async move {
+            match host.force_promote(partition, policy).await {
+                Ok(_) if !antumbra_engine::sim::is_dark() => promotions.set(promotions.get() + 1),
+                Ok(_) => {}
+                Err(cause) => tracing::info!(%cause, "not promoted"),
+            }
+        });
     }
 }

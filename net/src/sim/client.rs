@@ -12,11 +12,14 @@ use crate::error::Error;
 use crate::resp::keyed::Deadline;
 use crate::resp::operation::{Operation as KeyOperation, Outcome};
 use crate::resp::{execute, slot};
+use crate::shadow::conflict::Conflict;
 
 use super::history::{self, NOTHING, Operation, Value};
 use super::network::Place;
 use super::world::{Act, World};
 
+/// Keys of clients have smaller numbers.
+pub(super) const KEPT: u64 = 1 << 32;
 /// A client that has waited for this long turns to something else.
 const PATIENCE: Duration = Duration::from_secs(7);
 
@@ -51,6 +54,8 @@ pub(super) struct Clients {
     pub histories: BTreeMap<u64, Vec<Operation>>,
     /// What hosts have answered in this turn.
     answers: Rc<RefCell<Vec<(u64, Answer)>>>,
+    /// Keys under which conflicts are kept, numbered from [`KEPT`] on.
+    pub kept: Vec<Conflict>,
     /// Everything has healed: each key is read once more, however often it takes. A host may still know a connection to an
     /// earlier life of another one, which shows with its first use.
     last_reads: bool,
@@ -68,6 +73,7 @@ impl Clients {
             next_operation: 0,
             histories: BTreeMap::new(),
             answers: Rc::default(),
+            kept: Vec::new(),
             last_reads: false,
         }
     }
@@ -78,6 +84,17 @@ impl Clients {
 
     pub fn are_done(&self) -> bool {
         self.begun >= self.wanted && self.open.is_empty()
+    }
+
+    /// Numbers for the keys under which versions were kept beside others.
+    pub fn name_kept(&mut self, conflicts: Vec<Conflict>) -> std::ops::Range<u64> {
+        self.kept = conflicts.into_iter().filter(|conflict| conflict.kept_at.is_some()).collect();
+        KEPT..KEPT + self.kept.len() as u64
+    }
+
+    fn key_of(&self, number: u64) -> Vec<u8> {
+        let kept = number.checked_sub(KEPT).and_then(|index| self.kept[index as usize].kept_at.as_ref());
+        kept.map_or_else(|| key_of(number), |key| slot::routing_key(key.as_bytes()))
     }
 
     pub fn begin_last_reads(&mut self) {
@@ -91,7 +108,7 @@ impl Clients {
 }
 
 /// The key of a number, in the first or the second half of the slots: each partition has some.
-fn key_of(number: u64) -> Vec<u8> {
+pub(super) fn key_of(number: u64) -> Vec<u8> {
     slot::routing_key(format!("key{number}").as_bytes())
 }
 
@@ -166,7 +183,7 @@ impl World {
             let delay = self.client_delay();
             return self.after(delay, Act::Answer(id, Answer::Failed("connection refused".into())));
         };
-        let key = Bytes::from(key_of(asked.key));
+        let key = Bytes::from(self.clients.key_of(asked.key));
         let operation = if asked.operation.writes {
             let len = self.random.usize(8..self.shape.value_len_max);
             let mut value = asked.operation.value.to_le_bytes().to_vec();
@@ -264,7 +281,8 @@ impl World {
     }
 
     pub fn check_histories(&self) -> Result<(), String> {
-        for (key, operations) in &self.clients.histories {
+        let whole = self.clients.histories.iter().filter(|(key, _)| **key < KEPT && !self.is_forced(**key));
+        for (key, operations) in whole {
             history::check(operations).map_err(|what| format!("key{key}: {what}"))?;
         }
         Ok(())

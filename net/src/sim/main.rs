@@ -13,12 +13,13 @@ cargo xtask sim --cluster --mutant NAME [--seeds N]         a planted defect has
 /// What a failing seed shows of what happened before.
 const LINES_SHOWN: usize = 60;
 
-const MUTANTS: [(&str, Mutant); 6] = [
+const MUTANTS: [(&str, Mutant); 7] = [
     ("write-before-hand-over", Mutant::WriteBeforeHandOver),
     ("freeze-left-by-timer", Mutant::FreezeLeftByTimer),
     ("stale-attempt", Mutant::StaleAttempt),
     ("serve-unread", Mutant::ServeUnread),
     ("endless-lease", Mutant::EndlessLease),
+    ("drop-parted", Mutant::DropParted),
     ("mirror-unsynced", Mutant::MirrorUnsynced),
 ];
 

@@ -9,6 +9,8 @@
 //! - W1: no two hosts own a partition at any step;
 //! - S1: the digests after a hand-over are equal;
 //! - L1: once failures stop, every attempt ends, one host serves each partition, and no other holds a copy of it;
+//! - in partitions that were promoted by force, instead of the first two: what was acknowledged last is there, or in a
+//!   report; what both sides wrote is kept where the policy says so ([`parted`]);
 //! - assertions hold and nothing panics, also in what nobody waits for.
 
 mod chaos;
@@ -16,6 +18,7 @@ mod client;
 mod history;
 mod logs;
 mod network;
+mod parted;
 mod rest;
 #[cfg(test)]
 mod tests;
@@ -75,6 +78,10 @@ pub struct Report {
     pub lost_connections: u64,
     /// Disks that were slow for a while.
     pub slow_disks: u64,
+    /// Standbys promoted by force.
+    pub promotions: u64,
+    /// Conflicts in the reports of their reconciliations.
+    pub conflicts: u64,
     /// Pieces of streams that arrived.
     pub messages: u64,
     /// Operations of the disks.
@@ -100,6 +107,8 @@ impl Report {
         self.pauses += other.pauses;
         self.lost_connections += other.lost_connections;
         self.slow_disks += other.slow_disks;
+        self.promotions += other.promotions;
+        self.conflicts += other.conflicts;
         self.messages += other.messages;
         self.disk_operations += other.disk_operations;
         self.virtual_ms += other.virtual_ms;

@@ -58,7 +58,8 @@ impl World {
         self.run_until("what was under way", REST_PATIENCE, World::is_at_rest)?;
         self.check_moves()?;
         self.clients.begin_last_reads();
-        for key in 0..self.shape.keys {
+        let kept = self.clients.name_kept(self.conflicts());
+        for key in (0..self.shape.keys).chain(kept) {
             self.read_last(key);
         }
         self.run_until("a read after everything has healed", REST_PATIENCE, |world| world.clients.are_done())
@@ -79,7 +80,7 @@ impl World {
         };
         for record in records.records.values() {
             let id = PartitionId(record.partition);
-            if record.state != RecordState::Stable {
+            if record.state != RecordState::Stable || record.diverged.is_some() {
                 return Some(format!("{record:?}"));
             }
             for (place, slot) in self.slots.iter().enumerate() {

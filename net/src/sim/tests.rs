@@ -15,13 +15,14 @@ use super::*;
 #[test]
 fn some_seeds_hold_the_rules() {
     let mut sum = Report::default();
-    for seed in 0..20 {
+    for seed in 0..40 {
         match run_seed(seed, &Options::default()).0 {
             Ok(report) => sum.add(&report),
             Err(failure) => panic!("{failure}; replay it with `cargo xtask sim --cluster --seed {seed}`"),
         }
     }
     assert!(sum.commits > 20 && sum.aborts > 20 && sum.kills > 10 && sum.cuts > 10, "{sum:?}");
+    assert!(sum.promotions > 2 && sum.conflicts > 0, "{sum:?}");
 }
 
 #[test]
@@ -74,6 +75,11 @@ fn restart_that_serves_unread_is_found() {
 #[test]
 fn write_before_the_hand_over_is_found() {
     find(Mutant::WriteBeforeHandOver, 400);
+}
+
+#[test]
+fn parted_history_that_is_dropped_is_found() {
+    find(Mutant::DropParted, 400);
 }
 
 #[test]

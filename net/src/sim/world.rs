@@ -1,9 +1,9 @@
 //! The hosts, the true time, and whose turn it is.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use antumbra_engine::sim::{Bug, Node, darken};
@@ -13,8 +13,9 @@ use fastrand::Rng;
 
 use crate::coordinator::ClusterState;
 use crate::failpoint::Failpoint;
-use crate::host::{CoordinatorAt, Host, Settings};
+use crate::host::{CoordinatorAt, Host, Reports, Settings};
 use crate::shadow::MoveHandle;
+use crate::shadow::conflict::Conflict;
 use crate::transport::{PlaneHandle, SchedulingClass};
 
 use super::chaos::Profile;
@@ -51,6 +52,10 @@ pub(super) enum Act {
     Trouble,
     /// Somebody asks for a move.
     Move,
+    /// A standby has been kept for long enough.
+    EndStandby(usize),
+    /// Somebody promotes a standby by force.
+    Promote,
     /// The records are read, to see whether everything has come to rest.
     Look,
 }
@@ -65,6 +70,8 @@ pub(super) struct Slot {
     pub host: Rc<RefCell<Option<Arc<Host>>>>,
     /// It takes requests; before that, what it owned when it last knew does not count.
     pub listens: Rc<Cell<bool>>,
+    /// Reports of reconciliations, on a device that keeps everything.
+    pub reports: Arc<Mutex<Vec<Conflict>>>,
     /// Why the process ended by itself.
     pub ended: Rc<RefCell<Option<String>>>,
 }
@@ -87,6 +94,10 @@ pub(super) struct World {
     /// The records as they were read last.
     pub records: Rc<RefCell<Option<ClusterState>>>,
     pub moves: Vec<MoveHandle>,
+    /// Partitions that somebody has tried to promote by force: two hosts may have served them.
+    pub forced: BTreeSet<u64>,
+    /// Forced promotions that took place.
+    pub promotions: Rc<Cell<u64>>,
     acts: BTreeMap<(Duration, u64), Act>,
     next_act: u64,
     trace: Cell<u64>,
@@ -145,6 +156,8 @@ impl World {
             is_troubled: true,
             records: Rc::default(),
             moves: Vec::new(),
+            forced: BTreeSet::new(),
+            promotions: Rc::default(),
             profile,
             acts: BTreeMap::new(),
             next_act: 0,
@@ -162,7 +175,8 @@ impl World {
         let patience = self.profile.load_max + LAST_PATIENCE;
         self.run_until("the load", patience, |world| world.clients.are_done())?;
         self.come_to_rest()?;
-        self.check_histories()
+        self.check_histories()?;
+        self.check_reconciled()
     }
 
     /// Takes steps until `done`, checking the rules that hold at every step.
@@ -242,9 +256,9 @@ impl World {
         self.complaint.take().map_or(Ok(()), Err)
     }
 
-    /// W1: at no moment do two hosts accept writes.
+    /// W1: at no moment do two hosts accept writes, unless one was promoted by force.
     fn check_owners(&self) -> Result<(), String> {
-        for id in (1..=self.shape.partitions).map(PartitionId) {
+        for id in (1..=self.shape.partitions).filter(|id| !self.forced.contains(id)).map(PartitionId) {
             let owners: Vec<usize> = self
                 .slots
                 .iter()
@@ -280,6 +294,8 @@ impl World {
             Act::Mend(from, to) => self.network.set_cut(from, to, false),
             Act::Trouble => self.make_trouble(),
             Act::Move => self.ask_for_move(),
+            Act::EndStandby(index) => self.end_standby(index),
+            Act::Promote => self.promote(),
             Act::Look => self.look(),
         }
     }
@@ -305,6 +321,7 @@ impl World {
             },
             options: self.shape.options,
             failpoint: Failpoint::default(),
+            reports: Reports::Kept(Arc::clone(&slot.reports)),
         };
         let _on = slot.node.enter();
         slot.node.spawn(async move {
@@ -379,6 +396,8 @@ impl World {
         let nodes = self.slots.iter().fold(0, |trace: u64, slot| trace.rotate_left(7) ^ slot.node.trace());
         Report {
             messages: self.network.messages(),
+            promotions: self.promotions.get(),
+            conflicts: self.conflicts().len() as u64,
             disk_operations: self.slots.iter().map(|slot| slot.node.disk_operations()).sum(),
             virtual_ms: self.now.as_millis() as u64,
             trace: self.trace.get() ^ self.network.trace().rotate_left(1) ^ nodes,
@@ -409,6 +428,7 @@ impl Slot {
             stands_still: false,
             host: Rc::default(),
             listens: Rc::default(),
+            reports: Arc::default(),
             ended: Rc::default(),
         }
     }

@@ -47,12 +47,14 @@ pub enum StreamKind {
     Fetch = 6,
     /// Bytes that only measure the link.
     Probe = 7,
+    /// What a host wrote alone behind a forced promotion, old owner to new one.
+    Return = 8,
 }
 
 impl StreamKind {
     fn from_byte(byte: u8) -> Option<StreamKind> {
-        use StreamKind::{Bulk, Control, Coordinator, Fetch, Forward, Mirror, Probe};
-        [Control, Mirror, Bulk, Coordinator, Forward, Fetch, Probe].into_iter().find(|kind| *kind as u8 == byte)
+        use StreamKind::{Bulk, Control, Coordinator, Fetch, Forward, Mirror, Probe, Return};
+        [Control, Mirror, Bulk, Coordinator, Forward, Fetch, Probe, Return].into_iter().find(|kind| *kind as u8 == byte)
     }
 }
 

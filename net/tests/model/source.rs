@@ -29,7 +29,7 @@ pub fn begun(world: &mut World, index: usize, record: &PartitionRecord) {
         side.machine = Source::new(
             segments(),
             Lsn(u64::from(from)),
-            Limits { retries_max: 1, lag_max: 1, patience_looks: u32::MAX, late_looks: 0 },
+            Limits { retries_max: 1, lag_max: 1, patience_looks: u32::MAX, late_looks: 0, asynchronous: false },
         );
     }
     handle(world, index, Event::Allowed);

@@ -239,7 +239,7 @@ impl World {
         let machine = Source::new(
             segments(),
             Lsn(0),
-            Limits { retries_max: 1, lag_max: 1, patience_looks: u32::MAX, late_looks: 0 },
+            Limits { retries_max: 1, lag_max: 1, patience_looks: u32::MAX, late_looks: 0, asynchronous: false },
         );
         self.hosts[index].source = Some(SourceSide {
             attempt: None,
@@ -401,7 +401,8 @@ impl World {
                 host.missing.clear();
                 host.durable = 0;
             }
-            Verdict::Wait => {}
+            // Nobody promotes by force here.
+            Verdict::Wait | Verdict::Return(..) => {}
         }
     }
 }

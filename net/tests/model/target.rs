@@ -14,7 +14,8 @@ pub fn deliver(world: &mut World, packet: &Packet, mutant: Mutant) {
     if let Body::Open { epoch, from } = packet.body {
         return open(world, packet, epoch, from);
     }
-    let takes_any = mutant == Mutant::StaleAttempt;
+    let trusts_any = mutant == Mutant::StaleAttempt;
+    let takes_any = trusts_any && matches!(packet.body, Body::Segment { .. });
     let host = &mut world.hosts[index];
     let Some(side) = host.target.as_mut().filter(|side| side.attempt == packet.attempt || takes_any) else {
         return;
@@ -41,7 +42,7 @@ pub fn deliver(world: &mut World, packet: &Packet, mutant: Mutant) {
         Body::Seal { last, chain, copies, early } => {
             let known = side.copies.iter().all(|(segment, copy)| copies.get(segment) == Some(copy));
             let whole = host.missing.is_empty() || *early;
-            if host.sealed.is_none() && whole && *chain == side.chain && (known || takes_any) {
+            if host.sealed.is_none() && whole && *chain == side.chain && (known || trusts_any) {
                 side.machine.handle_ready();
                 host.sealed = Some(*last);
                 replies.push(Body::SealOk);

@@ -48,7 +48,7 @@ pub enum Mutant {
     WriteBeforeHandOver,
     /// A frozen source serves again when it has waited long enough.
     FreezeLeftByTimer,
-    /// The target takes frames of any attempt, and does not compare copies with the seal.
+    /// The target takes segments of any attempt, and does not compare copies with the seal.
     StaleAttempt,
     /// An owner that lacks segments completes the attempt all the same, so that the source drops them.
     CompleteBeforeFilled,

@@ -26,6 +26,21 @@ impl Node {
         let _ = self.child.wait();
     }
 
+    /// Stops the process where it is, or lets it go on.
+    pub fn stand_still(&self, still: bool) {
+        let signal = if still { "-STOP" } else { "-CONT" };
+        let status = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
+        assert!(status.success(), "kill {signal}");
+        // Each of its threads stops when the kernel comes to it.
+        let threads = format!("/proc/{}/task", self.child.id());
+        let stands = |task: std::fs::DirEntry| {
+            std::fs::read_to_string(task.path().join("stat")).is_ok_and(|stat| stat.contains(") T "))
+        };
+        while still && !std::fs::read_dir(&threads).unwrap().all(|task| stands(task.unwrap())) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Whether the process has ended by itself.
     pub fn has_died(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()

@@ -1,26 +1,61 @@
 //! From a move to its attempts: what the coordinator is asked before the driver runs and after it has failed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use antumbra_engine::types::{AttemptId, Epoch, HostId, PartitionId};
 
 use crate::coordinator::{self, Command, PartitionRecord, RecordState};
 use crate::error::{Error, Result};
-use crate::host::Host;
+use crate::host::{self, Host};
 use crate::shadow::accounts::MoveReport;
 use crate::shadow::frame::FrameContext;
 use crate::time;
 
 use super::sending::{Driver, RETRY};
-use super::{MoveHandle, MoveOptions};
+use super::{MoveHandle, MoveOptions, Policy};
 
 /// Attempts of a move whose target is not reached.
 const OPEN_TRIES: u32 = 3;
 /// Requests to begin whose answers were lost, after which a move is given up.
 const BEGIN_TRIES: u32 = 50;
+/// A standby that was lost is begun again after this time, at first and at last.
+const STANDBY_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// Runs a move. On an error the source serves as before.
+/// Runs a move; a standby that is lost is begun again until it is told to end, has been switched to, or this host is no
+/// longer the owner. On an error the source serves as before.
 pub(super) async fn run(
+    host: &Arc<Host>,
+    partition: PartitionId,
+    destination: HostId,
+    options: MoveOptions,
+    handle: &MoveHandle,
+) -> Result<MoveReport> {
+    let mut pause = STANDBY_PAUSE.0;
+    loop {
+        let began = time::now();
+        let cause = match run_once(host, partition, destination, options, handle).await {
+            Err(cause) if matches!(options.policy, Policy::Standby { .. }) && !handle.is_told_to_end() => cause,
+            ended => return ended,
+        };
+        // It may have been promoted by force, or the partition moved: a later owner here decides anew.
+        let record = coordinator::read(host.coordinator.as_ref(), partition.0).await;
+        let is_owner = record.map_or(true, |record| record.owner == host.id.0);
+        if matches!(cause, Error::Conflict { .. }) || !is_owner {
+            return Err(cause);
+        }
+        if time::since(began) > STANDBY_PAUSE.1 {
+            pause = STANDBY_PAUSE.0;
+        }
+        tracing::warn!(%cause, %partition, %destination, "the standby was lost; begun again in {pause:?}");
+        if handle.told_to_end_within(pause).await {
+            return Err(cause);
+        }
+        pause = (pause * 2).min(STANDBY_PAUSE.1);
+    }
+}
+
+async fn run_once(
     host: &Arc<Host>,
     partition: PartitionId,
     destination: HostId,
@@ -126,15 +161,16 @@ pub(super) async fn abort_until_known(host: &Host, context: FrameContext, reason
 
 /// Serves what the record of the closed attempt gives this host.
 async fn serve_again(host: &Host, context: FrameContext, record: &PartitionRecord) {
-    let (attempt, owner, epoch) = (context.attempt, HostId(record.owner), Epoch(record.epoch));
+    let (attempt, epoch) = (context.attempt, Epoch(record.epoch));
     let Ok(partition) = host.engine.partition(context.partition) else {
         return;
     };
-    let here = owner == host.id;
-    let served = partition.with(move |partition| async move {
-        if here { partition.thaw(attempt, epoch).await } else { partition.hand_over(owner, epoch).await }
-    });
-    if let Err(cause) = served.await {
+    let served = if record.owner == host.id.0 {
+        partition.with(move |partition| async move { partition.thaw(attempt, epoch).await }).await
+    } else {
+        host::release(host, &partition, record).await
+    };
+    if let Err(cause) = served {
         tracing::error!(%cause, "the epoch of the closed attempt is not durable");
     }
 }

@@ -4,11 +4,14 @@ mod attempt;
 mod bulk;
 mod fetching;
 mod receiving;
+mod returning;
 mod sending;
 mod streams;
 mod switching;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use antumbra_engine::types::{HostId, PartitionId};
 use serde::Serialize;
@@ -16,6 +19,7 @@ use tokio::sync::Notify;
 
 use crate::error::Error;
 use crate::host::Host;
+use crate::time;
 
 use super::accounts::MoveReport;
 use super::plan::Order;
@@ -24,6 +28,7 @@ use super::source::{Limits, State};
 pub(crate) use bulk::Pace;
 pub(crate) use fetching::{fetch_missing, serve_fetch};
 pub(crate) use receiving::{TargetInbox, serve_bulk, serve_control, serve_mirror};
+pub(crate) use returning::{return_changes, serve_return};
 
 /// When the switchover begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +38,11 @@ pub enum Policy {
     Auto,
     /// When told so by [`MoveHandle::switch`]; until then the shadow is a warm standby.
     Manual,
+    /// As `Manual`, and the standby is kept: when it is lost, another attempt begins.
+    Standby {
+        /// Acknowledgements wait for it, so that its promotion by force loses none of what was acknowledged by then.
+        synchronous: bool,
+    },
 }
 
 /// Options of a move.
@@ -72,6 +82,8 @@ struct Shared {
     report: Mutex<Option<MoveReport>>,
     allow: Notify,
     ended: Notify,
+    told_to_end: AtomicBool,
+    end: Notify,
 }
 
 /// A move under way or done. Clones share it.
@@ -90,6 +102,22 @@ impl MoveHandle {
     /// Lets the switchover begin as soon as the shadow is ready.
     pub fn switch(&self) {
         self.shared.allow.notify_one();
+    }
+
+    /// Gives it up, unless it has come as far as the commit: the source serves as before, a standby is kept no more.
+    pub fn give_up(&self) {
+        self.shared.told_to_end.store(true, Ordering::Relaxed);
+        self.shared.end.notify_one();
+    }
+
+    fn is_told_to_end(&self) -> bool {
+        self.shared.told_to_end.load(Ordering::Relaxed)
+    }
+
+    /// Waits for `pause`, or until [`MoveHandle::give_up`].
+    async fn told_to_end_within(&self, pause: Duration) -> bool {
+        let _ = time::timeout(pause, self.shared.end.notified()).await;
+        self.is_told_to_end()
     }
 
     /// Whether it has ended, well or not.

@@ -162,6 +162,7 @@ async fn serve_messages(
         }
         match message {
             Message::Plan(plan) => inbox.request(lock(&inbox.machine).handle_plan(plan)),
+            Message::Position(assigned, synchronous) => host.hear(context.partition, attempt, assigned, synchronous),
             Message::Stale(token) => inbox.request(lock(&inbox.machine).handle_stale(token)),
             Message::Seal(seal) => {
                 let (expected, early) = (seal.seal.clone(), seal.early);

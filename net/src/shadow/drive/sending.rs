@@ -18,7 +18,7 @@ use crate::shadow::frame::FrameContext;
 use crate::shadow::message::{self, Message, Opening, Sealing};
 use crate::shadow::plan::{self, Order};
 use crate::shadow::recovery::READ_LEASE;
-use crate::shadow::source::{Action, Event, Source, State};
+use crate::shadow::source::{Action, Event, Limits, Source, State};
 use crate::time::{self, Ticker};
 use crate::transport::{SendStream, StreamKind};
 
@@ -119,7 +119,9 @@ impl<'a> Driver<'a> {
         let (signal, signals) = mpsc::unbounded_channel();
         host.control.spawn(listen(incoming, context, signal.clone()));
         host.control.spawn(stream_mirror(mirror, context, receiver, signal.clone()));
-        let machine = Source::new(summaries.iter().map(|summary| summary.id), from, options.limits);
+        let asynchronous = options.policy == Policy::Standby { synchronous: false };
+        let limits = Limits { asynchronous, ..options.limits };
+        let machine = Source::new(summaries.iter().map(|summary| summary.id), from, limits);
         let pace = Pace::new(options.throttle_bytes_s);
         host.set_pace(attempt, Some(pace.clone()));
         let now = time::now();
@@ -167,6 +169,7 @@ impl<'a> Driver<'a> {
                 biased;
                 () = ticker.tick() => self.tick().await,
                 () = shared.allow.notified() => self.machine.handle(Event::Allowed),
+                () = shared.end.notified() => self.note_and_handle(Event::Failed("an operator has given it up".into())),
                 signal = self.signals.recv() => self.handle_signal(signal).await,
             };
             let mut pending = std::collections::VecDeque::from(actions);
@@ -301,7 +304,10 @@ impl<'a> Driver<'a> {
         if self.frozen.is_some_and(|since| time::since(since) > FREEZE_MAX) && self.machine.state().may_abort() {
             return self.note_and_handle(Event::Failed("writes stood still for too long".into()));
         }
-        if matches!(self.machine.state(), State::Opening | State::Copying) && time::since(self.progressed) > STALL_MAX {
+        // A standby that has everything waits to be switched to.
+        let waits = self.options.policy == (Policy::Standby { synchronous: false }) && self.machine.missing() == 0;
+        let copies = matches!(self.machine.state(), State::Opening | State::Copying) && !waits;
+        if copies && time::since(self.progressed) > STALL_MAX {
             let what = match (self.machine.missing(), self.machine.lag()) {
                 (0, lag) => format!("the mirror does not keep up with the writes: {lag} records behind"),
                 (missing, _) => format!("the copy makes no progress: {missing} segments are missing"),
@@ -322,6 +328,10 @@ impl<'a> Driver<'a> {
             if let Err(cause) = message::send(&mut self.control, self.context, &Message::Plan(plan)).await {
                 return self.note_and_handle(Event::Failed(cause.to_string()));
             }
+        }
+        let position = Message::Position(assigned, self.machine.state() == State::Ready);
+        if let Err(cause) = message::send(&mut self.control, self.context, &position).await {
+            return self.note_and_handle(Event::Failed(cause.to_string()));
         }
         let mut actions = self.machine.handle(Event::Assigned(assigned));
         if let Some(early) = self.options.early
