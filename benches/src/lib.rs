@@ -15,6 +15,7 @@ pub mod chooser;
 pub mod client;
 pub mod compare;
 pub mod data;
+pub mod device;
 pub mod error;
 pub mod limits;
 pub mod machine;

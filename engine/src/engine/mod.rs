@@ -58,6 +58,9 @@ pub struct EngineStats {
     pub table_bytes: u64,
     /// Bytes in memtables.
     pub memtable_bytes: usize,
+    /// Number of the last batch of each shard's log that is on the device, added up; what two looks differ by is how many
+    /// were written in between.
+    pub log_batches: u64,
 }
 
 struct Inner {
@@ -256,9 +259,13 @@ impl Engine {
         let mut stats = EngineStats { shards: self.shards(), ..EngineStats::default() };
         for index in 0..self.shards() {
             let of_shard = self.on_shard(ShardId(index as u16), |shard| async move {
-                shard.partitions().iter().map(|partition| partition.stats()).collect::<Vec<PartitionStats>>()
+                let partitions: Vec<PartitionStats> =
+                    shard.partitions().iter().map(|partition| partition.stats()).collect();
+                (partitions, shard.wal().durable().0)
             });
-            stats.partitions.extend(of_shard.await?);
+            let (partitions, log_batches) = of_shard.await?;
+            stats.partitions.extend(partitions);
+            stats.log_batches += log_batches;
         }
         stats.segments = stats.partitions.iter().map(|partition| partition.segments).sum();
         stats.table_bytes = stats.partitions.iter().map(|partition| partition.table_bytes).sum();

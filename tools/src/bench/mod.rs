@@ -5,6 +5,7 @@ mod moves;
 use std::process::ExitCode;
 
 use antumbra_benches::compare;
+use antumbra_benches::device::DeviceOptions;
 use antumbra_benches::options::BenchOptions;
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
@@ -18,6 +19,8 @@ const PEERS: [&str; 4] = ["rocksdb", "fjall", "redb", "lmdb"];
 pub enum BenchCommand {
     /// Loads data and runs workloads of YCSB, then durable puts; prints throughput and latency of each.
     Ycsb(YcsbOptions),
+    /// The engine beside fio: random reads, durable group commit, a lone durable put; and an idle engine's use of a core.
+    Device(DeviceOptions),
     /// Moves a partition between two nodes under an open-loop load; prints what readers, writers and neighbours notice.
     Move(moves::MoveOptions),
 }
@@ -35,6 +38,7 @@ pub struct YcsbOptions {
 pub fn run(command: &BenchCommand) -> Result<ExitCode, CliError> {
     match command {
         BenchCommand::Ycsb(options) => ycsb(options).map(|()| ExitCode::SUCCESS),
+        BenchCommand::Device(options) => device(options).map(|()| ExitCode::SUCCESS),
         BenchCommand::Move(options) => moves::run(options),
     }
 }
@@ -55,6 +59,19 @@ fn ycsb(options: &YcsbOptions) -> Result<(), CliError> {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         println!("{}{}", report.header(), report.tables());
+    }
+    Ok(())
+}
+
+fn device(options: &DeviceOptions) -> Result<(), CliError> {
+    let bar = if options.json { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
+    bar.enable_steady_tick(std::time::Duration::from_millis(200));
+    let report = antumbra_benches::device::run(options, |next| bar.set_message(next))?;
+    bar.finish_and_clear();
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{report}");
     }
     Ok(())
 }

@@ -1,0 +1,369 @@
+//! The engine beside what fio gets out of the same device: random reads at depth 64, durable group commit, a lone durable
+//! put; and what an engine uses that nobody asks anything.
+//!
+//! Engine and fio take turns. fio reads the engine's own table files, and writes into a zero-filled file beside the log, with
+//! the block size and the depth that the engine's log was seen to use.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use antumbra_engine::types::{Epoch, KeyRange, PartitionId, ShardId};
+use antumbra_engine::{
+    Durability, Engine, EngineConfig, Partition, PartitionHandle, PartitionOptions, PartitionSpec, Write, runtime,
+};
+use bytes::Bytes;
+use clap::Args;
+use futures_lite::future::block_on;
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::process::Usage;
+
+const NAME: &str = "antumbra";
+/// Reads and writes that are under way at a time.
+const DEPTH: usize = 64;
+/// Batches of the engine's log that may be on their way to the device at a time.
+const LOG_DEPTH: usize = 2;
+/// Size of the file that fio writes, as large as one of the log's.
+const LOG_BYTES: u64 = 64 << 20;
+const VALUE_BYTES: usize = 256;
+/// The least that an engine takes: nearly nothing of the data fits.
+const MEMORY_BYTES: usize = 16 << 20;
+const LOAD_MEMORY_BYTES: usize = 256 << 20;
+const PARTITION: PartitionId = PartitionId(1);
+
+/// Options of a run.
+#[derive(Args, Clone, Debug)]
+pub struct DeviceOptions {
+    /// Data that is read, in MiB.
+    #[arg(long, default_value_t = 512)]
+    pub mib: u64,
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 2.0)]
+    pub seconds: f64,
+    /// How often each is made; engine and fio take turns.
+    #[arg(long, default_value_t = 3)]
+    pub rounds: usize,
+    /// Folder for the data, emptied before and after; its device is what is measured.
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// One figure of the engine, fio's beside it, and what they are to each other; medians of the rounds.
+#[derive(Clone, Debug, Serialize)]
+pub struct Pair {
+    /// What was measured.
+    pub name: &'static str,
+    /// Its unit.
+    pub unit: &'static str,
+    /// The engine's.
+    pub engine: f64,
+    /// fio's.
+    pub fio: f64,
+    /// Engine by fio, median of the rounds' own ratios.
+    pub ratio: f64,
+    /// Smallest and largest of those.
+    pub spread: [f64; 2],
+}
+
+/// Everything that was measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct DeviceReport {
+    /// Engine against fio.
+    pub pairs: Vec<Pair>,
+    /// Bytes that the engine read from the device for each get.
+    pub bytes_per_get: f64,
+    /// Bytes of a batch of the log with 64 clients, as fio wrote them too.
+    pub batch_bytes: u64,
+    /// Durable puts a second with 64 clients.
+    pub puts_per_second: f64,
+    /// Share of one core that the idle engine used, in per cent.
+    pub idle_percent: f64,
+}
+
+/// Runs it; `progress` is told what comes next.
+///
+/// # Errors
+/// [`Error::Refused`] without fio, [`Error::Store`], [`Error::Io`].
+pub fn run(options: &DeviceOptions, mut progress: impl FnMut(String)) -> Result<DeviceReport> {
+    let scratch = tempfile::tempdir().map_err(|cause| Error::io("a temporary folder", cause))?;
+    let dir = options.dir.clone().unwrap_or_else(|| scratch.path().to_path_buf());
+    let data = dir.join("antumbra-device");
+    let done = run_in(&data, options, &mut progress);
+    let _ = std::fs::remove_dir_all(&data);
+    done
+}
+
+fn run_in(dir: &Path, options: &DeviceOptions, progress: &mut impl FnMut(String)) -> Result<DeviceReport> {
+    let store = |cause| Error::store(NAME, cause);
+    let time = Duration::from_secs_f64(options.seconds);
+    let keys = (options.mib << 20) / (VALUE_BYTES as u64 + 24);
+    progress(format!("loading {keys} keys"));
+    load(dir, keys)?;
+    let engine = open(dir, MEMORY_BYTES)?;
+    let partition = engine.partition(PARTITION).map_err(store)?;
+    let log = dir.join("fio-log");
+    std::fs::write(&log, vec![0; LOG_BYTES as usize]).map_err(|cause| Error::io(log.display().to_string(), cause))?;
+
+    let (mut reads, mut commits, mut lone) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut bytes_per_get, mut batch_bytes, mut puts_per_second) = (0.0, 0, 0.0);
+    for round in 1..=options.rounds {
+        progress(format!("round {round} of {}: random reads", options.rounds));
+        let before = Usage::now();
+        let gets = on_shard(&partition, async move |at| get_for(at, keys, time).await)?;
+        bytes_per_get = Usage::now().since(before).read_bytes as f64 / gets as f64;
+        let files = tables_in(&dir.join("data/shard-000"))?;
+        let fio = fio(&files, &["--rw=randread", "--bs=4k", &format!("--iodepth={DEPTH}")], options.seconds)?;
+        reads.push((gets as f64 / options.seconds, fio.read.iops));
+
+        progress(format!("round {round} of {}: group commit", options.rounds));
+        let (before, batches) = (Usage::now(), block_on(engine.stats()).map_err(store)?.log_batches);
+        let puts = on_shard(&partition, async move |at| put_for(at, keys, time).await)?;
+        let batches = block_on(engine.stats()).map_err(store)?.log_batches - batches;
+        // What flushes write meanwhile counts as well: little, in so short a time.
+        batch_bytes = (Usage::now().since(before).written_bytes / batches.max(1)).next_multiple_of(4096);
+        puts_per_second = puts as f64 / options.seconds;
+        let (block, depth) = (format!("--bs={batch_bytes}"), format!("--iodepth={LOG_DEPTH}"));
+        let written = fio_log(&log, &[&block, &depth], options.seconds)?;
+        commits.push((batches as f64 / options.seconds, written.write.iops));
+
+        progress(format!("round {round} of {}: a lone durable put", options.rounds));
+        let p50_us = on_shard(&partition, async move |at| lone_put_p50_us(at, time).await)?;
+        let written = fio_log(&log, &["--bs=4k", "--iodepth=1"], options.seconds)?;
+        lone.push((p50_us, written.write.lat_ns.percentile.p50 / 1e3));
+    }
+    progress("an idle engine".into());
+    std::thread::sleep(time);
+    let (before, begin) = (Usage::now(), Instant::now());
+    std::thread::sleep(time * 5);
+    let idle_percent = Usage::now().since(before).cpu_seconds / begin.elapsed().as_secs_f64() * 100.0;
+    drop(partition);
+    block_on(engine.close()).map_err(store)?;
+    Ok(DeviceReport {
+        pairs: vec![
+            pair("random reads, depth 64", "reads/s", &reads),
+            pair("group commit, 64 clients", "batches/s", &commits),
+            pair("lone durable put, p50", "us", &lone),
+        ],
+        bytes_per_get,
+        batch_bytes,
+        puts_per_second,
+        idle_percent,
+    })
+}
+
+impl std::fmt::Display for DeviceReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "{:<26} {:>10} {:>10} {:>10}  ratio (spread)", "", "unit", "engine", "fio")?;
+        for Pair { name, unit, engine, fio, ratio, spread: [low, high] } in &self.pairs {
+            writeln!(f, "{name:<26} {unit:>10} {engine:>10.0} {fio:>10.0}  {ratio:.2} ({low:.2} to {high:.2})")?;
+        }
+        writeln!(f, "bytes read for a get       {:>10.0}", self.bytes_per_get)?;
+        writeln!(f, "bytes of a log batch       {:>10}", self.batch_bytes)?;
+        writeln!(f, "durable puts a second      {:>10.0}", self.puts_per_second)?;
+        writeln!(f, "idle engine, % of a core   {:>10.2}", self.idle_percent)
+    }
+}
+
+fn pair(name: &'static str, unit: &'static str, rounds: &[(f64, f64)]) -> Pair {
+    let ratios: Vec<f64> = rounds.iter().map(|(engine, fio)| engine / fio).collect();
+    let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = ratios.iter().copied().fold(0.0, f64::max);
+    Pair {
+        name,
+        unit,
+        engine: median(rounds.iter().map(|(engine, _)| *engine)),
+        fio: median(rounds.iter().map(|(_, fio)| *fio)),
+        ratio: median(ratios.iter().copied()),
+        spread: [least, most],
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+fn key(number: u64) -> Bytes {
+    Bytes::copy_from_slice(
+        &[[0; 8], number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes(), number.to_be_bytes()].concat(),
+    )
+}
+
+fn open(dir: &Path, memory_bytes: usize) -> Result<Engine> {
+    let mut config = EngineConfig::new(dir.join("data"));
+    config.memory_budget_bytes = memory_bytes;
+    config.residency = false;
+    Engine::open(config).map_err(|cause| Error::store(NAME, cause))
+}
+
+/// Fills a partition with blocks of 4 KiB, and closes it: with the memory that is then left, loading takes ten times as long.
+fn load(dir: &Path, keys: u64) -> Result<()> {
+    let store = |cause| Error::store(NAME, cause);
+    let engine = open(dir, LOAD_MEMORY_BYTES)?;
+    let options = PartitionOptions { block_bytes: 4096, ..PartitionOptions::default() };
+    let (keyspace, range) = ("bench".into(), KeyRange::all());
+    let spec = PartitionSpec { id: PARTITION, keyspace, range, epoch: Epoch(1), options };
+    let partition = block_on(engine.create_partition(ShardId(0), spec)).map_err(store)?;
+    on_shard(&partition, async move |at| {
+        for number in 0..keys {
+            at.write(Write::put(key(number), vec![number as u8; VALUE_BYTES]), Durability::Buffered).await?;
+            if number % 64 == 0 {
+                runtime::yield_now().await;
+            }
+        }
+        Ok(())
+    })?;
+    block_on(partition.compact()).map_err(store)?;
+    drop(partition);
+    block_on(engine.close()).map_err(store)
+}
+
+/// Ships code to the partition's core and waits for what it makes.
+fn on_shard<T: Send + 'static, F: Future<Output = antumbra_engine::Result<T>> + 'static>(
+    partition: &PartitionHandle,
+    work: impl FnOnce(Rc<Partition>) -> F + Send + 'static,
+) -> Result<T> {
+    block_on(partition.with(work)).map_err(|cause| Error::store(NAME, cause))
+}
+
+/// Runs `DEPTH` loops of `step`, which is told a number of its own, for `time`; returns how many steps were made.
+async fn loops<F: Future<Output = antumbra_engine::Result<()>>>(
+    time: Duration,
+    step: impl Fn(u64) -> F,
+) -> antumbra_engine::Result<u64> {
+    let begin = Instant::now();
+    let one = async |seed: u64| {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut steps = 0;
+        while begin.elapsed() < time {
+            step(random.u64(..)).await?;
+            steps += 1;
+        }
+        antumbra_engine::Result::Ok(steps)
+    };
+    let all = futures_util::future::try_join_all((0..DEPTH as u64).map(one)).await?;
+    Ok(all.into_iter().sum())
+}
+
+async fn get_for(partition: Rc<Partition>, keys: u64, time: Duration) -> antumbra_engine::Result<u64> {
+    loops(time, async |number| {
+        let found = partition.get_with(&key(number % keys), |value| value.is_some()).await?;
+        assert!(found, "every key was loaded");
+        Ok(())
+    })
+    .await
+}
+
+async fn put_for(partition: Rc<Partition>, keys: u64, time: Duration) -> antumbra_engine::Result<u64> {
+    loops(time, async |number| {
+        let write = Write::put(key(number % keys), vec![1; VALUE_BYTES]);
+        partition.write(write, Durability::Durable).await.map(drop)
+    })
+    .await
+}
+
+async fn lone_put_p50_us(partition: Rc<Partition>, time: Duration) -> antumbra_engine::Result<f64> {
+    let mut latencies = Vec::new();
+    let begin = Instant::now();
+    while begin.elapsed() < time {
+        let started = Instant::now();
+        partition.write(Write::put(key(7), vec![1; VALUE_BYTES]), Durability::Durable).await?;
+        latencies.push(started.elapsed().as_secs_f64() * 1e6);
+    }
+    Ok(median(latencies.into_iter()))
+}
+
+/// The tables' paths, as fio takes them.
+fn tables_in(shard: &Path) -> Result<String> {
+    let entries = std::fs::read_dir(shard).map_err(|cause| Error::io(shard.display().to_string(), cause))?;
+    let paths = entries.flatten().map(|entry| entry.path());
+    let tables = paths.filter(|path| path.extension().is_some_and(|end| end == "tab"));
+    Ok(tables.map(|path| path.display().to_string()).collect::<Vec<_>>().join(":"))
+}
+
+/// What is read of fio's JSON.
+#[derive(Debug, serde::Deserialize)]
+struct FioJob {
+    read: FioSide,
+    write: FioSide,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct FioSide {
+    iops: f64,
+    lat_ns: FioLatency,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+struct FioLatency {
+    #[serde(default)]
+    percentile: FioPercentiles,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+struct FioPercentiles {
+    #[serde(default, rename = "50.000000")]
+    p50: f64,
+}
+
+/// Durable writes, as the log makes them.
+fn fio_log(file: &Path, arguments: &[&str], seconds: f64) -> Result<FioJob> {
+    let mut all = vec!["--rw=write", "--sync=dsync"];
+    all.extend(arguments);
+    fio(&file.display().to_string(), &all, seconds)
+}
+
+fn fio(files: &str, arguments: &[&str], seconds: f64) -> Result<FioJob> {
+    let output = Command::new("fio")
+        .args(["--name=device", "--direct=1", "--ioengine=io_uring", "--time_based", "--output-format=json"])
+        .args(["--lat_percentiles=1", "--clat_percentiles=0", "--numjobs=1"])
+        .arg(format!("--filename={files}"))
+        .arg(format!("--runtime={}ms", (seconds * 1e3) as u64))
+        .args(arguments)
+        .output()
+        .map_err(|cause| Error::refused(format!("fio: {cause}; install it (Debian: apt-get install fio)")))?;
+    if !output.status.success() {
+        return Err(Error::refused(format!("fio: {}", String::from_utf8_lossy(&output.stderr))));
+    }
+    #[derive(serde::Deserialize)]
+    struct Fio {
+        jobs: [FioJob; 1],
+    }
+    // Notes may stand before the object.
+    let start = output.stdout.iter().position(|byte| *byte == b'{').unwrap_or_default();
+    let parsed: Fio = serde_json::from_slice(&output.stdout[start..])
+        .map_err(|cause| Error::refused(format!("fio's report: {cause}")))?;
+    let [job] = parsed.jobs;
+    Ok(job)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn run_measures_every_pair_or_says_that_fio_is_missing() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let options =
+            DeviceOptions { mib: 4, seconds: 0.2, rounds: 1, dir: Some(dir.path().to_path_buf()), json: false };
+        match run(&options, |_| {}) {
+            Ok(report) => {
+                assert!(report.pairs.iter().all(|pair| pair.engine > 0.0 && pair.fio > 0.0), "{report:?}");
+                assert!(report.batch_bytes >= 4096 && report.to_string().contains("group commit"));
+            }
+            Err(Error::Refused { what }) => {
+                assert!(what.contains("fio") && Command::new("fio").output().is_err(), "{what}")
+            }
+            Err(other) => panic!("{other}"),
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
+    }
+}
