@@ -28,6 +28,7 @@ const DEPTH: usize = 64;
 const LOG_DEPTH: usize = 2;
 /// Size of the file that fio writes, as large as one of the log's.
 const LOG_BYTES: u64 = 64 << 20;
+const LOG_NAME: &str = "fio-log";
 const VALUE_BYTES: usize = 256;
 /// The least that an engine takes: nearly nothing of the data fits.
 const MEMORY_BYTES: usize = 16 << 20;
@@ -107,7 +108,7 @@ fn run_in(dir: &Path, options: &DeviceOptions, progress: &mut impl FnMut(String)
     load(dir, keys)?;
     let engine = open(dir, MEMORY_BYTES)?;
     let partition = engine.partition(PARTITION).map_err(store)?;
-    let log = dir.join("fio-log");
+    let log = dir.join(LOG_NAME);
     std::fs::write(&log, vec![0; LOG_BYTES as usize]).map_err(|cause| Error::io(log.display().to_string(), cause))?;
 
     let (mut reads, mut commits, mut lone) = (Vec::new(), Vec::new(), Vec::new());
@@ -117,8 +118,9 @@ fn run_in(dir: &Path, options: &DeviceOptions, progress: &mut impl FnMut(String)
         let before = Usage::now();
         let gets = on_shard(&partition, async move |at| get_for(at, keys, time).await)?;
         bytes_per_get = Usage::now().since(before).read_bytes as f64 / gets as f64;
-        let files = tables_in(&dir.join("data/shard-000"))?;
-        let fio = fio(&files, &["--rw=randread", "--bs=4k", &format!("--iodepth={DEPTH}")], options.seconds)?;
+        let shard = dir.join("data/shard-000");
+        let files = tables_in(&shard)?;
+        let fio = fio(&shard, &files, &["--rw=randread", "--bs=4k", &format!("--iodepth={DEPTH}")], options.seconds)?;
         reads.push((gets as f64 / options.seconds, fio.read.iops));
 
         progress(format!("round {round} of {}: group commit", options.rounds));
@@ -129,12 +131,12 @@ fn run_in(dir: &Path, options: &DeviceOptions, progress: &mut impl FnMut(String)
         batch_bytes = (Usage::now().since(before).written_bytes / batches.max(1)).next_multiple_of(4096);
         puts_per_second = puts as f64 / options.seconds;
         let (block, depth) = (format!("--bs={batch_bytes}"), format!("--iodepth={LOG_DEPTH}"));
-        let written = fio_log(&log, &[&block, &depth], options.seconds)?;
+        let written = fio_log(dir, &[&block, &depth], options.seconds)?;
         commits.push((batches as f64 / options.seconds, written.write.iops));
 
         progress(format!("round {round} of {}: a lone durable put", options.rounds));
         let p50_us = on_shard(&partition, async move |at| lone_put_p50_us(at, time).await)?;
-        let written = fio_log(&log, &["--bs=4k", "--iodepth=1"], options.seconds)?;
+        let written = fio_log(dir, &["--bs=4k", "--iodepth=1"], options.seconds)?;
         lone.push((p50_us, written.write.lat_ns.percentile.p50 / 1e3));
     }
     progress("an idle engine".into());
@@ -280,12 +282,13 @@ async fn lone_put_p50_us(partition: Rc<Partition>, time: Duration) -> antumbra_e
     Ok(median(latencies.into_iter()))
 }
 
-/// The tables' paths, as fio takes them.
+/// The names of a folder's tables as fio takes them, which is no more than so many.
 fn tables_in(shard: &Path) -> Result<String> {
+    const FILES_MAX: usize = 200;
     let entries = std::fs::read_dir(shard).map_err(|cause| Error::io(shard.display().to_string(), cause))?;
-    let paths = entries.flatten().map(|entry| entry.path());
-    let tables = paths.filter(|path| path.extension().is_some_and(|end| end == "tab"));
-    Ok(tables.map(|path| path.display().to_string()).collect::<Vec<_>>().join(":"))
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let tables = names.filter(|name| name.ends_with(".tab")).take(FILES_MAX);
+    Ok(tables.collect::<Vec<_>>().join(":"))
 }
 
 /// What is read of fio's JSON.
@@ -314,19 +317,21 @@ struct FioPercentiles {
 }
 
 /// Durable writes, as the log makes them.
-fn fio_log(file: &Path, arguments: &[&str], seconds: f64) -> Result<FioJob> {
+fn fio_log(dir: &Path, arguments: &[&str], seconds: f64) -> Result<FioJob> {
     let mut all = vec!["--rw=write", "--sync=dsync"];
     all.extend(arguments);
-    fio(&file.display().to_string(), &all, seconds)
+    fio(dir, LOG_NAME, &all, seconds)
 }
 
-fn fio(files: &str, arguments: &[&str], seconds: f64) -> Result<FioJob> {
+/// Runs fio in a folder, on files of it.
+fn fio(dir: &Path, files: &str, arguments: &[&str], seconds: f64) -> Result<FioJob> {
     let output = Command::new("fio")
         .args(["--name=device", "--direct=1", "--ioengine=io_uring", "--time_based", "--output-format=json"])
         .args(["--lat_percentiles=1", "--clat_percentiles=0", "--numjobs=1"])
         .arg(format!("--filename={files}"))
         .arg(format!("--runtime={}ms", (seconds * 1e3) as u64))
         .args(arguments)
+        .current_dir(dir)
         .output()
         .map_err(|cause| Error::refused(format!("fio: {cause}; install it (Debian: apt-get install fio)")))?;
     if !output.status.success() {

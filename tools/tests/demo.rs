@@ -38,6 +38,7 @@ fn demo_moves_a_partition_and_everything_holds() {
         "/read_pause_us",
         "/shadow/delta_bytes_on_wire",
         "/shadow/observed_mb_s",
+        "/order_quality/auto",
         "/order_quality/oracle",
         "/switchover/steps/0/us",
         "/verify/source_digest",

@@ -1,17 +1,17 @@
 //! What is counted on the data path, and what the predictor makes of it.
 
-use antumbra_predictor::scorer::{EWMA_ALPHA, Ewma, Gru, Scorer, ScorerKind};
+use antumbra_predictor::scorer::{Gru, Linear, Mixture, Scorer, ScorerKind};
 use antumbra_predictor::window::{AccessWindows, SegmentCounts};
 
 use antumbra_predictor::model::Model;
 
 use super::recording::Recording;
 
-/// Access windows and scorers of one partition. All indices are those of the segment layout.
+/// Access windows and scorer of one partition. All indices are those of the segment layout.
 pub(crate) struct Access {
     pub windows: AccessWindows,
-    /// The scorers whose scores are kept: the learned one and the simple rule it has to beat.
-    scorers: [(ScorerKind, Box<dyn Scorer>); 2],
+    /// The guard over the GRU, a linear model and the rules.
+    scorer: Mixture,
     /// Operations in the window that closed last: reads, writes, bytes.
     last_totals: Totals,
     windows_closed: u64,
@@ -40,10 +40,10 @@ impl Access {
     pub fn new(model: &Model, segments: usize) -> Access {
         Access {
             windows: AccessWindows::new(segments),
-            scorers: [
-                (ScorerKind::Gru, Box::new(Gru::new(model, segments))),
-                (ScorerKind::Ewma, Box::new(Ewma::new(segments, EWMA_ALPHA))),
-            ],
+            scorer: Mixture::auto(
+                vec![Box::new(Gru::new(model, segments)), Box::new(Linear::new(model, segments))],
+                segments,
+            ),
             last_totals: Totals::default(),
             windows_closed: 0,
             recording: None,
@@ -68,7 +68,7 @@ impl Access {
         }
     }
 
-    /// Closes the open window and hands it to the scorers; [`Access::step`] does their work.
+    /// Closes the open window and hands it to the scorer; [`Access::step`] does their work.
     pub fn close_window(&mut self) {
         let counts: &[SegmentCounts] = self.windows.close();
         let mut totals = Totals::default();
@@ -77,21 +77,22 @@ impl Access {
             totals.writes += u64::from(count.writes);
             totals.bytes += count.bytes;
         }
-        for (_, scorer) in &mut self.scorers {
-            scorer.begin(counts);
-        }
+        self.scorer.begin(counts);
         self.last_totals = totals;
         self.windows_closed += 1;
     }
 
-    /// Scores up to `budget` segments with each scorer; true when the pass is complete.
+    /// Scores up to `budget` segments; true when the pass is complete.
     pub fn step(&mut self, budget: usize) -> bool {
-        self.scorers.iter_mut().fold(true, |done, (_, scorer)| scorer.step(budget) && done)
+        self.scorer.step(budget)
     }
 
-    /// Scores of one scorer, by segment index; empty if that scorer is not kept.
+    /// Expected accesses by segment index, by the guard or by one of its candidates; empty for another.
     pub fn scores(&self, kind: ScorerKind) -> &[f32] {
-        self.scorers.iter().find(|(other, _)| *other == kind).map_or(&[], |(_, scorer)| scorer.scores())
+        match kind {
+            ScorerKind::Auto => self.scorer.scores(),
+            candidate => self.scorer.scores_of(candidate.as_str()),
+        }
     }
 
     /// The last closed window's sums and how many windows have been closed.
@@ -102,16 +103,12 @@ impl Access {
     /// Segment `index` became two; `left_share` of its history stays left.
     pub fn split(&mut self, index: usize, left_share: f32) {
         self.windows.split(index, left_share);
-        for (_, scorer) in &mut self.scorers {
-            scorer.split(index, left_share);
-        }
+        self.scorer.split(index, left_share);
     }
 
     /// Segments `index` and `index + 1` became one.
     pub fn merge(&mut self, index: usize) {
         self.windows.merge(index);
-        for (_, scorer) in &mut self.scorers {
-            scorer.merge(index);
-        }
+        self.scorer.merge(index);
     }
 }

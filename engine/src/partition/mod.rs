@@ -323,7 +323,7 @@ impl Partition {
     /// The segments with what the predictor expects of them.
     pub(crate) fn hotness(&self) -> Vec<Hotness> {
         let access = self.access.borrow();
-        let scores = access.scores(ScorerKind::Gru);
+        let scores = access.scores(ScorerKind::Auto);
         let layout = self.layout.borrow();
         // A segment that is written to will be compacted soon: nothing of it is loaded, what was loaded may stay.
         let wanted = |segment: &layout::Segment, table: &&Rc<Table>| segment.slices.is_empty() || table.is_resident();

@@ -52,9 +52,11 @@ pub struct SegmentSummary {
     pub bytes: u64,
     /// Its present version.
     pub token: ValidationToken,
-    /// Expected accesses by the GRU.
+    /// Expected accesses by the guard over all scorers.
+    pub auto: f32,
+    /// The same by the GRU alone.
     pub gru: f32,
-    /// Expected accesses by the moving average.
+    /// The same by the moving average alone.
     pub ewma: f32,
 }
 
@@ -142,6 +144,7 @@ impl Partition {
                 start: segment.start.clone(),
                 bytes: segment.bytes().max(SEGMENT_BYTES_MIN),
                 token: self.token(segment),
+                auto: score(ScorerKind::Auto, index),
                 gru: score(ScorerKind::Gru, index),
                 ewma: score(ScorerKind::Ewma, index),
             })

@@ -1,6 +1,7 @@
 //! Many seeds on many threads: what the simulators' programs share.
 
 use std::fmt::Display;
+use std::io::IsTerminal;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -16,6 +17,7 @@ pub fn run_seeds<R: Default + Send, F: Display + Send>(
 ) -> (R, Vec<F>) {
     let next = AtomicU64::new(seeds.start);
     let found = AtomicBool::new(false);
+    let shows_progress = std::io::stderr().is_terminal();
     let results = Mutex::new((R::default(), Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -26,6 +28,9 @@ pub fn run_seeds<R: Default + Send, F: Display + Send>(
                         return;
                     }
                     let result = run(seed);
+                    if shows_progress {
+                        eprint!("\r{} of {} ", seed - seeds.start + 1, seeds.end - seeds.start);
+                    }
                     let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
                     match result {
                         Ok(report) => add(&mut results.0, &report),

@@ -227,7 +227,8 @@ async fn segments(host: &Host, id: PartitionId) -> Result<Value> {
         .map(|segment| {
             json!({
                 "segment": segment.id.0, "start": String::from_utf8_lossy(segment.start.get(2..).unwrap_or_default()),
-                "bytes": segment.bytes, "version": segment.token.version.0, "gru": segment.gru, "ewma": segment.ewma,
+                "bytes": segment.bytes, "version": segment.token.version.0, "auto": segment.auto,
+                "gru": segment.gru, "ewma": segment.ewma,
             })
         })
         .collect();

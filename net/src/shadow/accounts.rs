@@ -77,7 +77,9 @@ pub struct OrderedSegment {
     pub start: String,
     /// Bytes to copy.
     pub bytes: u64,
-    /// Expected accesses by the GRU when the copy began.
+    /// Expected accesses when the copy began, by the guard over all scorers.
+    pub auto: f32,
+    /// The same by the GRU.
     pub gru: f32,
     /// The same by the moving average.
     pub ewma: f32,

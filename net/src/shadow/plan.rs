@@ -8,10 +8,12 @@ use antumbra_engine::types::{SegmentId, ValidationToken};
 /// Where the order comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
-    /// Expected accesses by the GRU, per byte.
+    /// Expected accesses, per byte, by the GRU and the rules that guard it.
     #[default]
+    Auto,
+    /// The same by the GRU alone.
     Gru,
-    /// Moving average of accesses, per byte.
+    /// The same by the moving average.
     Ewma,
     /// Ascending by key.
     Key,
@@ -24,11 +26,12 @@ impl FromStr for Order {
 
     fn from_str(text: &str) -> Result<Order, String> {
         match text {
+            "auto" => Ok(Order::Auto),
             "gru" => Ok(Order::Gru),
             "ewma" => Ok(Order::Ewma),
             "key" => Ok(Order::Key),
             "random" => Ok(Order::Random),
-            other => Err(format!("unknown order '{other}': gru, ewma, key or random")),
+            other => Err(format!("unknown order '{other}': auto, gru, ewma, key or random")),
         }
     }
 }
@@ -36,6 +39,7 @@ impl FromStr for Order {
 impl std::fmt::Display for Order {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Order::Auto => "auto",
             Order::Gru => "gru",
             Order::Ewma => "ewma",
             Order::Key => "key",
@@ -44,12 +48,21 @@ impl std::fmt::Display for Order {
     }
 }
 
+/// Accesses that are expected of a segment, by the scorer of `order`; by the guard where that has none.
+#[must_use]
+pub fn expected(order: Order, segment: &SegmentSummary) -> f32 {
+    match order {
+        Order::Auto | Order::Key | Order::Random => segment.auto,
+        Order::Gru => segment.gru,
+        Order::Ewma => segment.ewma,
+    }
+}
+
 /// Score of each segment, per byte where the order is by accesses; `index` is its place in key order.
 #[must_use]
 pub fn score(order: Order, index: usize, segment: &SegmentSummary) -> f64 {
     match order {
-        Order::Gru => f64::from(segment.gru) / segment.bytes as f64,
-        Order::Ewma => f64::from(segment.ewma) / segment.bytes as f64,
+        Order::Auto | Order::Gru | Order::Ewma => f64::from(expected(order, segment)) / segment.bytes as f64,
         Order::Key => -(index as f64),
         Order::Random => {
             let hash = xxhash_rust::xxh3::xxh3_64(&segment.id.0.to_le_bytes());
@@ -97,7 +110,7 @@ mod tests {
 
     fn summary(id: u64, bytes: u64, gru: f32, ewma: f32) -> SegmentSummary {
         let token = ValidationToken { segment: SegmentId(id), version: Lsn(0), checksum: 0 };
-        SegmentSummary { id: SegmentId(id), start: Bytes::new(), bytes, token, gru, ewma }
+        SegmentSummary { id: SegmentId(id), start: Bytes::new(), bytes, token, auto: gru + ewma, gru, ewma }
     }
 
     #[test]
@@ -105,14 +118,16 @@ mod tests {
         let segments = [summary(1, 100, 5.0, 1.0), summary(2, 10, 1.0, 9.0), summary(3, 1000, 5.0, 0.0)];
         let ids =
             |order| plan(order, &segments, |_| true).iter().map(|entry| entry.token.segment.0).collect::<Vec<_>>();
+        assert_eq!(ids(Order::Auto), [2, 1, 3]);
+        assert_eq!(ids(Order::Ewma), [2, 1, 3]);
         assert_eq!(ids(Order::Gru), [2, 1, 3]);
         assert_eq!(ids(Order::Key), [1, 2, 3]);
     }
 
     proptest! {
         #[test]
-        fn plan_holds_every_wanted_segment_once(scores: Vec<(f32, f32)>, order in 0..4usize) {
-            let order = [Order::Gru, Order::Ewma, Order::Key, Order::Random][order];
+        fn plan_holds_every_wanted_segment_once(scores: Vec<(f32, f32)>, order in 0..5usize) {
+            let order = [Order::Auto, Order::Gru, Order::Ewma, Order::Key, Order::Random][order];
             let segments: Vec<_> =
                 scores.iter().enumerate().map(|(id, (gru, ewma))| summary(id as u64, 1 + id as u64, *gru, *ewma)).collect();
             let mut ids: Vec<u64> =

@@ -284,7 +284,7 @@ impl World {
             return;
         };
         let destination = (place + self.random.usize(1..self.slots.len())) % self.slots.len();
-        let order = [Order::Gru, Order::Ewma, Order::Key, Order::Random][self.random.usize(0..4)];
+        let order = [Order::Auto, Order::Gru, Order::Ewma, Order::Key, Order::Random][self.random.usize(0..5)];
         let limits = Limits { retries_max: self.random.u32(0..3), lag_max: self.shape.lag_max, ..Limits::default() };
         let early = (self.random.u8(0..3) == 0).then(|| self.random.f64());
         let mut options = MoveOptions { order, limits, early, ..MoveOptions::default() };

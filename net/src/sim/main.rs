@@ -60,6 +60,10 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             arguments.verbose = true;
             continue;
         }
+        if flag == "--help" {
+            println!("{HELP}");
+            std::process::exit(0);
+        }
         let value = words.next().ok_or_else(|| format!("{flag} wants a value"))?;
         let number = || value.parse::<u64>().map_err(|_| format!("{flag} wants a number, not '{value}'"));
         match flag.as_str() {

@@ -65,6 +65,16 @@ impl Mixture {
         self.panel.candidates.iter().zip(&self.weights).map(|(candidate, weight)| (candidate.name(), *weight))
     }
 
+    /// Scores of the candidate of this name, of its last complete pass or of the one under way; empty if there is none.
+    #[must_use]
+    pub fn scores_of(&self, name: &str) -> &[f32] {
+        self.panel
+            .candidates
+            .iter()
+            .find(|candidate| candidate.name() == name)
+            .map_or(&[], |candidate| candidate.scores())
+    }
+
     /// Forms weights and factors; the mean keeps the mean of the candidates' sums.
     fn weigh(&mut self) {
         let (slow, fast) = (self.panel.judge.means(), self.panel.judge.recent());

@@ -58,8 +58,8 @@ pub struct MoveOptions {
     /// Share of writes, in percent.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(0..=100))]
     writes: u8,
-    /// Copy order: gru, ewma, key or random.
-    #[arg(long, default_value = "gru")]
+    /// Copy order: auto, gru, ewma, key or random.
+    #[arg(long, default_value = "auto")]
     order: Order,
     /// Cap of the copy, in MB (10^6 bytes) per second on the wire; 0 = none.
     #[arg(long, default_value_t = 0.0)]

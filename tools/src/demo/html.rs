@@ -12,8 +12,9 @@ const READ: RGBColor = RGBColor(37, 99, 235);
 const WRITE: RGBColor = RGBColor(217, 70, 39);
 const OPS: RGBColor = RGBColor(13, 148, 136);
 const MARK: RGBColor = RGBColor(120, 120, 120);
-const ORDERS: [(&str, RGBColor); 5] = [
+const ORDERS: [(&str, RGBColor); 6] = [
     ("used", RGBColor(0, 0, 0)),
+    ("auto", RGBColor(147, 51, 234)),
     ("gru", RGBColor(37, 99, 235)),
     ("ewma", RGBColor(217, 70, 39)),
     ("key", RGBColor(150, 150, 150)),
@@ -59,7 +60,7 @@ th, td {{ text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var
 <figure role="img" aria-label="Finished requests per second over time">{throughput}</figure>
 <h2>What a copy order is worth</h2>
 <p>Share of the reads during the move that the target could have served against the share of bytes copied. Area as sent:
-<b>{:.3}</b>; GRU {:.3}, moving average {:.3}, key order {:.3}, oracle {:.3}.</p>
+<b>{:.3}</b>; guard (auto) {:.3}, GRU {:.3}, moving average {:.3}, key order {:.3}, oracle {:.3}.</p>
 <figure role="img" aria-label="Share of reads served against share of bytes copied, for each order">{orders}</figure>
 <script type="application/json" id="report">{json}</script>
 </body></html>
@@ -69,6 +70,7 @@ th, td {{ text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var
         escape(&report.order),
         report.durability,
         report.order_quality.used,
+        report.order_quality.auto,
         report.order_quality.gru,
         report.order_quality.ewma,
         report.order_quality.key,

@@ -50,8 +50,8 @@ pub struct DemoOptions {
     /// Trace to replay (zstd CSV `ts_us,op,key,size`); without it, the bundled one.
     #[arg(long)]
     trace: Option<PathBuf>,
-    /// Copy order: gru, ewma, key or random.
-    #[arg(long, default_value = "gru")]
+    /// Copy order: auto, gru, ewma, key or random.
+    #[arg(long, default_value = "auto")]
     order: Order,
     /// Cap of the copy, in MB (10^6 bytes) per second on the wire; 0 = none.
     #[arg(long, default_value_t = 3.0)]

@@ -57,6 +57,7 @@ pub struct Latency {
 /// Area under the curve of each order, 0..1.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct OrderQuality {
+    pub auto: f64,
     pub gru: f64,
     pub ewma: f64,
     pub key: f64,
@@ -188,6 +189,7 @@ impl Report {
         let sent = moved.sent.iter().filter_map(|id| moved.segments.iter().position(|segment| segment.segment == *id));
         let orders = [
             ("used", sent.collect::<Vec<usize>>()),
+            ("auto", by(&|index| per_byte(f64::from(moved.segments[index].auto), index))),
             ("gru", by(&|index| per_byte(f64::from(moved.segments[index].gru), index))),
             ("ewma", by(&|index| per_byte(f64::from(moved.segments[index].ewma), index))),
             ("key", (0..starts.len()).collect()),
@@ -198,6 +200,7 @@ impl Report {
             let quality = area(&curve);
             match name {
                 "used" => self.order_quality.used = quality,
+                "auto" => self.order_quality.auto = quality,
                 "gru" => self.order_quality.gru = quality,
                 "ewma" => self.order_quality.ewma = quality,
                 "key" => self.order_quality.key = quality,
@@ -252,8 +255,8 @@ impl Report {
         );
         let quality = &self.order_quality;
         println!(
-            "  order     {}: {:.3} as sent; gru {:.3}, ewma {:.3}, key {:.3}, oracle {:.3} (area, 1 = best)",
-            self.order, quality.used, quality.gru, quality.ewma, quality.key, quality.oracle
+            "  order     {}: {:.3} as sent; auto {:.3}, gru {:.3}, ewma {:.3}, key {:.3}, oracle {:.3} (area, 1 = best)",
+            self.order, quality.used, quality.auto, quality.gru, quality.ewma, quality.key, quality.oracle
         );
         let steps: Vec<String> =
             self.switchover.steps.iter().map(|step| format!("{} {}", step.name, step.us)).collect();

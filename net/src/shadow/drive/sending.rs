@@ -16,7 +16,7 @@ use crate::routing::Addresses;
 use crate::shadow::accounts::{MoveReport, OrderedSegment, StepTime};
 use crate::shadow::frame::FrameContext;
 use crate::shadow::message::{self, Message, Opening, Sealing};
-use crate::shadow::plan::{self, Order};
+use crate::shadow::plan;
 use crate::shadow::recovery::READ_LEASE;
 use crate::shadow::source::{Action, Event, Limits, Source, State};
 use crate::time::{self, Ticker};
@@ -344,9 +344,7 @@ impl<'a> Driver<'a> {
 
     /// Share of the accesses expected now that would hit what the target holds, 0..1.
     fn held_share(&self, summaries: &[SegmentSummary]) -> f64 {
-        let expected = |segment: &SegmentSummary| {
-            f64::from(if self.options.order == Order::Ewma { segment.ewma } else { segment.gru })
-        };
+        let expected = |segment: &SegmentSummary| f64::from(plan::expected(self.options.order, segment));
         let all: f64 = summaries.iter().map(expected).sum();
         let held: f64 = summaries.iter().filter(|segment| self.machine.is_held(segment.id)).map(expected).sum();
         if all > 0.0 { held / all } else { 0.0 }
@@ -497,6 +495,7 @@ fn describe(summaries: &[SegmentSummary]) -> Vec<OrderedSegment> {
             segment: summary.id.0,
             start: String::from_utf8_lossy(summary.start.get(2..).unwrap_or_default()).into_owned(),
             bytes: summary.bytes,
+            auto: summary.auto,
             gru: summary.gru,
             ewma: summary.ewma,
         })
