@@ -106,28 +106,36 @@ fn run_in(dir: &Path, options: &DeviceOptions, progress: &mut impl FnMut(String)
     let keys = (options.mib << 20) / (VALUE_BYTES as u64 + 24);
     progress(format!("loading {keys} keys"));
     load(dir, keys)?;
-    let engine = open(dir, MEMORY_BYTES)?;
-    let partition = engine.partition(PARTITION).map_err(store)?;
-    let log = dir.join(LOG_NAME);
-    std::fs::write(&log, vec![0; LOG_BYTES as usize]).map_err(|cause| Error::io(log.display().to_string(), cause))?;
-
     let (mut reads, mut commits, mut lone) = (Vec::new(), Vec::new(), Vec::new());
     let (mut bytes_per_get, mut batch_bytes, mut puts_per_second) = (0.0, 0, 0.0);
+
+    let engine = open(dir, MEMORY_BYTES)?;
+    let partition = engine.partition(PARTITION).map_err(store)?;
+    let shard = dir.join("data/shard-000");
     for round in 1..=options.rounds {
         progress(format!("round {round} of {}: random reads", options.rounds));
         let before = Usage::now();
         let gets = on_shard(&partition, async move |at| get_for(at, keys, time).await)?;
         bytes_per_get = Usage::now().since(before).read_bytes as f64 / gets as f64;
-        let shard = dir.join("data/shard-000");
+        // Listed anew: maintenance may have replaced some.
         let files = tables_in(&shard)?;
         let fio = fio(&shard, &files, &["--rw=randread", "--bs=4k", &format!("--iodepth={DEPTH}")], options.seconds)?;
         reads.push((gets as f64 / options.seconds, fio.read.iops));
+    }
+    drop(partition);
+    block_on(engine.close()).map_err(store)?;
 
+    // Memory enough that no memtable is flushed meanwhile: what is written is the log.
+    let engine = open(dir, LOAD_MEMORY_BYTES)?;
+    let partition = engine.partition(PARTITION).map_err(store)?;
+    let log = dir.join(LOG_NAME);
+    std::fs::write(&log, vec![0; LOG_BYTES as usize]).map_err(|cause| Error::io(log.display().to_string(), cause))?;
+    let log_batches = || block_on(engine.stats()).map(|stats| stats.log_batches).map_err(store);
+    for round in 1..=options.rounds {
         progress(format!("round {round} of {}: group commit", options.rounds));
-        let (before, batches) = (Usage::now(), block_on(engine.stats()).map_err(store)?.log_batches);
+        let (before, first) = (Usage::now(), log_batches()?);
         let puts = on_shard(&partition, async move |at| put_for(at, keys, time).await)?;
-        let batches = block_on(engine.stats()).map_err(store)?.log_batches - batches;
-        // What flushes write meanwhile counts as well: little, in so short a time.
+        let batches = log_batches()? - first;
         batch_bytes = (Usage::now().since(before).written_bytes / batches.max(1)).next_multiple_of(4096);
         puts_per_second = puts as f64 / options.seconds;
         let (block, depth) = (format!("--bs={batch_bytes}"), format!("--iodepth={LOG_DEPTH}"));
@@ -335,7 +343,8 @@ fn fio(dir: &Path, files: &str, arguments: &[&str], seconds: f64) -> Result<FioJ
         .output()
         .map_err(|cause| Error::refused(format!("fio: {cause}; install it (Debian: apt-get install fio)")))?;
     if !output.status.success() {
-        return Err(Error::refused(format!("fio: {}", String::from_utf8_lossy(&output.stderr))));
+        let said = [output.stdout.as_slice(), &output.stderr].concat();
+        return Err(Error::refused(format!("fio: {}", String::from_utf8_lossy(&said))));
     }
     #[derive(serde::Deserialize)]
     struct Fio {

@@ -166,29 +166,21 @@ const POSITION_WORDS: usize = 2;
 /// Where a block lies: its archive and its directory.
 #[derive(Debug)]
 enum Memory {
-    Own {
-        archive: AlignedVec,
-        directory: Box<[u64]>,
-    },
+    /// The archive where it was read, perhaps with others beside it.
+    Read { bytes: Rc<AlignedVec>, start: u32, archive_len: u32, directory: Box<[u64]> },
     /// The directory at the start of the frame, the archive behind it.
-    Cached {
-        frame: Frame,
-        directory_words: u32,
-        archive_len: u32,
-    },
+    Cached { frame: Frame, directory_words: u32, archive_len: u32 },
     /// The archive where it lies in a table that is kept in memory.
-    Resident {
-        map: Arc<LockedMap>,
-        start: usize,
-        archive_len: u32,
-        directory: Box<[u64]>,
-    },
+    Resident { map: Arc<LockedMap>, start: usize, archive_len: u32, directory: Box<[u64]> },
 }
 
 impl Memory {
     fn archive(&self) -> &[u8] {
         match self {
-            Memory::Own { archive, .. } => archive,
+            Memory::Read { bytes, start, archive_len, .. } => {
+                let start = *start as usize;
+                &bytes[start..start + *archive_len as usize]
+            }
             Memory::Cached { frame, directory_words, archive_len } => {
                 let start = archive_start(*directory_words as usize);
                 &frame.bytes()[start..start + *archive_len as usize]
@@ -199,7 +191,7 @@ impl Memory {
 
     fn directory(&self) -> &[u64] {
         match self {
-            Memory::Own { directory, .. } | Memory::Resident { directory, .. } => directory,
+            Memory::Read { directory, .. } | Memory::Resident { directory, .. } => directory,
             Memory::Cached { frame, directory_words, .. } => &frame.words()[..*directory_words as usize],
         }
     }
@@ -333,8 +325,8 @@ impl VerifiedBlock {
     /// # Errors
     /// What is wrong, without the place; the caller knows the file and the offset.
     pub fn new(bytes: AlignedVec, expected_crc: u32) -> std::result::Result<VerifiedBlock, String> {
-        let checked = CheckedBlock::new(&bytes, expected_crc)?;
-        Ok(VerifiedBlock::own(bytes, checked))
+        let len = bytes.len();
+        VerifiedBlock::among(&Rc::new(bytes), 0..len, expected_crc)
     }
 
     /// Verifies the stored bytes of a compressed block against the parent's checksum, then what is in them.
@@ -352,12 +344,26 @@ impl VerifiedBlock {
         }
         let bytes = unpacker.unpack(stored)?;
         let checked = CheckedBlock::check(&bytes)?;
-        Ok(VerifiedBlock::own(bytes, checked))
+        let len = bytes.len();
+        Ok(VerifiedBlock::read(Rc::new(bytes), 0..len, checked))
     }
 
-    fn own(archive: AlignedVec, checked: CheckedBlock) -> VerifiedBlock {
+    /// Verifies the block that lies at `range` of `bytes`, a start that archives may have; it keeps all of them in memory.
+    ///
+    /// Errors: as [`VerifiedBlock::new`].
+    pub(super) fn among(
+        bytes: &Rc<AlignedVec>,
+        range: std::ops::Range<usize>,
+        expected_crc: u32,
+    ) -> std::result::Result<VerifiedBlock, String> {
+        let checked = CheckedBlock::new(&bytes[range.clone()], expected_crc)?;
+        Ok(VerifiedBlock::read(Rc::clone(bytes), range, checked))
+    }
+
+    fn read(bytes: Rc<AlignedVec>, range: std::ops::Range<usize>, checked: CheckedBlock) -> VerifiedBlock {
         let CheckedBlock { directory, count, is_distinct } = checked;
-        VerifiedBlock { count, is_distinct, memory: Memory::Own { archive, directory } }
+        let (start, archive_len) = (range.start as u32, range.len() as u32);
+        VerifiedBlock { count, is_distinct, memory: Memory::Read { bytes, start, archive_len, directory } }
     }
 
     /// The block that was checked at `start` of `map`.
@@ -379,9 +385,9 @@ impl VerifiedBlock {
     }
 
     fn columns(&self) -> &ArchivedColumns {
-        // SAFETY: `CheckedBlock::new` validated exactly these bytes as this type, where they lie or before `into_frame`
-        // copied them whole, and nothing changes them afterwards. An `AlignedVec` and a frame are aligned to 16 bytes at
-        // least, and in a map the bytes lie where they were validated.
+        // SAFETY: `CheckedBlock::new` validated exactly these bytes as this type, alignment included, where they lie or
+        // before `into_frame` copied them whole, and nothing changes them afterwards. A frame is aligned to 16 bytes at
+        // least, as the type demands at most.
         unsafe { rkyv::access_unchecked::<ArchivedColumns>(self.memory.archive()) }
     }
 
@@ -401,7 +407,7 @@ impl VerifiedBlock {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let outside = match &self.memory {
-            Memory::Own { archive, directory } => archive.capacity() + directory.len() * size_of::<u64>(),
+            Memory::Read { archive_len, directory, .. } => *archive_len as usize + directory.len() * size_of::<u64>(),
             Memory::Cached { frame, .. } => frame.bytes().len(),
             Memory::Resident { archive_len, directory, .. } => {
                 *archive_len as usize + directory.len() * size_of::<u64>()
@@ -414,7 +420,7 @@ impl VerifiedBlock {
     pub(super) fn frame(&self) -> Option<&Frame> {
         match &self.memory {
             Memory::Cached { frame, .. } => Some(frame),
-            Memory::Own { .. } | Memory::Resident { .. } => None,
+            Memory::Read { .. } | Memory::Resident { .. } => None,
         }
     }
 

@@ -253,7 +253,7 @@ impl<S: BlockSource> TableReader<S> {
         }
         let entry = self.index.entry(block);
         let bytes = self.source.read(self.offset + entry.offset, entry.len).await?;
-        Ok(cache.insert(&self.slots, block, self.verify(block, bytes)?))
+        Ok(cache.insert(&self.slots, block, self.verify(block, &Rc::new(bytes), 0..entry.len)?))
     }
 
     /// The first blocks of `blocks` by one read: the first in any case, then those that follow it, are not cached (if
@@ -275,7 +275,7 @@ impl<S: BlockSource> TableReader<S> {
         let more = (blocks.start + 1..blocks.end.min(self.blocks())).take_while(fits).count();
         let run = blocks.start..blocks.start + 1 + more;
         let bytes = self.source.read(self.offset + first.offset, end_of(run.end - 1)).await?;
-        Ok(UnverifiedRun { bytes, offset: first.offset, blocks: run })
+        Ok(UnverifiedRun { bytes: Rc::new(bytes), offset: first.offset, blocks: run })
     }
 
     /// Verifies the next block of a run, and offers it to the cache if it is to `be_kept`.
@@ -290,14 +290,7 @@ impl<S: BlockSource> TableReader<S> {
         };
         let entry = self.index.entry(block);
         let start = (entry.offset - run.offset) as usize;
-        let verified = if run.bytes.len() == entry.len {
-            // It is all that was read.
-            self.verify(block, std::mem::take(&mut run.bytes))?
-        } else {
-            let mut own = Frame::with_capacity(entry.len);
-            own.extend_from_slice(&run.bytes[start..start + entry.len]);
-            self.verify(block, own)?
-        };
+        let verified = self.verify(block, &run.bytes, start..start + entry.len)?;
         Ok(Some(if be_kept { cache.insert(&self.slots, block, verified) } else { Rc::new(verified) }))
     }
 
@@ -349,12 +342,13 @@ impl<S: BlockSource> TableReader<S> {
         self.slots.forget_some()
     }
 
-    fn verify(&self, block: usize, bytes: Frame) -> Result<VerifiedBlock> {
+    /// Verifies a block that lies at `range` of `bytes`.
+    fn verify(&self, block: usize, bytes: &Rc<Frame>, range: Range<usize>) -> Result<VerifiedBlock> {
         let entry = self.index.entry(block);
         let corrupt = |what: String| Error::corruption(&self.path, self.offset + entry.offset, what);
         match &self.unpacker {
-            None => VerifiedBlock::new(bytes, entry.crc).map_err(corrupt),
-            Some(unpacker) => VerifiedBlock::of_stored(&bytes, entry.crc, unpacker).map_err(corrupt),
+            None => VerifiedBlock::among(bytes, range, entry.crc).map_err(corrupt),
+            Some(unpacker) => VerifiedBlock::of_stored(&bytes[range], entry.crc, unpacker).map_err(corrupt),
         }
     }
 }
@@ -363,7 +357,7 @@ impl<S: BlockSource> TableReader<S> {
 /// other tasks may run in between.
 #[derive(Debug)]
 pub(super) struct UnverifiedRun {
-    bytes: Frame,
+    bytes: Rc<Frame>,
     /// Where the bytes begin in the table.
     offset: u64,
     /// Those that were not taken yet.
