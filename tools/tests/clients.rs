@@ -23,19 +23,26 @@ fn has(program: &str) -> bool {
     found
 }
 
+fn has_redis_tools() -> bool {
+    has("redis-cli") && has("redis-benchmark")
+}
+
+/// What redis-cli prints.
+fn redis_cli(options: &[&str], command: &[&str]) -> String {
+    let output = Command::new("redis-cli").args(options).args(command).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).trim().to_string()
+}
+
 #[test]
 fn redis_cli_and_benchmark_run_through_a_move() {
-    if !has("redis-cli") || !has("redis-benchmark") {
+    if !has_redis_tools() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let nodes = start(dir.path());
     create_partitions(&nodes);
     let port = nodes[0].resp.port().to_string();
-    let cli = |args: &[&str]| {
-        let output = Command::new("redis-cli").args(["-c", "-p", &port]).args(args).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).trim().to_string()
-    };
+    let cli = |args: &[&str]| redis_cli(&["-c", "-p", &port], args);
     assert_eq!(cli(&["set", "foo", "bar"]), "OK");
     assert_eq!(cli(&["set", "other", "value"]), "OK");
     let benchmark = Command::new("redis-benchmark")
@@ -303,17 +310,14 @@ fn transactions_follow_the_rules_of_redis() {
 
 #[test]
 fn tools_find_what_they_ask_for() {
-    if !has("redis-cli") || !has("redis-benchmark") {
+    if !has_redis_tools() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let nodes = start(dir.path());
     create_partitions(&nodes);
     let port = nodes[0].resp.port().to_string();
-    let cli = |args: &[&str]| {
-        let output = Command::new("redis-cli").args(["-p", &port]).args(args).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).trim().to_string()
-    };
+    let cli = |args: &[&str]| redis_cli(&["-p", &port], args);
     let benchmark = Command::new("redis-benchmark")
         .args(["-p", &port, "-t", "ping,set,get,incr,mset", "-n", "5000", "-c", "10", "-P", "16", "-q"])
         .output()

@@ -6,6 +6,7 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -196,14 +197,25 @@ fn die_at(place: &str, nodes: &mut [Node], registers: &Registers) {
     move_and_wait(nodes, owner, if owner == 1 { 2 } else { 1 });
 }
 
-#[test]
-fn kill_at_every_step_of_a_move_loses_nothing() {
-    let rounds: u64 = std::env::var("ANTUMBRA_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-    let only = std::env::var("ANTUMBRA_CRASH_PLACE").ok();
-    let dir = tempfile::tempdir().unwrap();
-    let mut nodes = start_many(dir.path(), 3);
+/// How many rounds, and at which place alone if not at all.
+fn wanted() -> (u64, Option<String>) {
+    let rounds = std::env::var("ANTUMBRA_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    (rounds, std::env::var("ANTUMBRA_CRASH_PLACE").ok())
+}
+
+/// Three nodes; the second has the only partition.
+fn three_with_a_partition(dir: &Path) -> Vec<Node> {
+    let nodes = start_many(dir, 3);
     assert!(ask(nodes[0].resp, "ANTUMBRA CREATE 1 0 16383 2").contains("\"owner\":2"));
     wait_for(nodes[1].resp, "ANTUMBRA PARTITIONS", "\"partition\":1,");
+    nodes
+}
+
+#[test]
+fn kill_at_every_step_of_a_move_loses_nothing() {
+    let (rounds, only) = wanted();
+    let dir = tempfile::tempdir().unwrap();
+    let mut nodes = three_with_a_partition(dir.path());
     let registers = Arc::new(Registers::new());
     let addresses: Vec<SocketAddr> = nodes.iter().map(|node| node.resp).collect();
     let writers: Vec<_> = (0..WRITERS)
@@ -382,12 +394,9 @@ fn promote_by_force(place: &str, policy: &str, round: u64, dir: &std::path::Path
 
 #[test]
 fn kill_at_every_step_of_a_forced_promotion_loses_nothing_without_a_word() {
-    let rounds: u64 = std::env::var("ANTUMBRA_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-    let only = std::env::var("ANTUMBRA_CRASH_PLACE").ok();
+    let (rounds, only) = wanted();
     let dir = tempfile::tempdir().unwrap();
-    let mut nodes = start_many(dir.path(), 3);
-    assert!(ask(nodes[0].resp, "ANTUMBRA CREATE 1 0 16383 2").contains("\"owner\":2"));
-    wait_for(nodes[1].resp, "ANTUMBRA PARTITIONS", "\"partition\":1,");
+    let mut nodes = three_with_a_partition(dir.path());
     let refused = ask(nodes[2].resp, "ANTUMBRA PROMOTE 1 FORCE");
     assert!(refused.contains("no standby"), "{refused}");
     let policies = ["lww", "prefer-target", "reject-and-keep-both"];

@@ -30,7 +30,7 @@ impl std::fmt::Debug for AlignedBuf {
 impl AlignedBuf {
     /// An empty buffer with room for `capacity` bytes.
     pub fn with_capacity(capacity: usize) -> AlignedBuf {
-        let capacity = capacity_for(capacity.max(BLOCK_BYTES)).next_multiple_of(BLOCK_BYTES);
+        let capacity = capacity.max(BLOCK_BYTES).next_multiple_of(BLOCK_BYTES);
         AlignedBuf { buffer: glommio::allocate_dma_buffer_global(capacity), len: 0 }
     }
 
@@ -72,20 +72,6 @@ impl AlignedBuf {
     fn into_dma(mut self) -> DmaBuffer {
         self.buffer.trim_to_size(self.len);
         self.buffer
-    }
-}
-
-/// What is allocated for a short-lived buffer of `len` bytes: large ones of few sizes, so that the heap's holes where some
-/// were fit those to come.
-fn capacity_for(len: usize) -> usize {
-    const LARGE_BYTES: usize = 16 << 10;
-    const STEP_BYTES: usize = 64 << 10;
-    if len <= LARGE_BYTES {
-        len
-    } else if len <= STEP_BYTES {
-        len.next_power_of_two()
-    } else {
-        len.next_multiple_of(STEP_BYTES)
     }
 }
 

@@ -7,6 +7,7 @@
 //! source holds much more than a page in between; then the stretch is read forwards and turned round. Any estimate gives
 //! a right answer, so it may ignore versions and deletions.
 
+use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -111,18 +112,17 @@ impl Partition {
         let mut bytes = 0;
         let retain = Retain::visible_at(moment.lsn, moment.wall_ms);
         let mut records = self.iterate(view, start, end.clone(), retain);
-        while records.advance().await? {
-            let record = records.current();
-            if page.items.len() >= limits.items.max(1) || bytes >= limits.bytes {
-                page.rest = Some(KeyRange { start: record.key.to_vec(), end: end.map(|end| end.to_vec()) });
-                break;
-            }
-            bytes += record.key.len() + record.value.len();
-            page.items.push(KeyValue {
-                key: Bytes::copy_from_slice(record.key),
-                value: Bytes::copy_from_slice(record.value),
-            });
-        }
+        let _ends_early = records
+            .visit(&mut |key, value| {
+                if page.items.len() >= limits.items.max(1) || bytes >= limits.bytes {
+                    page.rest = Some(KeyRange { start: key.to_vec(), end: end.as_ref().map(|end| end.to_vec()) });
+                    return ControlFlow::Break(());
+                }
+                bytes += key.len() + value.len();
+                page.items.push(KeyValue { key: Bytes::copy_from_slice(key), value: Bytes::copy_from_slice(value) });
+                ControlFlow::Continue(())
+            })
+            .await?;
         Ok(page)
     }
 

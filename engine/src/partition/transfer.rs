@@ -22,7 +22,8 @@ use super::compact::LayoutPin;
 use super::layout::Segment;
 use super::mirror::{MirrorReceiver, MirrorTap};
 use super::output::plain_options;
-use super::read::{ReadView, ViewIter};
+use super::read::ReadView;
+use super::scan::ViewIter;
 use super::snapshots::SnapshotPin;
 use super::{Partition, Serving};
 

@@ -111,11 +111,7 @@ fn sweep(arguments: &Arguments) -> bool {
 fn hunt(bug: Bug, arguments: &Arguments) -> bool {
     let seeds = arguments.seeds.unwrap_or(200);
     let (_, failures) = run_seeds(arguments, seeds, true);
-    match failures.first() {
-        Some(failure) => println!("{bug:?} found by {failure}"),
-        None => println!("FAILED: {bug:?} is not found by {seeds} seeds"),
-    }
-    !failures.is_empty()
+    antumbra_engine::sim::report_hunt(&bug, seeds, &failures)
 }
 
 /// Failures come back ascending by seed.

@@ -31,7 +31,7 @@ use antumbra_predictor::model::Model;
 
 pub use crate::io::Bug;
 pub use node::{Node, OnNode, Sleep, darken, is_dark, now, spawn, wall_ms};
-pub use sweep::run_seeds;
+pub use sweep::{report_hunt, run_seeds};
 use world::World;
 
 /// What a run is to do.

@@ -1,6 +1,6 @@
 //! Many seeds on many threads: what the simulators' programs share.
 
-use std::fmt::Display;
+use std::fmt::{Debug, Display};
 use std::io::IsTerminal;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -47,4 +47,13 @@ pub fn run_seeds<R: Default + Send, F: Display + Send>(
     let (sum, mut failures) = results.into_inner().unwrap_or_else(PoisonError::into_inner);
     failures.sort_by_key(|(seed, _)| *seed);
     (sum, failures.into_iter().map(|(_, failure)| failure).collect())
+}
+
+/// Says whether a planted defect was found by `seeds` seeds, and by which; true if it was.
+pub fn report_hunt<F: Display>(defect: &impl Debug, seeds: u64, failures: &[F]) -> bool {
+    match failures.first() {
+        Some(failure) => println!("{defect:?} found by {failure}"),
+        None => println!("FAILED: {defect:?} is not found by {seeds} seeds"),
+    }
+    !failures.is_empty()
 }

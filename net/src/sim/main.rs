@@ -136,11 +136,7 @@ fn operations(arguments: &Arguments) -> String {
 fn hunt(mutant: Mutant, arguments: &Arguments) -> bool {
     let seeds = arguments.seeds.unwrap_or(400);
     let (_, failures) = run_seeds(arguments, seeds, true);
-    match failures.first() {
-        Some(failure) => println!("{mutant:?} found by {failure}"),
-        None => println!("FAILED: {mutant:?} is not found by {seeds} seeds"),
-    }
-    !failures.is_empty()
+    antumbra_engine::sim::report_hunt(&mutant, seeds, &failures)
 }
 
 /// Failures come back ascending by seed.

@@ -11,7 +11,7 @@ use crate::types::Lsn;
 
 use super::super::Partition;
 use super::super::batch::RECORD_OVERHEAD_BYTES;
-use super::{Change, ReadBase, Write};
+use super::{Change, Write};
 
 impl Partition {
     /// Reads keys as the newest writes left them, lets `decide` say what to write, and writes it: nothing is written to
@@ -33,7 +33,7 @@ impl Partition {
         keys.iter().try_for_each(|key| self.check_key(key))?;
         loop {
             self.wait_writable().await?;
-            let base = ReadBase { lsn: self.assigned(), flushes: self.flushes.get() };
+            let base = self.read_base();
             let now_ms = clock::wall_ms();
             // Older versions go as newer ones become visible.
             let _pin = self.snapshots.pin(base.lsn, now_ms);
