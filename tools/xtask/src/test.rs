@@ -11,6 +11,9 @@ struct Counts {
     failed: u64,
     ignored: u64,
     skipped: Vec<String>,
+    /// What failed tests printed, to be repeated at the end.
+    failures: Vec<String>,
+    in_failures: bool,
     broken: bool,
 }
 
@@ -23,7 +26,8 @@ pub fn run(with_torch: bool) -> Result<()> {
     // Tests call the program, so it is built first; and it has to do without libtorch.
     run_counted(cargo().args(["build", "--release", "--bin", "antumbra"]), &mut counts)?;
     run_counted(
-        cargo().args(["test", "--release", "--workspace", "--no-fail-fast", "--", "--nocapture", "--test-threads=4"]),
+        // Tests say SKIPPED on their output, which would be swallowed.
+        cargo().args(["test", "--release", "--workspace", "--no-fail-fast", "--", "--show-output", "--test-threads=4"]),
         &mut counts,
     )?;
     // The cluster's simulation is in no other build.
@@ -35,14 +39,16 @@ pub fn run(with_torch: bool) -> Result<()> {
         let torch = setup::torch_dir();
         let mut command = cargo();
         command
-            // tests say SKIPPED on their output, which would be swallowed
             .args(["test", "--release", "-p", "antumbra-predictor", "--features", "torch", "--no-fail-fast", "--"])
-            .arg("--nocapture")
+            .arg("--show-output")
             .env("LIBTORCH", &torch)
             .env("LD_LIBRARY_PATH", torch.join("lib"));
         run_counted(&mut command, &mut counts)?;
     } else {
         counts.skipped.push("training and its agreement with libtorch: --no-torch was given".into());
+    }
+    for line in &counts.failures {
+        println!("{line}");
     }
     for reason in &counts.skipped {
         println!("SKIPPED: {reason}");
@@ -78,8 +84,13 @@ fn run_counted(command: &mut Command, counts: &mut Counts) -> Result<()> {
     Ok(())
 }
 
-/// Understands `test result: ok. 3 passed; 0 failed; 1 ignored; ...` and `SKIPPED: reason`.
+/// Understands `test result: ok. 3 passed; 0 failed; 1 ignored; ...`, `SKIPPED: reason`, and what stands between
+/// `failures:` and the result.
 fn count(line: &str, counts: &mut Counts) {
+    counts.in_failures = (counts.in_failures || line == "failures:") && !line.starts_with("test result: ");
+    if counts.in_failures {
+        counts.failures.push(line.to_string());
+    }
     if let Some(reason) = line.split("SKIPPED: ").nth(1) {
         counts.skipped.push(reason.to_string());
     }
@@ -101,6 +112,24 @@ fn count(line: &str, counts: &mut Counts) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn count_keeps_what_failed_tests_printed() {
+        let mut counts = Counts::default();
+        let lines = [
+            "test a ... FAILED",
+            "",
+            "failures:",
+            "---- a stdout ----",
+            "thread 'a' panicked at a.rs:1:",
+            "failures:",
+            "    a",
+            "test result: FAILED. 0 passed; 1 failed; 0 ignored",
+            "test b ... ok",
+        ];
+        lines.iter().for_each(|line| count(line, &mut counts));
+        assert_eq!(counts.failures, lines[2..7]);
+    }
 
     #[test]
     fn count_adds_up_results() {
