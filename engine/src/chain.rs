@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use xxhash_rust::xxh3::Xxh3Default;
 
-use crate::record::{Record, RecordView};
+use crate::record::RecordView;
 use crate::types::{Lsn, SegmentId};
 
 /// xxh3-128 over records in canonical form.
@@ -48,22 +48,38 @@ fn feed(state: &mut Xxh3Default, record: RecordView<'_>) {
     state.update(record.value);
 }
 
-/// Digest of a segment's copy: the image (by the digest of its records), what changed in it until it was covered, and the
-/// LSN from which on its records are mirrored.
-#[must_use]
-pub fn copy_digest(segment: SegmentId, image: u128, covered: Lsn, delta: &[Record]) -> u128 {
-    let mut state = Xxh3Default::new();
-    state.update(&segment.0.to_le_bytes());
-    state.update(&image.to_le_bytes());
-    state.update(&covered.0.to_le_bytes());
-    delta.iter().for_each(|record| feed(&mut state, record.view()));
-    state.digest128()
+/// Digest of a segment's copy: the image (by the digest of its records), what is newer until it was covered, and the LSN from
+/// which on its records are mirrored. Record by record: a delta may be too long for one turn of a shard's core.
+#[derive(Clone, Debug)]
+pub struct CopyDigest(RecordDigest);
+
+impl CopyDigest {
+    /// That of a copy without a delta.
+    #[must_use]
+    pub fn new(segment: SegmentId, image: u128, covered: Lsn) -> CopyDigest {
+        let mut digest = RecordDigest::default();
+        digest.state.update(&segment.0.to_le_bytes());
+        digest.state.update(&image.to_le_bytes());
+        digest.state.update(&covered.0.to_le_bytes());
+        CopyDigest(digest)
+    }
+
+    /// Takes the delta's next record in.
+    pub fn update(&mut self, record: RecordView<'_>) {
+        self.0.update(record);
+    }
+
+    /// The digest.
+    #[must_use]
+    pub fn finish(&self) -> u128 {
+        self.0.finish()
+    }
 }
 
 /// The chain of a mirror stream, kept by source and target alike.
 ///
 /// Each segment's chain starts from nothing with its first mirrored record: records may be mirrored while the segment's
-/// copy is still on its way, so the copies are digested apart (see [`copy_digest`]); the seal has both.
+/// copy is still on its way, so the copies are digested apart (see [`CopyDigest`]); the seal has both.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ChainState {
     last: Lsn,
@@ -230,14 +246,20 @@ mod tests {
 
     #[test]
     fn copy_digest_each_part_counts() {
-        let record = |value| view(1, value).to_record();
-        let digest = copy_digest(SegmentId(1), 5, Lsn(9), &[record(b"a")]);
+        let of = |segment, image, covered, delta: &[&'static [u8]]| {
+            let mut digest = CopyDigest::new(SegmentId(segment), image, Lsn(covered));
+            delta.iter().for_each(|value| digest.update(view(1, value)));
+            digest.finish()
+        };
+        let digest = of(1, 5, 9, &[b"a"]);
+        assert_eq!(digest, of(1, 5, 9, &[b"a"]));
         for other in [
-            copy_digest(SegmentId(2), 5, Lsn(9), &[record(b"a")]),
-            copy_digest(SegmentId(1), 6, Lsn(9), &[record(b"a")]),
-            copy_digest(SegmentId(1), 5, Lsn(8), &[record(b"a")]),
-            copy_digest(SegmentId(1), 5, Lsn(9), &[record(b"b")]),
-            copy_digest(SegmentId(1), 5, Lsn(9), &[]),
+            of(2, 5, 9, &[b"a"]),
+            of(1, 6, 9, &[b"a"]),
+            of(1, 5, 8, &[b"a"]),
+            of(1, 5, 9, &[b"b"]),
+            of(1, 5, 9, &[b"a", b"a"]),
+            of(1, 5, 9, &[]),
         ] {
             assert_ne!(digest, other);
         }

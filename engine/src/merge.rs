@@ -152,6 +152,11 @@ impl Retain {
         Retain { forget_up_to: lsn.map_or(self.forget_up_to, |lsn| self.forget_up_to.min(lsn)), ..self }
     }
 
+    /// Records at or below are left out.
+    pub fn after(&self) -> Lsn {
+        self.after
+    }
+
     /// Whether of each key's versions that a reader at its bound sees only the newest can be kept.
     pub fn is_of_one_version(&self) -> bool {
         self.bounds.len() == 1 && self.all_above == Lsn(u64::MAX)

@@ -5,7 +5,7 @@ mod common;
 
 use std::rc::Rc;
 
-use antumbra_engine::partition::{ConflictPolicy, Decision, Divergence, MirrorReceiver};
+use antumbra_engine::partition::{CheckedImage, ConflictPolicy, Decision, Divergence, MirrorReceiver};
 use antumbra_engine::record::{Record, RecordKind};
 use antumbra_engine::types::{AttemptId, Epoch, HostId, KeyRange, Lsn, ShardId};
 use antumbra_engine::{Durability, Engine, Error, Partition, PartitionHandle, Serving, Write};
@@ -42,8 +42,9 @@ fn stand_by(source: &PartitionHandle, target: &Engine) -> (MirrorReceiver, Parti
             block_on(source.with(move |source| async move { source.capture_image(ATTEMPT, id).await })).unwrap();
         let delta =
             block_on(source.with(move |source| async move { source.cover_segment(ATTEMPT, id).await })).unwrap();
+        let image = CheckedImage::check(image.table).unwrap();
         let install = move |target: Rc<Partition>| async move {
-            target.install_image(ATTEMPT, id, Some(delta.covered), image.table, delta.records).await
+            target.install_image(ATTEMPT, id, Some(delta.covered), image, delta.records).await
         };
         block_on(standby.with(install)).unwrap();
     }
@@ -117,9 +118,12 @@ fn assigned(handle: &PartitionHandle) -> Lsn {
 fn parted(dir: &tempfile::TempDir) -> (Engine, Engine, PartitionHandle, PartitionHandle, Divergence) {
     let (old, new) = (open(&dir.path().join("old")), open(&dir.path().join("new")));
     let source = create(&old);
-    for key in ["both", "deleted-here", "deleted-there", "erased-1", "erased-2", "here", "quiet", "there"] {
+    for key in ["both", "deleted-here", "deleted-there", "erased-1", "erased-2", "gone", "here", "quiet", "there"] {
         put(&source, key, "base");
     }
+    // The image is a base as it lies, and what hides a key of it comes with the delta.
+    block_on(source.compact()).unwrap();
+    block_on(source.delete("gone")).unwrap();
     let (receiver, standby) = stand_by(&source, &new);
     put(&source, "mirrored", "base");
     carry(&receiver, &standby);
@@ -153,13 +157,23 @@ fn histories_become_one_by_last_write_wins_and_twice_is_once() {
     assert_eq!(of("deleted-here"), Some(Decision::Kept), "the tombstone has survived a compaction");
     assert_eq!(of("there"), Some(Decision::Taken));
     assert_eq!(of("deleted-there"), Some(Decision::Taken));
-    assert_eq!((of("here"), of("quiet"), of("mirrored")), (None, None, None), "not changed there");
+    assert_eq!([of("gone"), of("here"), of("quiet"), of("mirrored")], [const { None }; 4], "not changed there");
     let state = |target: &PartitionHandle| {
-        let keys =
-            ["both", "deleted-here", "deleted-there", "erased-1", "erased-2", "here", "mirrored", "quiet", "there"];
+        let keys = [
+            "both",
+            "deleted-here",
+            "deleted-there",
+            "erased-1",
+            "erased-2",
+            "gone",
+            "here",
+            "mirrored",
+            "quiet",
+            "there",
+        ];
         keys.map(|key| get(target, key).unwrap_or_else(|| "-".into()))
     };
-    let merged = ["new", "-", "-", "-", "old", "new", "base", "base", "old"].map(String::from);
+    let merged = ["new", "-", "-", "-", "old", "-", "new", "base", "base", "old"].map(String::from);
     assert_eq!(state(&target), merged);
     put(&target, "there", "later");
     let again = reconcile(&source, &target, divergence, &ConflictPolicy::PreferSource);

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use antumbra_engine::partition::{Frozen, MirrorReceiver, SegmentSummary};
+use antumbra_engine::partition::{CheckedImage, Frozen, MirrorReceiver, SegmentSummary};
+use antumbra_engine::table::verify_image;
 use antumbra_engine::types::{AttemptId, Epoch, HostId, KeyRange, Lsn, SegmentId};
 use antumbra_engine::{Batch, Durability, Engine, Error, PartitionHandle, Serving};
 use bytes::Bytes;
@@ -116,9 +117,10 @@ async fn copy(source: &PartitionHandle, target: &PartitionHandle, summaries: &[S
         std::thread::sleep(Duration::from_millis(2));
         let delta =
             source.with(move |partition| async move { partition.cover_segment(ATTEMPT, id).await }).await.unwrap();
+        let image = CheckedImage::check(image.table).unwrap();
         target
             .with(move |partition| async move {
-                partition.install_image(ATTEMPT, id, Some(delta.covered), image.table, delta.records).await
+                partition.install_image(ATTEMPT, id, Some(delta.covered), image, delta.records).await
             })
             .await
             .unwrap();
@@ -329,8 +331,9 @@ fn fetch(from: &PartitionHandle, to: &PartitionHandle, count: usize) -> Vec<Segm
         let image =
             block_on(from.with(move |partition| async move { partition.capture_released(HostId(2), id).await }))
                 .unwrap();
+        let image = CheckedImage::check(image.table).unwrap();
         let install = move |partition: std::rc::Rc<antumbra_engine::Partition>| async move {
-            partition.install_image(ATTEMPT, id, None, image.table, Vec::new()).await
+            partition.install_image(ATTEMPT, id, None, image, Vec::new()).await
         };
         block_on(to.with(install)).unwrap();
         order.push(id);
@@ -452,6 +455,47 @@ fn aborted_move_source_serves_on_and_target_forgets() {
     assert!(target.partition(PARTITION).is_err());
     discard(&source).unwrap().unwrap();
     assert_eq!(block_on(from.get("parked")).unwrap(), Some(Bytes::from_static(b"v")), "the owner is left alone");
+}
+
+#[test]
+fn base_of_an_older_state_under_the_newer_delta_is_found_by_the_seal() {
+    let (source_dir, target_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (source, target) = (open(source_dir.path()), open(target_dir.path()));
+    let from = create(&source);
+    load(&from);
+    let (receiver, summaries) = block_on(attach(&from, &target));
+    let to = target.partition(PARTITION).unwrap();
+    let id = summaries[0].id;
+    let capture = || {
+        let image =
+            block_on(from.with(move |partition| async move { partition.capture_image(ATTEMPT, id).await })).unwrap();
+        let records = block_on(verify_image(&image.table)).unwrap().records;
+        (CheckedImage::check(image.table).unwrap(), records)
+    };
+    let (older, older_records) = capture();
+    block_on(from.put(key(0), "in between")).unwrap();
+    block_on(from.compact()).unwrap();
+    let (_, newer_records) = capture();
+    assert_eq!(newer_records, older_records + 1, "a base as it lies: the version that the first image shows is in it");
+    let delta =
+        block_on(from.with(move |partition| async move { partition.cover_segment(ATTEMPT, id).await })).unwrap();
+    assert!(delta.records.is_empty(), "{:?}", delta.records);
+
+    let install = move |partition: std::rc::Rc<antumbra_engine::Partition>| async move {
+        partition.install_image(ATTEMPT, id, Some(delta.covered), older, delta.records).await
+    };
+    block_on(to.with(install)).unwrap();
+    block_on(copy(&from, &to, &summaries[1..]));
+    let items: Vec<_> = std::iter::from_fn(|| receiver.try_recv()).collect();
+    block_on(to.with(move |partition| async move { partition.apply_mirror(ATTEMPT, items).await })).unwrap();
+    let freeze = |partition: std::rc::Rc<antumbra_engine::Partition>| async move {
+        partition.freeze(ATTEMPT, Duration::from_secs(60)).await
+    };
+    let seal = block_on(from.with(freeze)).unwrap().seal;
+    assert_eq!(seal.copies.len(), summaries.len());
+    let refused = block_on(to.with(move |partition| async move { partition.make_ready(ATTEMPT, &seal, false).await }));
+    let named = format!("copy of segment {id}");
+    assert!(matches!(&refused, Err(Error::Invalid { what }) if what.contains(&named)), "{refused:?}");
 }
 
 #[test]

@@ -1,7 +1,10 @@
-//! The copy's throttle: an exact cap on bytes per second. Sans-IO; time is an input in nanoseconds.
+//! The copy's throttle: an exact cap on bytes per second, which [`pid`] moves so that requests come first. Sans-IO; time
+//! is an input in nanoseconds.
 //!
 //! A sender asks before each piece and waits as long as it is told. Time is accounted in advance, so that no rounding
 //! and no late wake-up adds up: the n-th byte leaves no earlier than `start + n / rate`, less a small burst.
+
+pub mod pid;
 
 /// Bytes that may leave at once after a pause, as time at the full rate.
 const BURST_NS: u64 = 25_000_000;
@@ -30,6 +33,11 @@ impl Throttle {
     #[must_use]
     pub fn new(rate: Option<u64>) -> Throttle {
         Throttle { rate: rate.filter(|rate| *rate > 0), next_ns: 0, demand: Demand::default() }
+    }
+
+    /// Changes the rate; what was admitted before keeps its time.
+    pub fn set_rate(&mut self, rate: Option<u64>) {
+        self.rate = rate.filter(|rate| *rate > 0);
     }
 
     /// Admits `bytes` now and says for how many nanoseconds the sender has to wait before it sends them.

@@ -30,7 +30,7 @@ const ERASURES_MAX: usize = 16;
 /// Slices of a segment at which its compaction is as urgent as a flush: reads and space suffer more than other I/O.
 const SLICES_URGENT: usize = 2 * SLICES_MAX;
 /// Bytes of one read of a source at least, however many there are.
-const READ_BYTES_MIN: usize = 32 << 10;
+pub(super) const READ_BYTES_MIN: usize = 32 << 10;
 /// A segment above `target * SPLIT_FACTOR` is cut.
 const SPLIT_FACTOR: u64 = 2;
 /// Neighbours that together stay below `target / MERGE_DIVISOR` become one.

@@ -66,7 +66,7 @@ impl Partition {
             let end = starts.get(index + 1).or(self.range.end.as_ref()).map(|end| Bytes::copy_from_slice(end));
             let view = self.view_at(lsn);
             let retain = Retain::visible_at(lsn, wall_ms);
-            let mut records = self.iterate(&view, Bytes::copy_from_slice(start), end, retain);
+            let mut records = self.iterate_in_background(&view, Bytes::copy_from_slice(start), end, retain);
             let (mut digest, mut count) = (RecordDigest::default(), 0);
             while records.advance().await? {
                 digest.update(records.current());

@@ -14,6 +14,7 @@ mod digest;
 mod export;
 mod filling;
 mod flush;
+mod image;
 pub(crate) mod layout;
 mod mirror;
 mod output;
@@ -57,6 +58,7 @@ pub use batch::{Batch, Commit, Condition, Conflict, Versioned};
 pub use digest::RangeDigest;
 pub use export::{ExportPage, Exported};
 pub use filling::FillProgress;
+pub use image::{CheckedImage, Image, SegmentDelta};
 pub use mirror::{MirrorItem, MirrorReceiver};
 pub use page::{Direction, Page, PageLimits};
 pub use read::{KeyValue, READS_IN_FLIGHT};
@@ -67,7 +69,7 @@ pub use scrub::ScrubReport;
 pub use shadow::Applied;
 pub use snapshots::{Moment, SnapshotPin};
 pub use standby::Standby;
-pub use transfer::{Frozen, Image, SegmentDelta, SegmentSummary};
+pub use transfer::{Frozen, SegmentSummary};
 pub use write::{Write, Written};
 
 /// Who serves the partition, as this host knows it.

@@ -81,6 +81,11 @@ impl Progress {
         }
     }
 
+    /// The last batch that holds a record and is not known to be on the device; `None` if there is none.
+    pub fn last_submitted(&self) -> Option<WalSeq> {
+        self.pending.back().map(|(seq, _)| *seq)
+    }
+
     /// Notes that the record just assigned goes to no log: whoever waits for it waits for what was logged before it.
     pub fn unlogged(&mut self) {
         match self.pending.back_mut() {

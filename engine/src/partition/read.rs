@@ -374,7 +374,14 @@ impl Partition {
 
 impl ReadView {
     /// The part of `[start, end)` that lies in one segment, which holds `start`.
-    pub(super) fn merge(&self, segment: usize, start: Bytes, end: Option<&Bytes>, retain: Retain) -> MergeIter {
+    pub(super) fn merge(
+        &self,
+        segment: usize,
+        start: Bytes,
+        end: Option<&Bytes>,
+        retain: Retain,
+        purpose: Purpose,
+    ) -> MergeIter {
         let (lsn, segment) = (self.pin.lsn(), &self.layout.segments[segment]);
         let end = match (end, &segment.end) {
             (Some(end), Some(segment_end)) => Some(end.min(segment_end).clone()),
@@ -385,8 +392,10 @@ impl ReadView {
         let cursor =
             |table| MemtableCursor::new(Rc::clone(table), start.clone(), end.clone(), lsn).newest_only(newest_only);
         let in_memtables = written.map(|table| Source::Memtable(cursor(table)));
-        let table = |table: &Rc<Table>| Source::table(table, start.clone(), end.clone(), Purpose::Serve);
-        let sources = in_memtables.chain(segment.tables().map(table)).collect();
+        let table = |table: &Rc<Table>| Source::table(table, start.clone(), end.clone(), purpose);
+        // What changed behind an LSN is not in a table that ends before it.
+        let tables = segment.tables().filter(|table| table.location.max_lsn > retain.after());
+        let sources = in_memtables.chain(tables.map(table)).collect();
         let erasures = self.erasures(&start, end.as_ref(), Lsn(0), lsn);
         MergeIter::new(sources, retain).erased_by(erasures)
     }

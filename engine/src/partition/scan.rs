@@ -8,9 +8,11 @@ use crate::clock;
 use crate::error::Result;
 use crate::merge::{MergeIter, Retain};
 use crate::record::RecordView;
+use crate::table::Purpose;
 use crate::types::KeyRange;
 
 use super::Partition;
+use super::compact::READ_BYTES_MIN;
 use super::page::Direction;
 use super::read::{KeyValue, ReadView};
 use super::snapshots::Moment;
@@ -18,6 +20,9 @@ use super::snapshots::Moment;
 /// Rows and bytes of a page that memory is taken for at its first row.
 const EXPECTED_ROWS_MAX: usize = 1024;
 const EXPECTED_BYTES_MAX: usize = 256 << 10;
+
+/// Sources that background work reads at a time, about: a base, some slices.
+const BACKGROUND_SOURCES: usize = 4;
 
 /// One page of a scan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -159,7 +164,19 @@ impl Partition {
         end: Option<Bytes>,
         retain: Retain,
     ) -> ViewIter<'a> {
-        ViewIter::new(view, start, end, retain)
+        ViewIter::new(view, start, end, retain, Purpose::Serve)
+    }
+
+    /// As [`Partition::iterate`], for work that nobody waits for: the cache stays as readers left it.
+    pub(super) fn iterate_in_background<'a>(
+        &self,
+        view: &'a ReadView,
+        start: Bytes,
+        end: Option<Bytes>,
+        retain: Retain,
+    ) -> ViewIter<'a> {
+        let read_bytes = (self.shard.read_ahead_bytes() / BACKGROUND_SOURCES).max(READ_BYTES_MIN);
+        ViewIter::new(view, start, end, retain, Purpose::Maintain { read_bytes })
     }
 }
 
@@ -168,6 +185,7 @@ pub(super) struct ViewIter<'a> {
     view: &'a ReadView,
     end: Option<Bytes>,
     retain: Retain,
+    purpose: Purpose,
     first: usize,
     /// The segment that comes next.
     next: usize,
@@ -175,10 +193,10 @@ pub(super) struct ViewIter<'a> {
 }
 
 impl<'a> ViewIter<'a> {
-    fn new(view: &'a ReadView, start: Bytes, end: Option<Bytes>, retain: Retain) -> ViewIter<'a> {
+    fn new(view: &'a ReadView, start: Bytes, end: Option<Bytes>, retain: Retain, purpose: Purpose) -> ViewIter<'a> {
         let first = view.layout.locate(&start);
-        let open = view.merge(first, start, end.as_ref(), retain.clone());
-        ViewIter { view, end, retain, first, next: first + 1, open }
+        let open = view.merge(first, start, end.as_ref(), retain.clone(), purpose);
+        ViewIter { view, end, retain, purpose, first, next: first + 1, open }
     }
 
     /// The segments that it has opened.
@@ -202,7 +220,8 @@ impl<'a> ViewIter<'a> {
     fn open_next(&mut self) -> bool {
         match self.view.layout.segments.get(self.next) {
             Some(segment) if self.end.as_ref().is_none_or(|end| segment.start < *end) => {
-                self.open = self.view.merge(self.next, segment.start.clone(), self.end.as_ref(), self.retain.clone());
+                let start = segment.start.clone();
+                self.open = self.view.merge(self.next, start, self.end.as_ref(), self.retain.clone(), self.purpose);
                 self.next += 1;
                 true
             }

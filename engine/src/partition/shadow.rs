@@ -7,17 +7,18 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use crate::chain::{ChainState, Seal, copy_digest};
+use crate::chain::{ChainState, CopyDigest, Seal};
 use crate::erasure::Erasure;
 use crate::error::{Error, Result};
 use crate::governor::IoClass;
-use crate::io::{Bug, planted};
+use crate::io::{Bug, planted, runtime};
 use crate::manifest::{ManifestEdit, Role, SegmentDesc, TableRef};
 use crate::record::{Record, RecordKind};
 use crate::shard::files::Table;
-use crate::table::{self, TableBuilder};
+use crate::table::TableBuilder;
 use crate::types::{AttemptId, Epoch, Hlc, Lsn, SegmentId, WalSeq};
 
+use super::image::CheckedImage;
 use super::layout::Segment;
 use super::mirror::MirrorItem;
 use super::output::{TableFileWriter, plain_options};
@@ -32,6 +33,8 @@ pub(super) struct ShadowState {
     copies: BTreeMap<SegmentId, u128>,
     /// Largest timestamp seen.
     pub clock: Hlc,
+    /// The WAL batch with the last record of the mirror.
+    logged: WalSeq,
     /// The last LSN of the source's seal, once it has been compared and the readiness is durable.
     sealed: Option<Lsn>,
     /// It is about to be promoted by force: nothing more is taken.
@@ -57,6 +60,7 @@ impl Partition {
             chain: ChainState::new(from),
             copies: BTreeMap::new(),
             clock: Hlc::default(),
+            logged: self.shard.wal().durable(),
             sealed: None,
             stopped: false,
             noted_whole: false,
@@ -69,7 +73,6 @@ impl Partition {
     /// # Errors
     /// [`Error::Stale`] for another attempt or a gap (nothing behind the gap is taken), [`Error::ReadOnly`].
     pub async fn apply_mirror(&self, attempt: AttemptId, items: Vec<MirrorItem>) -> Result<Applied> {
-        let mut seq = self.shard.wal().durable();
         for item in items {
             while !self.shard.wal().has_room() || self.shard.memtables_full() {
                 self.shard.wal().wait_room().await?;
@@ -77,13 +80,19 @@ impl Partition {
             }
             self.fold(attempt, &item)?;
             if let MirrorItem::Record { record, .. } = item {
-                seq = self.log(attempt, &record)?;
+                let logged = self.log(attempt, &record)?;
+                self.with_shadow(attempt, |shadow| {
+                    shadow.logged = logged;
+                    Ok(())
+                })?;
                 self.note_version(&record);
                 self.insert(&record);
             }
+            // A long stretch is not to keep a request of this shard waiting.
+            runtime::yield_now().await;
         }
-        let last = self.with_shadow(attempt, |shadow| Ok(shadow.chain.last()))?;
-        Ok(Applied { last, seq })
+        // The last record's batch, also if this stretch had none: an acknowledgement speaks for all before it.
+        self.with_shadow(attempt, |shadow| Ok(Applied { last: shadow.chain.last(), seq: shadow.logged }))
     }
 
     fn fold(&self, attempt: AttemptId, item: &MirrorItem) -> Result<()> {
@@ -128,13 +137,13 @@ impl Partition {
     ///
     /// # Errors
     /// [`Error::Stale`] for another attempt, a segment held already or a copy that the seal does not name, [`Error::UnknownSegment`],
-    /// [`Error::Corruption`] when the image is not what was built; in each case nothing is installed.
+    /// [`Error::Corruption`] when the delta is of another segment; in each case nothing is installed.
     pub async fn install_image(
         self: &Rc<Self>,
         attempt: AttemptId,
         segment: SegmentId,
         covered: Option<Lsn>,
-        image: Vec<u8>,
+        image: CheckedImage,
         delta: Vec<Record>,
     ) -> Result<()> {
         let partition = Rc::clone(self);
@@ -147,33 +156,38 @@ impl Partition {
         attempt: AttemptId,
         id: SegmentId,
         covered: Option<Lsn>,
-        image: Vec<u8>,
+        image: CheckedImage,
         delta: Vec<Record>,
     ) -> Result<()> {
         self.check_missing(attempt, id)?;
         let segment = self.segment(id)?;
         let range = segment.range();
-        if delta.iter().any(|record| !range.contains(&record.key)) {
-            return Err(Error::corruption("<delta>", 0, format!("a key outside segment {id}")));
+        let mut digest = covered.map(|covered| CopyDigest::new(id, image.digest, covered));
+        for record in &delta {
+            if !range.contains(&record.key) {
+                return Err(Error::corruption("<delta>", 0, format!("a key outside segment {id}")));
+            }
+            if let Some(digest) = &mut digest {
+                digest.update(record.view());
+            }
+            runtime::yield_now().await;
         }
-        let mut tables: Vec<(Vec<u8>, Lsn)> = Vec::new();
-        let mut digest = 0;
-        if !image.is_empty() {
-            let meta = table::verify_image(&image).await?;
-            digest = meta.digest;
-            tables.push((image, meta.max_lsn));
-        }
-        let copy = covered.map(|covered| copy_digest(id, digest, covered, &delta));
+        let copy = digest.map(|digest| digest.finish());
         self.check_sealed_copy(id, copy)?;
         let (erased, delta): (Vec<Record>, Vec<Record>) =
             delta.into_iter().partition(|record| record.kind == RecordKind::RangeDelete);
         let pieces = erased.iter().map(|record| Erasure::of_record(record.view()));
         let erasures: Vec<Erasure> =
             pieces.filter_map(|erasure| erasure.clipped(&segment.start, segment.end.as_ref())).collect();
+        let mut tables: Vec<(Vec<u8>, Lsn)> = Vec::new();
+        if !image.table.is_empty() {
+            tables.push((image.table, image.max_lsn));
+        }
         if !delta.is_empty() {
             let mut builder = TableBuilder::new(plain_options(self.options));
             for record in &delta {
                 builder.add(record.view())?;
+                runtime::yield_now().await;
             }
             let built = builder.finish()?;
             tables.push((built.bytes, built.meta.max_lsn));
@@ -276,17 +290,17 @@ impl Partition {
         if let Some(missing) = self.missing_segments().first().filter(|_| !early) {
             return Err(Error::Invalid { what: format!("segment {missing} is not held") });
         }
-        self.with_shadow(attempt, |shadow| {
+        let logged = self.with_shadow(attempt, |shadow| {
             let mut ours = shadow.chain.seal();
             ours.copies = shadow.copies.iter().map(|(segment, digest)| (*segment, *digest)).collect();
             match seal.difference(&ours) {
                 Some(difference) => Err(Error::Invalid { what: format!("source and shadow differ: {difference}") }),
-                None => Ok(()),
+                None => Ok(shadow.logged),
             }
         })?;
         self.note_sealed(seal);
         if !planted(Bug::MirrorUnsynced) {
-            self.shard.wal().wait_durable(self.shard.wal().collecting()).await?;
+            self.shard.wal().wait_durable(logged).await?;
         }
         self.log_shadow(attempt, seal.final_lsn).await?;
         self.with_shadow(attempt, |shadow| {

@@ -1,5 +1,5 @@
-//! The source's side of a move: plan, images, deltas, freeze, hand-over. Driven by the shadow protocol; each method
-//! names the attempt, and a closed attempt changes nothing.
+//! The source's side of a move: plan, mirror, freeze, hand-over; images and deltas are [`super::image`]'s. Driven by the
+//! shadow protocol; each method names the attempt, and a closed attempt changes nothing.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -8,23 +8,16 @@ use std::time::Duration;
 use antumbra_predictor::scorer::ScorerKind;
 use bytes::Bytes;
 
-use crate::chain::{Seal, copy_digest};
+use crate::chain::Seal;
 use crate::clock;
-use crate::erasure::Erasure;
 use crate::error::{Error, Result};
 use crate::manifest::{ManifestEdit, Role};
-use crate::merge::Retain;
-use crate::record::Record;
-use crate::table::TableBuilder;
 use crate::types::{AttemptId, Epoch, Hlc, HostId, Lsn, SegmentId, ValidationToken};
 
 use super::compact::LayoutPin;
+use super::image::Captured;
 use super::layout::Segment;
 use super::mirror::{MirrorReceiver, MirrorTap};
-use super::output::plain_options;
-use super::read::ReadView;
-use super::scan::ViewIter;
-use super::snapshots::SnapshotPin;
 use super::{Partition, Serving};
 
 /// Smallest size that a segment counts with: an empty one still costs a stream.
@@ -33,13 +26,13 @@ const SEGMENT_BYTES_MIN: u64 = 4096;
 /// What the source keeps while a shadow is attached.
 #[derive(Debug)]
 pub(super) struct Outgoing {
-    attempt: AttemptId,
+    pub(super) attempt: AttemptId,
     /// Segments keep their bounds.
     _layout: LayoutPin,
-    /// State and digest of each image under way, until its segment is covered.
-    captured: BTreeMap<SegmentId, (SnapshotPin, u128)>,
+    /// State of each image under way, until its segment is covered.
+    pub(super) captured: BTreeMap<SegmentId, Captured>,
     /// Digest of each copy, for the seal.
-    copies: BTreeMap<SegmentId, u128>,
+    pub(super) copies: BTreeMap<SegmentId, u128>,
 }
 
 /// A segment as the plan of a shadow sees it.
@@ -59,28 +52,6 @@ pub struct SegmentSummary {
     pub gru: f32,
     /// The same by the moving average alone.
     pub ewma: f32,
-}
-
-/// The live records of a segment at one LSN, as a table.
-#[derive(Clone, Debug)]
-pub struct Image {
-    /// The version it was taken from.
-    pub token: ValidationToken,
-    /// The LSN it shows.
-    pub snapshot: Lsn,
-    /// A table (see [`crate::table`]); empty if the segment has no live record.
-    pub table: Vec<u8>,
-    /// Digest of its records.
-    pub digest: u128,
-}
-
-/// What changed in a segment between its image and the moment it was covered.
-#[derive(Clone, Debug)]
-pub struct SegmentDelta {
-    /// The last LSN that the delta contains; every later record travels over the mirror.
-    pub covered: Lsn,
-    /// The range deletions, then the newest version of each changed key, tombstones included, ascending by key.
-    pub records: Vec<Record>,
 }
 
 /// The state at which a partition stands still.
@@ -152,118 +123,16 @@ impl Partition {
             .collect()
     }
 
-    /// Takes the image of a segment. Its state is kept until the segment is covered or captured again.
-    ///
-    /// # Errors
-    /// [`Error::Stale`] for another attempt, [`Error::UnknownSegment`], [`Error::Corruption`], [`Error::Io`].
-    pub async fn capture_image(self: &Rc<Self>, attempt: AttemptId, segment: SegmentId) -> Result<Image> {
-        let partition = Rc::clone(self);
-        self.shard.background().run(async move { partition.build_image(attempt, segment).await }).await
-    }
-
-    async fn build_image(&self, attempt: AttemptId, id: SegmentId) -> Result<Image> {
-        self.check_outgoing(attempt)?;
-        let view = self.view_latest();
-        let image = self.image_at(&view, id).await?;
-        let mut outgoing = self.outgoing.borrow_mut();
-        let outgoing = outgoing.as_mut().filter(|held| held.attempt == attempt);
-        let outgoing = outgoing.ok_or_else(|| self.stale(format!("attempt {attempt}")))?;
-        outgoing.captured.insert(id, (view.pin, image.digest));
-        Ok(image)
-    }
-
-    async fn image_at(&self, view: &ReadView, id: SegmentId) -> Result<Image> {
-        let segment = self.segment(id)?;
-        let (token, snapshot) = (self.token(&segment), view.pin.lsn());
-        // Nothing that has expired since is left out: the target decides by its own clock when it serves.
-        let mut records = self.iterate_segment(view, &segment, Retain::visible_at(snapshot, 0));
-        let mut builder = TableBuilder::new(plain_options(self.options));
-        while records.advance().await? {
-            builder.add(records.current())?;
-            crate::io::runtime::yield_now().await;
-        }
-        let (table, digest) = match builder.is_empty() {
-            true => (Vec::new(), 0),
-            false => {
-                let built = builder.finish()?;
-                (built.bytes, built.meta.digest)
-            }
-        };
-        Ok(Image { token, snapshot, table, digest })
-    }
-
-    /// The image of a segment of a partition that was handed over to `owner`, which does not hold it yet. Nothing is
-    /// written here any more, so every such image shows the state at the hand-over.
-    ///
-    /// # Errors
-    /// [`Error::Stale`] unless the partition was handed over to `owner`, [`Error::UnknownSegment`],
-    /// [`Error::Corruption`], [`Error::Io`].
-    pub async fn capture_released(self: &Rc<Self>, owner: HostId, segment: SegmentId) -> Result<Image> {
-        let partition = Rc::clone(self);
-        let capture = async move {
-            if partition.serving() != (Serving::Released { owner }) {
-                return Err(partition.stale(format!("fetch: it has not been handed over to host {owner}")));
-            }
-            let view = partition.view_at(partition.assigned());
-            partition.image_at(&view, segment).await
-        };
-        self.shard.background().run(capture).await
-    }
-
-    /// From now on the segment's records travel over the mirror. Returns what changed since its image was taken.
-    ///
-    /// # Errors
-    /// [`Error::Stale`] for another attempt, without an image, or once writes stand still (the seal names every copy that
-    /// may arrive), [`Error::UnknownSegment`], [`Error::Corruption`],
-    /// [`Error::Io`].
-    pub async fn cover_segment(self: &Rc<Self>, attempt: AttemptId, id: SegmentId) -> Result<SegmentDelta> {
-        let partition = Rc::clone(self);
-        self.shard.background().run(async move { partition.cover(attempt, id).await }).await
-    }
-
-    async fn cover(&self, attempt: AttemptId, id: SegmentId) -> Result<SegmentDelta> {
-        let segment = self.segment(id)?;
-        let index = self.layout().index_of(id).ok_or(Error::UnknownSegment { partition: self.id, segment: id })?;
-        // Without an await: no record falls between the delta and the mirror.
-        let ((pin, image), covered) = {
-            self.check_unsealed(id)?;
-            let mut outgoing = self.outgoing.borrow_mut();
-            let mut mirror = self.mirror.borrow_mut();
-            let held = outgoing.as_mut().filter(|held| held.attempt == attempt).zip(mirror.as_mut());
-            let (outgoing, tap) = held.ok_or_else(|| self.stale(format!("attempt {attempt}")))?;
-            let captured = outgoing.captured.remove(&id);
-            let captured = captured.ok_or_else(|| self.stale(format!("segment {id} is covered before its image")))?;
-            tap.cover(index);
-            (captured, self.assigned())
-        };
-        let view = self.view_at(covered);
-        let mut records = self.iterate_segment(&view, &segment, Retain::changed_between(pin.lsn(), covered));
-        // Range deletions first: the table of the rest is built in key order.
-        let erased = view.erasures(&segment.start, segment.end.as_ref(), pin.lsn(), covered);
-        let mut changed: Vec<Record> = erased.iter().map(Erasure::to_record).collect();
-        while records.advance().await? {
-            changed.push(records.current().to_record());
-            crate::io::runtime::yield_now().await;
-        }
-        self.check_unsealed(id)?;
-        let mut outgoing = self.outgoing.borrow_mut();
-        let held = outgoing.as_mut().filter(|held| held.attempt == attempt);
-        let outgoing = held.ok_or_else(|| self.stale(format!("attempt {attempt}")))?;
-        outgoing.copies.insert(id, copy_digest(id, image, covered, &changed));
-        Ok(SegmentDelta { covered, records: changed })
-    }
-
-    fn check_unsealed(&self, id: SegmentId) -> Result<()> {
-        match self.serving() {
-            Serving::Owner => Ok(()),
-            _ => Err(self.stale(format!("segment {id} is covered after the freeze"))),
-        }
-    }
-
-    /// Whether `token` still names the present version of its segment.
+    /// The present version of a segment; `None` if there is no such segment.
     #[must_use]
-    pub fn is_current(&self, token: ValidationToken) -> bool {
-        self.segment(token.segment).is_ok_and(|segment| self.token(&segment) == token)
+    pub fn segment_token(&self, id: SegmentId) -> Option<ValidationToken> {
+        self.segment(id).ok().map(|segment| self.token(&segment))
+    }
+
+    /// See [`crate::Shard::foreground_p99`]: of the shard that the partition is pinned to.
+    #[must_use]
+    pub fn foreground_p99(&self) -> Option<Duration> {
+        self.shard.foreground_p99()
     }
 
     /// Makes acknowledgements wait for the target from now on; it has made durable everything up to `acked`.
@@ -301,8 +170,10 @@ impl Partition {
         self.reads_until.set(clock::monotonic() + read_lease);
         self.set_serving(Serving::Frozen);
         let wall_ms = clock::wall_ms();
-        let wal = self.shard.wal();
-        if let Err(cause) = wal.wait_durable(wal.collecting()).await {
+        let last = self.progress.borrow().last_submitted();
+        if let Some(last) = last
+            && let Err(cause) = self.shard.wal().wait_durable(last).await
+        {
             self.set_serving(Serving::Owner);
             return Err(cause);
         }
@@ -364,12 +235,30 @@ impl Partition {
     /// # Errors
     /// [`Error::Io`]: the role could not be made durable; nothing is served all the same.
     pub async fn hand_over(&self, owner: HostId, epoch: Epoch) -> Result<()> {
+        self.release(owner, epoch);
+        self.log_release(owner, epoch).await
+    }
+
+    /// As [`Partition::hand_over`], in memory: [`Partition::log_release`] has to follow. Between the two `owner` may serve
+    /// already: whoever restarts reads the coordinator's record before it serves.
+    pub fn release(&self, owner: HostId, epoch: Epoch) {
         self.epoch.set(self.epoch.get().max(epoch));
         // What was submitted before the freeze is at the new owner: it may be acknowledged.
         self.mirror.take();
         self.outgoing.take();
         self.progress.borrow_mut().set_mirrored(None);
         self.set_serving(Serving::Released { owner });
+    }
+
+    /// Makes a [`Partition::release`] durable.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub async fn log_release(&self, owner: HostId, epoch: Epoch) -> Result<()> {
+        // The partition may be dropped meanwhile: then the manifest is to hear no more of it.
+        let Some(_guard) = self.lock_maintenance().await else {
+            return Ok(());
+        };
         let edit = ManifestEdit::SetRole {
             partition: self.id,
             role: Role::Released { owner },
@@ -390,12 +279,10 @@ impl Partition {
         self.mirror.take();
         self.outgoing.take();
         self.set_serving(Serving::Released { owner });
-        let role = Role::Released { owner };
-        let last_lsn = self.progress.borrow().durable();
-        self.shard.log_edits(vec![ManifestEdit::SetRole { partition: self.id, role, epoch, last_lsn }]).await
+        self.log_release(owner, epoch).await
     }
 
-    fn check_outgoing(&self, attempt: AttemptId) -> Result<()> {
+    pub(super) fn check_outgoing(&self, attempt: AttemptId) -> Result<()> {
         let current = self.outgoing.borrow().as_ref().is_some_and(|held| held.attempt == attempt);
         if current { Ok(()) } else { Err(self.stale(format!("attempt {attempt}"))) }
     }
@@ -406,7 +293,7 @@ impl Partition {
         Ok(Rc::clone(&layout.segments[index]))
     }
 
-    fn token(&self, segment: &Segment) -> ValidationToken {
+    pub(super) fn token(&self, segment: &Segment) -> ValidationToken {
         let version = segment.version.get();
         let mut checksum = crc32c::crc32c(&self.id.0.to_le_bytes());
         for number in [segment.id.0, version.0] {
@@ -414,9 +301,5 @@ impl Partition {
         }
         checksum = crc32c::crc32c_append(checksum, &segment.start);
         ValidationToken { segment: segment.id, version, checksum }
-    }
-
-    fn iterate_segment<'a>(&self, view: &'a ReadView, segment: &Segment, retain: Retain) -> ViewIter<'a> {
-        self.iterate(view, segment.start.clone(), segment.end.clone(), retain)
     }
 }

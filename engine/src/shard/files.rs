@@ -171,6 +171,12 @@ impl Table {
         }
     }
 
+    /// Bytes of the table as they lie on the device, not verified.
+    pub async fn read_bytes(&self, offset: u64, len: usize) -> Result<Frame> {
+        assert!(offset + len as u64 <= self.location.len, "INV-FILES: a table's bytes are its own");
+        self.file.file.read(self.location.offset + offset, len).await
+    }
+
     /// The newest version of `key` at or below `max_lsn`.
     pub async fn get(&self, key: HashedKey<'_>, max_lsn: Lsn) -> Result<Option<BlockRecord>> {
         self.reader.get(key, max_lsn, &*self.cache).await

@@ -5,6 +5,7 @@
 
 mod checkpoint;
 pub(crate) mod files;
+mod lateness;
 mod maintenance;
 mod manifest;
 pub(crate) mod recovery;
@@ -83,6 +84,7 @@ pub struct Shard {
     /// Snapshots that other threads hold, by number.
     pins: RefCell<BTreeMap<u64, SnapshotPin>>,
     next_pin: Cell<u64>,
+    lateness: lateness::Lateness,
 }
 
 impl std::fmt::Debug for Shard {

@@ -95,6 +95,7 @@ impl Shard {
             removals_ended: Cell::new(false),
             pins: RefCell::default(),
             next_pin: Cell::new(0),
+            lateness: Default::default(),
         });
         if let Err(cause) = shard.open_partitions(state, replayed).await {
             // This process may open the folder again, once it is repaired: the log must not stay locked.

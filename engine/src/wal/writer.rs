@@ -61,7 +61,12 @@ struct Inner {
     observer: RefCell<Option<Observer>>,
     closing: Cell<bool>,
     writers: Cell<usize>,
+    /// How long the device took for each batch, until somebody asks.
+    write_times: RefCell<Vec<Duration>>,
 }
+
+/// Times that are kept of the log's writes.
+const WRITE_TIMES_MAX: usize = 1024;
 
 /// The log of one shard. Clones share it.
 #[derive(Clone)]
@@ -110,6 +115,7 @@ impl Wal {
             observer: RefCell::default(),
             closing: Cell::new(false),
             writers: Cell::new(FLIGHT_MAX),
+            write_times: RefCell::default(),
         });
         for _ in 0..FLIGHT_MAX {
             let inner = Rc::clone(&inner);
@@ -196,6 +202,11 @@ impl Wal {
     /// Whether writers may add entries without waiting.
     pub fn has_room(&self) -> bool {
         self.inner.group.borrow().has_room()
+    }
+
+    /// How long the device took for each batch since the last call; of the first ones, if nobody asked for long.
+    pub fn take_write_times(&self) -> Vec<Duration> {
+        self.inner.write_times.take()
     }
 
     /// Waits for room.
@@ -291,7 +302,14 @@ impl Inner {
         let Some(file) = self.current.borrow().clone() else {
             unreachable!("INV-FLIGHT: the file is closed after the last writer has ended");
         };
+        let begun = clock::monotonic();
         let result = file.write_all(offset, bytes).await;
+        {
+            let mut times = self.write_times.borrow_mut();
+            if times.len() < WRITE_TIMES_MAX {
+                times.push(clock::monotonic().saturating_sub(begun));
+            }
+        }
         let event = match result {
             Ok(()) => {
                 let mut group = self.group.borrow_mut();

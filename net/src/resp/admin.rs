@@ -1,6 +1,7 @@
 //! `ANTUMBRA ...`: moves and their state, in JSON.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use antumbra_engine::types::{HostId, PartitionId};
 use antumbra_engine::{PartitionStats, Serving};
@@ -11,10 +12,10 @@ use serde_json::{Value, json};
 use crate::coordinator::{self, Command};
 use crate::error::{Error, Result};
 use crate::host::{Host, probe};
-use crate::shadow::{MoveOptions, Policy};
+use crate::shadow::{MoveOptions, Policy, SetPoint};
 
-const USAGE: &str = "PARTITIONS | CREATE id first-slot last-slot owner | MOVE id host [ORDER gru|ewma|key|random] \
-                     [THROTTLE mb-per-second] [MANUAL] [EARLY percent] | STANDBY id host [ASYNC] | STANDBY id OFF | \
+const USAGE: &str = "PARTITIONS | CREATE id first-slot last-slot owner | MOVE id host [ORDER auto|gru|ewma|key|random] \
+                     [THROTTLE mb-per-second] [SETPOINT auto|us] [MANUAL] [EARLY percent] | STANDBY id host [ASYNC] | STANDBY id OFF | \
                      PROMOTE id [FORCE [POLICY lww|prefer-target|prefer-source|reject-and-keep-both|merge:operator]] | \
                      ABANDON id FORCE | SWITCH id | FILL id | LINK host mebibytes | PROGRESS id | REPORT id | COMPACT id | SEGMENTS id | \
                      STATE id | RECORD id START one-key-of | RECORD id TAKE | RECORD id STOP";
@@ -183,6 +184,15 @@ fn start_move(host: &Arc<Host>, words: &[&str]) -> Result<Value> {
             "THROTTLE" => {
                 let rate: f64 = rest.next().and_then(|word| word.parse().ok()).ok_or_else(usage)?;
                 options.throttle_bytes_s = (rate > 0.0).then_some((rate * 1e6) as u64);
+            }
+            "SETPOINT" => {
+                let word = rest.next().copied().ok_or_else(usage)?;
+                options.set_point = match word.parse() {
+                    Ok(0) => SetPoint::Off,
+                    Ok(us) => SetPoint::At(Duration::from_micros(us)),
+                    Err(_) if word.eq_ignore_ascii_case("auto") => SetPoint::Quiet,
+                    Err(_) => return Err(usage()),
+                };
             }
             "MANUAL" => options.policy = Policy::Manual,
             "EARLY" => {

@@ -16,6 +16,9 @@ use super::operation::{self, Operation, Outcome};
 /// Looks for the owner of a partition that is just changing hands.
 const FIND_OWNER_TRIES: u32 = 2_000;
 const FIND_OWNER_PAUSE: Duration = Duration::from_millis(1);
+/// A hand-over mostly takes less than that: at first it is looked for more often.
+const FIRST_TRIES: u32 = 20;
+const FIRST_PAUSE: Duration = Duration::from_micros(100);
 
 /// Runs an operation where its partition is. With `follows_moved` the caller's client goes to another host by itself, and
 /// is told of it; else the operation is forwarded, which `forwarding` is told of.
@@ -26,7 +29,7 @@ pub(crate) async fn run(
     follows_moved: bool,
     forwarding: impl Fn(),
 ) -> Result<Outcome> {
-    for _ in 0..FIND_OWNER_TRIES {
+    for tried in 0..FIND_OWNER_TRIES {
         let topology = host.routing.load();
         let Some(route) = topology.route(operation.slot()) else {
             return Err(Error::Refused { what: "CLUSTERDOWN Hash slot not served".into() });
@@ -51,7 +54,7 @@ pub(crate) async fn run(
                 done => return Ok(done),
             }
         }
-        runtime::sleep(FIND_OWNER_PAUSE).await;
+        runtime::sleep(if tried < FIRST_TRIES { FIRST_PAUSE } else { FIND_OWNER_PAUSE }).await;
     }
     Err(Error::Refused { what: "TRYAGAIN the partition is changing hands".into() })
 }

@@ -141,7 +141,7 @@ pub(crate) async fn apply_when_promoted(
     operation: Operation,
     patience: Duration,
 ) -> Result<Outcome> {
-    const PAUSE: Duration = Duration::from_micros(500);
+    const PAUSE: Duration = Duration::from_micros(100);
     let partition = match engine.partition(id) {
         Ok(partition) => partition,
         Err(cause) => return outcome(Err(cause)),

@@ -29,6 +29,25 @@ pub struct ShadowAccounts {
     pub mirrored_records: u64,
     /// Records elided from it.
     pub elided_records: u64,
+    /// How requests fared, and what that did to the rate.
+    pub foreground: ForegroundAccounts,
+}
+
+/// What requests beside a copy saw: how late they ran, and what the log took.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ForegroundAccounts {
+    /// What the 99th percentile was to stay at, source and target, in microseconds.
+    pub set_point_us: [u64; 2],
+    /// Mean of the 99th percentiles of each look, source and target, in microseconds.
+    pub p99_us: [u64; 2],
+    /// Seconds in which that held the rate.
+    pub limited_by_foreground_s: f64,
+    /// Seconds in which the cap did.
+    pub limited_by_cap_s: f64,
+    /// Seconds in which neither did: the copy itself was not faster.
+    pub limited_by_supply_s: f64,
+    /// The last rate, in MB (10^6 bytes) per second; 0 = not governed.
+    pub rate_mb_s: f64,
 }
 
 /// One step of the switchover.

@@ -78,6 +78,8 @@ pub enum Message {
     Mirror(Vec<MirrorItem>),
     /// Source, at regular intervals: the last LSN it has assigned, and whether acknowledgements wait for the target.
     Position(Lsn, bool),
+    /// Target: what its requests waited for lately, the 99th percentile in microseconds.
+    Foreground(u64),
 }
 
 /// Kind of [`Message::Failed`].
@@ -150,6 +152,7 @@ impl Message {
             Message::Complete => (15, Columns::default()),
             Message::Mirror(items) => (16, mirror_columns(items)?),
             Message::Position(assigned, synchronous) => (17, Columns::of([assigned.0, u64::from(*synchronous)])),
+            Message::Foreground(us) => (18, Columns::of([*us])),
         })
     }
 
@@ -172,6 +175,7 @@ impl Message {
             15 => Message::Complete,
             16 => Message::Mirror(mirror_of(columns)?),
             17 => Message::Position(Lsn(columns.number(0)?), columns.number(1)? == 1),
+            18 => Message::Foreground(columns.number(0)?),
             other => return Err(Error::protocol(format!("unknown message kind {other}"))),
         })
     }
@@ -371,6 +375,7 @@ mod tests {
             Message::Stale(token),
             Message::Held(SegmentId(8)),
             Message::MirrorAck(Lsn(8)),
+            Message::Foreground(9),
             Message::Seal(Sealing {
                 seal: Seal {
                     final_lsn: Lsn(1),

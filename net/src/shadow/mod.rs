@@ -6,8 +6,8 @@
 //! ```text
 //!        source (owner)                                    target (destination)
 //!  control  Open  ------------------------------------------>  creates the shadow
-//!           Plan, Stale  ----------------------------------->  picks the next segments
-//!           <-------------------------------  Opened, Request, Held, MirrorAck
+//!           Plan, Stale, Position  ------------------------->  picks the next segments
+//!           <-------------------  Opened, Request, Held, MirrorAck, Foreground
 //!  mirror   every record in LSN order ---------------------->  WAL, then acknowledges
 //!  bulk     one stream a segment: image, then its delta  --->  verifies, installs
 //!  control  Seal  ------------------------------------------>  compares, makes ready durable
@@ -35,5 +35,5 @@ pub mod source;
 pub mod target;
 
 pub use accounts::MoveReport;
-pub use drive::{MoveHandle, MoveOptions, Policy};
+pub use drive::{MoveHandle, MoveOptions, Policy, SetPoint};
 pub use plan::Order;

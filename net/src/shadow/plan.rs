@@ -95,8 +95,8 @@ pub fn plan(order: Order, segments: &[SegmentSummary], wanted: impl Fn(SegmentId
             bytes: segment.bytes,
         })
         .collect();
-    // Equal scores keep the key order.
-    entries.sort_by(|a, b| b.score.total_cmp(&a.score));
+    // Among equals the one that is held soonest; then in key order.
+    entries.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.bytes.cmp(&b.bytes)));
     entries
 }
 
@@ -122,6 +122,13 @@ mod tests {
         assert_eq!(ids(Order::Ewma), [2, 1, 3]);
         assert_eq!(ids(Order::Gru), [2, 1, 3]);
         assert_eq!(ids(Order::Key), [1, 2, 3]);
+    }
+
+    #[test]
+    fn plan_of_equals_takes_the_nearest_done_first() {
+        let segments = [summary(1, 100, 0.0, 0.0), summary(2, 30, 0.0, 0.0), summary(3, 30, 0.0, 0.0)];
+        let ids: Vec<u64> = plan(Order::Gru, &segments, |_| true).iter().map(|entry| entry.token.segment.0).collect();
+        assert_eq!(ids, [2, 3, 1]);
     }
 
     proptest! {

@@ -1,15 +1,17 @@
 //! The scheduling class of a plane's thread, and the floor below which an idle-class plane is lifted.
 //!
 //! The kernel runs a thread of class idle only in what others leave (its weight is 3 against 1024), which is what bulk
-//! copying should get, until a busy machine leaves nothing: then connections would die of silence. So the plane's
-//! runtime beats, [`BEATS_PER_S`] times a second when it gets the core; a watchdog thread lifts a plane that is behind
-//! to the normal class until it has caught up, for at most [`LIFT_MS_MAX`] at a time.
+//! copying should get, until a busy machine leaves nothing: then connections would die of silence, and copies of waiting. So
+//! the plane's runtime beats, [`BEATS_PER_S`] times a second when it gets the core, and counts the jobs beside it; a watchdog
+//! thread lifts a plane that is behind with either to the normal class until it has caught up, for at most [`LIFT_MS_MAX`] at
+//! a time.
 //!
 //! Leaving the idle class needs CAP_SYS_NICE or RLIMIT_NICE >= 20 (`LimitNICE=-0` in a systemd unit). Without them the
 //! plane stays idle and says so.
 
-use std::sync::Arc;
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -34,6 +36,9 @@ pub(super) const BEATS_PER_S: u64 = 50;
 /// Beats per second below which it is lifted: a fifth of the time.
 const FLOOR_PER_S: u64 = BEATS_PER_S / 5;
 
+/// Jobs beside a plane (a segment is compressed, or checked) per second below which it is lifted.
+const FLOOR_JOBS_PER_S: u64 = 5;
+
 /// What the watchdog is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClassChange {
@@ -57,6 +62,11 @@ impl FloorGuard {
     #[must_use]
     pub fn new(floor_per_s: u64) -> FloorGuard {
         FloorGuard { floor_per_s, account: None, lifted_at_ms: None }
+    }
+
+    /// Whether the thread is to be in the normal class.
+    fn is_lifted(&self) -> bool {
+        self.lifted_at_ms.is_some()
     }
 
     /// Takes the counters at `now_ms` (monotonic) and says what to change.
@@ -90,22 +100,92 @@ impl FloorGuard {
     }
 }
 
+/// The threads of one idle-class plane that are running.
+#[derive(Clone, Debug, Default)]
+pub(super) struct IdleThreads {
+    ids: Arc<Mutex<Vec<ThreadId>>>,
+    jobs: Arc<Jobs>,
+}
+
+/// What runs beside a plane's own thread.
+#[derive(Debug, Default)]
+struct Jobs {
+    open: AtomicU64,
+    done: AtomicU64,
+}
+
+/// A job beside a plane, from its being wanted to its end.
+#[derive(Debug)]
+pub(super) struct Job(Option<Arc<Jobs>>);
+
+impl Job {
+    /// A job of the calling thread's plane; not counted if that is not of the idle class.
+    pub fn begin() -> Job {
+        let jobs = CURRENT.with_borrow(|threads| threads.as_ref().map(|threads| Arc::clone(&threads.jobs)));
+        if let Some(jobs) = &jobs {
+            jobs.open.fetch_add(1, Ordering::Relaxed);
+        }
+        Job(jobs)
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        if let Some(jobs) = &self.0 {
+            jobs.open.fetch_sub(1, Ordering::Relaxed);
+            jobs.done.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+thread_local! {
+    /// The idle-class plane that this thread belongs to.
+    static CURRENT: RefCell<Option<IdleThreads>> = const { RefCell::new(None) };
+}
+
+impl IdleThreads {
+    /// Puts the calling thread into the idle class. SCHED_IDLE needs no privilege; where it fails, bulk copying competes
+    /// with the shards.
+    pub fn enter_or_warn(&self) {
+        let id = thread_native_id();
+        CURRENT.set(Some(self.clone()));
+        match set_policy(id, NormalThreadSchedulePolicy::Idle) {
+            Ok(()) => self.lock().push(id),
+            Err(what) => tracing::warn!(what, "a thread of the bulk plane runs in the normal scheduling class"),
+        }
+    }
+
+    /// The calling thread ends: from here on its id may be another's.
+    pub fn leave(&self) {
+        let id = thread_native_id();
+        self.lock().retain(|other| *other != id);
+    }
+
+    fn set_policy(&self, policy: NormalThreadSchedulePolicy) -> std::result::Result<(), String> {
+        self.lock().iter().try_for_each(|id| set_policy(*id, policy))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<ThreadId>> {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The watchdog thread of one idle-class plane.
 ///
-/// Must be dropped before the watched thread is joined: until then its id stays valid.
+/// Must be dropped before the plane's own thread ends: until then its id stays valid.
 pub(super) struct Watchdog {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Watchdog {
-    /// Watches a thread whose runtime counts `beats`.
-    pub fn start(name: &str, watched: ThreadId, beats: Arc<AtomicU64>) -> Result<Watchdog> {
+    /// Watches threads whose runtime counts `beats`.
+    pub fn start(name: &str, watched: IdleThreads, beats: Arc<AtomicU64>) -> Result<Watchdog> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name(format!("{name}-floor"))
-            .spawn(move || watch(watched, &beats, &stopping))
+            .spawn(move || watch(&watched, &beats, &stopping))
             .map_err(|cause| Error::link(name, cause))?;
         Ok(Watchdog { stop, thread: Some(thread) })
     }
@@ -123,29 +203,27 @@ impl Drop for Watchdog {
     }
 }
 
-fn watch(watched: ThreadId, beats: &AtomicU64, stop: &AtomicBool) {
+fn watch(watched: &IdleThreads, beats: &AtomicU64, stop: &AtomicBool) {
     let started = Instant::now();
-    let mut guard = FloorGuard::new(FLOOR_PER_S);
+    let (mut plane, mut beside) = (FloorGuard::new(FLOOR_PER_S), FloorGuard::new(FLOOR_JOBS_PER_S));
+    let mut lifted = false;
     let mut refused = false;
     while !stop.load(Ordering::Acquire) && !refused {
         std::thread::park_timeout(TICK);
         let now_ms = started.elapsed().as_millis() as u64;
-        let Some(change) = guard.observe(now_ms, 1, beats.load(Ordering::Relaxed)) else { continue };
-        let policy = match change {
-            ClassChange::Lift => NormalThreadSchedulePolicy::Other,
-            ClassChange::Lower => NormalThreadSchedulePolicy::Idle,
-        };
-        if let Err(what) = set_policy(watched, policy) {
-            tracing::warn!(?change, what, "the bulk plane cannot change its scheduling class: it has no floor");
+        let jobs = &watched.jobs;
+        plane.observe(now_ms, 1, beats.load(Ordering::Relaxed));
+        beside.observe(now_ms, jobs.open.load(Ordering::Relaxed), jobs.done.load(Ordering::Relaxed));
+        if lifted == (plane.is_lifted() || beside.is_lifted()) {
+            continue;
+        }
+        lifted = !lifted;
+        let policy = if lifted { NormalThreadSchedulePolicy::Other } else { NormalThreadSchedulePolicy::Idle };
+        if let Err(what) = watched.set_policy(policy) {
+            tracing::warn!(lifted, what, "the bulk plane cannot change its scheduling class: it has no floor");
             refused = true;
         }
     }
-}
-
-/// Puts the calling thread into the idle class and returns its id.
-pub(super) fn enter_idle_class() -> std::result::Result<ThreadId, String> {
-    let id = thread_native_id();
-    set_policy(id, NormalThreadSchedulePolicy::Idle).map(|()| id)
 }
 
 /// Judged by what the kernel says afterwards: the library also sets the niceness of the *calling* thread, and a
@@ -232,10 +310,27 @@ mod tests {
     }
 
     #[test]
+    fn jobs_of_an_idle_plane_are_counted_from_any_of_its_threads() {
+        drop(Job::begin());
+        let threads = IdleThreads::default();
+        let jobs = Arc::clone(&threads.jobs);
+        let count = || (jobs.open.load(Ordering::Relaxed), jobs.done.load(Ordering::Relaxed));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                threads.enter_or_warn();
+                let job = Job::begin();
+                assert_eq!(count(), (1, 0));
+                std::thread::spawn(move || drop(job)).join().unwrap();
+            });
+        });
+        assert_eq!(count(), (0, 1), "the first belonged to no plane");
+    }
+
+    #[test]
     fn thread_enters_the_idle_class() {
         let policy = std::thread::spawn(|| {
-            let id = enter_idle_class().unwrap();
-            thread_schedule_policy_param(id).unwrap().0
+            IdleThreads::default().enter_or_warn();
+            thread_schedule_policy_param(thread_native_id()).unwrap().0
         });
         assert_eq!(policy.join().unwrap(), ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle));
     }

@@ -3,7 +3,9 @@
 //! The **control** plane carries control streams, mirrors, coordinator calls and forwarded requests; it sits in the
 //! write path and runs in the normal scheduling class. The **bulk** plane carries segment images and runs in the idle
 //! class, so that the kernel pushes it aside when a shard wants the core. Stream priority does not do that: what queues
-//! has been sent already; small windows and connections of their own do.
+//! has been sent already; small windows and connections of their own do. What keeps a core busy for milliseconds
+//! (compression, checks) runs [aside](plane::aside), so that a plane always answers its packets: the kernel's buffer holds
+//! less than a window.
 
 mod call;
 mod class;
@@ -11,6 +13,7 @@ mod plane;
 mod stream;
 
 pub use call::{call, read_exact_limited, serve_call};
+pub(crate) use plane::aside;
 #[cfg(feature = "sim")]
 pub(crate) use plane::{CONNECT_TIMEOUT, IDLE_TIMEOUT, IDLE_TIMEOUT_BULK};
 pub use plane::{Handler, Incoming, Plane, PlaneConfig, PlaneHandle, SchedulingClass, StreamKind};

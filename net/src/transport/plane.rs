@@ -27,6 +27,8 @@ pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 pub(crate) const IDLE_TIMEOUT_BULK: Duration = Duration::from_secs(8);
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 const CONNECTION_ID_LEN: usize = 8;
+/// Threads beside a plane's own.
+const ASIDE_THREADS: usize = 2;
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What a stream is for. The numbers are part of the protocol.
@@ -139,13 +141,23 @@ impl Plane {
         let (ready, is_ready) = std::sync::mpsc::channel();
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let body = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let idle = (config.class == SchedulingClass::Idle).then(class::IdleThreads::default);
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            builder.enable_all().max_blocking_threads(ASIDE_THREADS);
+            if let Some(threads) = idle.clone() {
+                let leaving = threads.clone();
+                builder.on_thread_start(move || threads.enter_or_warn()).on_thread_stop(move || leaving.leave());
+            }
+            let runtime = builder.build();
             let runtime = match runtime {
                 Ok(runtime) => runtime,
                 Err(cause) => return drop(ready.send(Err(Error::link(config.listen, cause)))),
             };
             let beats = Arc::new(AtomicU64::new(0));
-            let watchdog = (config.class == SchedulingClass::Idle).then(|| enter_idle_class(&config, &beats));
+            let watchdog = idle.as_ref().map(|threads| {
+                threads.enter_or_warn();
+                class::Watchdog::start(config.name, threads.clone(), Arc::clone(&beats))
+            });
             runtime.block_on(async {
                 tokio::spawn(beat(beats));
                 match open_endpoint(&config) {
@@ -167,6 +179,8 @@ impl Plane {
                     Err(cause) => drop(ready.send(Err(cause))),
                 }
             });
+            // Its last threads end with the runtime, and are watched until then.
+            drop(runtime);
             drop(watchdog);
         };
         let spawned = std::thread::Builder::new().name(name.to_string()).spawn(body);
@@ -193,15 +207,22 @@ impl Drop for Plane {
     }
 }
 
-/// SCHED_IDLE needs no privilege. Where it fails, bulk copying competes with the shards: said once.
-fn enter_idle_class(config: &PlaneConfig, beats: &Arc<AtomicU64>) -> Option<class::Watchdog> {
-    match class::enter_idle_class() {
-        Ok(thread) => class::Watchdog::start(config.name, thread, Arc::clone(beats)).ok(),
-        Err(what) => {
-            tracing::warn!(what, "the bulk plane runs in the normal scheduling class");
-            None
-        }
+/// Runs what keeps a core busy for milliseconds on another thread of the plane's scheduling class: on a plane, whose own
+/// thread has packets to answer meanwhile, or on a simulated host.
+///
+/// # Errors
+/// [`Error::Protocol`] when `work` panicked or the plane is closing.
+pub(crate) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    #[cfg(feature = "sim")]
+    if antumbra_engine::sim::now().is_some() {
+        return Ok(work());
     }
+    let job = class::Job::begin();
+    let counted = move || {
+        let _job = job;
+        work()
+    };
+    tokio::task::spawn_blocking(counted).await.map_err(|cause| Error::protocol(format!("work beside a plane: {cause}")))
 }
 
 /// Shows the watchdog that this runtime gets the core.

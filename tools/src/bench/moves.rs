@@ -64,6 +64,10 @@ pub struct MoveOptions {
     /// Cap of the copy, in MB (10^6 bytes) per second on the wire; 0 = none.
     #[arg(long, default_value_t = 0.0)]
     throttle_mb_s: f64,
+    /// What requests may see beside the copy, as the 99th percentile of how late they run and of the log's writes: in
+    /// microseconds, or `auto` = a tenth more than in quiet. Without it, whatever.
+    #[arg(long)]
+    set_point: Option<String>,
     /// Switch when the target holds this share of the expected accesses, in percent.
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=100))]
     early: Option<u8>,
@@ -323,7 +327,8 @@ async fn find_capacity(route: &Arc<Route>, workload: &Arc<Workload>, model: &Arc
 async fn move_now(options: &MoveOptions, admin: &Client, bar: &ProgressBar) -> Result<MoveReport, CliError> {
     let early = options.early.map_or_else(String::new, |percent| format!(" EARLY {percent}"));
     let (id, order, throttle) = (cluster::PARTITION, options.order, options.throttle_mb_s);
-    admin.json(&format!("ANTUMBRA MOVE {id} 2 ORDER {order} THROTTLE {throttle}{early}")).await?;
+    let set_point = options.set_point.as_ref().map_or_else(String::new, |wish| format!(" SETPOINT {wish}"));
+    admin.json(&format!("ANTUMBRA MOVE {id} 2 ORDER {order} THROTTLE {throttle}{set_point}{early}")).await?;
     loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let progress = admin.json(&format!("ANTUMBRA PROGRESS {id}")).await?;

@@ -253,6 +253,16 @@ impl Report {
             shadow.deltas,
             shadow.token_retries
         );
+        let foreground = &shadow.foreground;
+        println!(
+            "  requests  waited (p99, us) {:?}, were to wait {:?} (source, target); the rate was held by them for {:.1} s, by the \
+             cap for {:.1} s, by neither for {:.1} s",
+            foreground.p99_us,
+            foreground.set_point_us,
+            foreground.limited_by_foreground_s,
+            foreground.limited_by_cap_s,
+            foreground.limited_by_supply_s
+        );
         let quality = &self.order_quality;
         println!(
             "  order     {}: {:.3} as sent; auto {:.3}, gru {:.3}, ewma {:.3}, key {:.3}, oracle {:.3} (area, 1 = best)",

@@ -7,10 +7,12 @@
 //! bytes  the delta: a record batch, zstd against the image
 //! ```
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use antumbra_engine::PartitionHandle;
+use antumbra_engine::partition::CheckedImage;
 use antumbra_engine::record::Record;
 use antumbra_engine::table::{decode_records, encode_records};
 use antumbra_engine::types::{Lsn, SegmentId};
@@ -21,7 +23,7 @@ use crate::shadow::frame::{self, Columns, FrameContext, HEADER_LEN, PAYLOAD_MAX}
 use crate::shadow::message;
 use crate::throttle::Throttle;
 use crate::time;
-use crate::transport::{RecvStream, SendStream, read_exact_limited};
+use crate::transport::{RecvStream, SendStream, aside, read_exact_limited};
 
 use super::lock;
 
@@ -34,7 +36,7 @@ const IMAGE_MAX: usize = 256 << 20;
 #[derive(Clone, Debug)]
 pub(crate) struct Pace {
     throttle: Arc<Mutex<Throttle>>,
-    piece: usize,
+    sent_bytes: Arc<AtomicU64>,
     started: Instant,
     /// What is sent counts against the cap without waiting for it.
     urgent: bool,
@@ -42,9 +44,18 @@ pub(crate) struct Pace {
 
 impl Pace {
     pub fn new(rate: Option<u64>) -> Pace {
-        let throttle = Throttle::new(rate);
-        let piece = throttle.piece_bytes();
-        Pace { piece, throttle: Arc::new(Mutex::new(throttle)), started: time::now(), urgent: false }
+        let throttle = Arc::new(Mutex::new(Throttle::new(rate)));
+        Pace { throttle, sent_bytes: Arc::default(), started: time::now(), urgent: false }
+    }
+
+    /// Changes the cap of all who share it.
+    pub fn set_rate(&self, rate: Option<u64>) {
+        lock(&self.throttle).set_rate(rate);
+    }
+
+    /// Bytes handed to the transport so far.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent_bytes.load(Ordering::Relaxed)
     }
 
     /// The same cap for a sender that goes first: the others wait for what it sends.
@@ -60,13 +71,20 @@ impl Pace {
     /// Sends bytes no faster than the cap.
     async fn send(&self, stream: &mut SendStream, bytes: &[u8]) -> Result<()> {
         let _demand = Wanting::begin(self);
-        for piece in bytes.chunks(self.piece) {
-            let wait = lock(&self.throttle).admit(piece.len() as u64, self.now_ns());
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (piece, wait) = {
+                let mut throttle = lock(&self.throttle);
+                let piece = rest.len().min(throttle.piece_bytes());
+                (piece, throttle.admit(piece as u64, self.now_ns()))
+            };
+            let piece = rest.split_off(..piece).unwrap_or_default();
             // The clock of the runtime has a resolution of a millisecond; the account makes up for late wake-ups.
             if wait >= 1_000_000 && !self.urgent {
                 time::sleep(Duration::from_nanos(wait)).await;
             }
             stream.write_all(piece).await.map_err(|cause| Error::link("peer", cause))?;
+            self.sent_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -112,19 +130,24 @@ pub(super) async fn send_segment(
 ) -> Result<SegmentCost> {
     let attempt = context.attempt;
     let image = partition.with(move |partition| async move { partition.capture_image(attempt, segment).await }).await?;
-    let mut cost = send_image(&mut stream, context, segment, &image.table, pace).await?;
+    let image = Arc::new(image.table);
+    let mut cost = send_image(&mut stream, context, segment, &image, pace).await?;
     let delta = partition.with(move |partition| async move { partition.cover_segment(attempt, segment).await }).await?;
-    let (raw, wire) = if delta.records.is_empty() {
-        (Vec::new(), Vec::new())
-    } else {
-        let raw = encode_records(delta.records.iter().map(Record::view))?;
-        let wire = codec::compress_against(&image.table, &raw)?;
-        (raw, wire)
-    };
-    (cost.delta_raw, cost.delta_wire) = (raw.len() as u64, wire.len() as u64);
-    send_delta(&mut stream, context, delta.covered, raw.len(), &wire, pace).await?;
+    let covered = delta.covered;
+    let (raw_len, wire) = aside(move || encode_delta(&image, &delta.records)).await??;
+    (cost.delta_raw, cost.delta_wire) = (raw_len as u64, wire.len() as u64);
+    send_delta(&mut stream, context, covered, raw_len, &wire, pace).await?;
     stream.finish().map_err(|cause| Error::link("peer", cause))?;
     Ok(cost)
+}
+
+/// The delta's length, and its bytes for the wire.
+fn encode_delta(image: &[u8], records: &[Record]) -> Result<(usize, Vec<u8>)> {
+    if records.is_empty() {
+        return Ok((0, Vec::new()));
+    }
+    let raw = encode_records(records.iter().map(Record::view))?;
+    Ok((raw.len(), codec::compress_against(image, &raw)?))
 }
 
 /// Sends a segment that does not change any more.
@@ -132,10 +155,10 @@ pub(super) async fn send_whole(
     stream: &mut SendStream,
     context: FrameContext,
     segment: SegmentId,
-    image: &[u8],
+    image: Vec<u8>,
     pace: &Pace,
 ) -> Result<()> {
-    send_image(stream, context, segment, image, pace).await?;
+    send_image(stream, context, segment, &Arc::new(image), pace).await?;
     send_delta(stream, context, Lsn(0), 0, &[], pace).await
 }
 
@@ -143,10 +166,11 @@ async fn send_image(
     stream: &mut SendStream,
     context: FrameContext,
     segment: SegmentId,
-    image: &[u8],
+    image: &Arc<Vec<u8>>,
     pace: &Pace,
 ) -> Result<SegmentCost> {
-    let wire = codec::compress(image)?;
+    let bytes = Arc::clone(image);
+    let wire = aside(move || codec::compress(&bytes)).await??;
     let cost = SegmentCost { image_raw: image.len() as u64, image_wire: wire.len() as u64, ..SegmentCost::default() };
     let columns = Columns::of([segment.0, cost.image_raw, cost.image_wire]);
     pace.send(stream, &frame::encode(KIND_IMAGE, context, &columns)?).await?;
@@ -174,7 +198,7 @@ pub(super) struct ReceivedSegment {
     pub segment: SegmentId,
     /// From this LSN on its records are mirrored; 0 in an image of the state at the hand-over.
     pub covered: Lsn,
-    pub image: Vec<u8>,
+    pub image: CheckedImage,
     pub delta: Vec<Record>,
 }
 
@@ -185,17 +209,20 @@ pub(super) async fn receive_segment(stream: &mut RecvStream) -> Result<ReceivedS
     let (raw_len, wire_len) = (header.number(1)? as usize, header.number(2)? as usize);
     check_len(raw_len)?;
     let wire = read_exact_limited(stream, wire_len, IMAGE_MAX).await?;
-    let image = codec::decompress(&wire, raw_len)?;
+    let image = aside(move || Ok::<_, Error>(CheckedImage::check(codec::decompress(&wire, raw_len)?)?)).await??;
     let (_, header) = read_frame(stream, KIND_DELTA).await?;
     let covered = Lsn(header.number(0)?);
     let (raw_len, wire_len) = (header.number(1)? as usize, header.number(2)? as usize);
     check_len(raw_len)?;
     let wire = read_exact_limited(stream, wire_len, IMAGE_MAX).await?;
-    let delta = match raw_len {
-        0 => Vec::new(),
-        len => decode_records(&codec::decompress_against(&image, &wire, len)?)?,
+    if raw_len == 0 {
+        return Ok(ReceivedSegment { context, segment, covered, image, delta: Vec::new() });
+    }
+    let decode = move || {
+        let delta = decode_records(&codec::decompress_against(image.table(), &wire, raw_len)?)?;
+        Ok(ReceivedSegment { context, segment, covered, image, delta })
     };
-    Ok(ReceivedSegment { context, segment, covered, image, delta })
+    aside(decode).await?
 }
 
 fn check_len(len: usize) -> Result<()> {

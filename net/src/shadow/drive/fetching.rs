@@ -184,7 +184,7 @@ pub(crate) async fn serve_fetch(host: Arc<Host>, incoming: Incoming) {
         let pace = host.pace(context.attempt).unwrap_or_else(|| Pace::new(None));
         let pace = if urgent { pace.without_waiting() } else { pace };
         host.failpoint.pass("source:fetch");
-        bulk::send_whole(&mut send, context, segment, &image.table, &pace).await
+        bulk::send_whole(&mut send, context, segment, image.table, &pace).await
     };
     if let Err(cause) = served.await {
         tracing::info!(%cause, %peer, "a segment was not handed out");

@@ -3,6 +3,7 @@
 mod attempt;
 mod bulk;
 mod fetching;
+mod foreground;
 mod receiving;
 mod returning;
 mod sending;
@@ -21,7 +22,7 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::time;
 
-use super::accounts::MoveReport;
+use super::accounts::{ForegroundAccounts, MoveReport};
 use super::plan::Order;
 use super::source::{Limits, State};
 
@@ -45,6 +46,18 @@ pub enum Policy {
     },
 }
 
+/// What requests may see while a copy runs; the rate follows, down to a floor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SetPoint {
+    /// A tenth more than when the copy began.
+    Quiet,
+    /// This, as the 99th percentile of how late requests run and of the log's writes, together.
+    At(Duration),
+    /// Whatever: only the cap counts.
+    #[default]
+    Off,
+}
+
 /// Options of a move.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MoveOptions {
@@ -52,6 +65,8 @@ pub struct MoveOptions {
     pub order: Order,
     /// Cap on bytes per second on the wire; `None` = none.
     pub throttle_bytes_s: Option<u64>,
+    /// Below the cap, what requests may see.
+    pub set_point: SetPoint,
     /// When to switch.
     pub policy: Policy,
     /// Share of the expected accesses (0..1) that the target has to hold for the switchover; it fetches the rest afterwards.
@@ -72,6 +87,8 @@ pub struct MoveProgress {
     pub held: usize,
     /// Bytes sent so far.
     pub bytes_on_wire: u64,
+    /// How requests fare, and what that does to the rate.
+    pub foreground: ForegroundAccounts,
     /// Why it failed, if it has.
     pub failed: Option<String>,
 }

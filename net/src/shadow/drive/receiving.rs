@@ -3,9 +3,10 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use antumbra_engine::partition::Applied;
 use antumbra_engine::types::{AttemptId, Epoch, HostId, PartitionId, SegmentId, ValidationToken};
 use antumbra_engine::{PartitionHandle, PartitionOptions, PartitionSpec};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::coordinator::{self, RecordState};
 use crate::error::{Error, Result};
@@ -161,7 +162,14 @@ async fn serve_messages(
             continue;
         }
         match message {
-            Message::Plan(plan) => inbox.request(lock(&inbox.machine).handle_plan(plan)),
+            Message::Plan(plan) => {
+                inbox.request(lock(&inbox.machine).handle_plan(plan));
+                // Each plan is also the question how requests fare here.
+                let p99 = inbox.partition.with(|partition| async move { Ok(partition.foreground_p99()) });
+                if let Some(p99) = p99.await? {
+                    inbox.send(Message::Foreground(p99.as_micros() as u64));
+                }
+            }
             Message::Position(assigned, synchronous) => host.hear(context.partition, attempt, assigned, synchronous),
             Message::Stale(token) => inbox.request(lock(&inbox.machine).handle_stale(token)),
             Message::Seal(seal) => {
@@ -245,31 +253,28 @@ async fn promote(
     Ok(())
 }
 
-/// Serves the mirror: appends, waits for the device, acknowledges.
+/// Serves the mirror: appends, waits for the device, acknowledges. The next stretch is taken in while the device works.
 pub(crate) async fn serve_mirror(host: Arc<Host>, incoming: Incoming) {
     let (peer, mut recv) = (incoming.peer, incoming.recv);
     let result = async {
-        let mut inbox: Option<TargetInbox> = None;
+        let mut taking: Option<(TargetInbox, watch::Sender<Option<Applied>>)> = None;
         loop {
             let (context, message) = message::receive(&mut recv).await?;
             let Message::Mirror(items) = message else {
                 return Err(Error::protocol("a mirror stream carries records alone"));
             };
-            if inbox.is_none() {
-                inbox = Some(wait_inbox(&host, context.attempt, peer).await?);
+            if taking.is_none() {
+                let inbox = wait_inbox(&host, context.attempt, peer).await?;
+                let (applied, durable) = watch::channel(None);
+                host.control.spawn(acknowledge(inbox.clone(), durable));
+                taking = Some((inbox, applied));
             }
-            let Some(inbox) = &inbox else { continue };
+            let Some((inbox, newest)) = &taking else { continue };
             let attempt = context.attempt;
-            let applied = inbox
-                .partition
-                .with(move |partition| async move {
-                    let applied = partition.apply_mirror(attempt, items).await?;
-                    partition.mirror_durable(applied).await?;
-                    Ok(applied)
-                })
-                .await;
-            match applied {
-                Ok(applied) => inbox.send(Message::MirrorAck(applied.last)),
+            let applied =
+                inbox.partition.with(move |partition| async move { partition.apply_mirror(attempt, items).await });
+            match applied.await {
+                Ok(applied) => drop(newest.send_replace(Some(applied))),
                 Err(cause) => {
                     inbox.send(Message::Failed(format!("mirror: {cause}")));
                     return Err(cause.into());
@@ -280,6 +285,18 @@ pub(crate) async fn serve_mirror(host: Arc<Host>, incoming: Incoming) {
     let ended: Result<()> = result.await;
     if let Err(cause) = ended {
         tracing::debug!(%cause, %peer, "mirror stream ended");
+    }
+}
+
+/// Acknowledges what has been taken in, as soon as it is on the device; one wait for all that came meanwhile.
+async fn acknowledge(inbox: TargetInbox, mut newest: watch::Receiver<Option<Applied>>) {
+    while newest.changed().await.is_ok() {
+        let Some(applied) = *newest.borrow_and_update() else { continue };
+        let durable = inbox.partition.with(move |partition| async move { partition.mirror_durable(applied).await });
+        match durable.await {
+            Ok(()) => inbox.send(Message::MirrorAck(applied.last)),
+            Err(cause) => return inbox.send(Message::Failed(format!("mirror: {cause}"))),
+        }
     }
 }
 

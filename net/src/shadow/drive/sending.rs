@@ -24,6 +24,7 @@ use crate::transport::{SendStream, StreamKind};
 
 use super::attempt::abort_until_known;
 use super::bulk::{self, Pace, SegmentCost};
+use super::foreground::{End, Foreground};
 use super::streams::{listen, stream_mirror};
 use super::switching::{OURS, THEIRS};
 use super::{MoveHandle, MoveOptions, Policy};
@@ -34,7 +35,7 @@ const MIRROR_QUEUE_BYTES: u64 = 64 << 20;
 const PLAN_INTERVAL: Duration = Duration::from_millis(200);
 /// Writes stand still for this long at most: then the attempt is aborted.
 const FREEZE_MAX: Duration = Duration::from_secs(2);
-/// A copy in which no segment arrives for this long has failed.
+/// A copy in which nothing is sent and no segment is installed for this long has failed.
 const STALL_MAX: Duration = Duration::from_secs(15);
 /// Wait between two tries of what has to succeed.
 pub(super) const RETRY: Duration = Duration::from_millis(20);
@@ -69,6 +70,9 @@ pub(super) struct Driver<'a> {
     signals: mpsc::UnboundedReceiver<Signal>,
     pub(super) signal: mpsc::UnboundedSender<Signal>,
     pace: Pace,
+    foreground: Foreground,
+    /// Bytes that had been sent at the last look.
+    looked: (u64, Instant),
     pub(super) report: MoveReport,
     pub(super) sealing: Option<Sealing>,
     pub(super) starts: Vec<Vec<u8>>,
@@ -78,7 +82,7 @@ pub(super) struct Driver<'a> {
     began: Instant,
     pub(super) frozen: Option<Instant>,
     pub(super) step: Instant,
-    /// When the target last held one more segment.
+    /// When the target last held one more segment, or more of one was sent.
     progressed: Instant,
     pub(super) opened: bool,
     pub(super) lost: bool,
@@ -122,7 +126,8 @@ impl<'a> Driver<'a> {
         let asynchronous = options.policy == Policy::Standby { synchronous: false };
         let limits = Limits { asynchronous, ..options.limits };
         let machine = Source::new(summaries.iter().map(|summary| summary.id), from, limits);
-        let pace = Pace::new(options.throttle_bytes_s);
+        let foreground = Foreground::new(options.set_point, options.throttle_bytes_s);
+        let pace = Pace::new(foreground.rate().or(options.throttle_bytes_s));
         host.set_pace(attempt, Some(pace.clone()));
         let now = time::now();
         handle.note(|progress| progress.segments = summaries.len());
@@ -143,6 +148,8 @@ impl<'a> Driver<'a> {
             signals,
             signal,
             pace,
+            foreground,
+            looked: (0, now),
             report,
             sealing: None,
             starts: summaries.iter().map(|summary| summary.start.to_vec()).collect(),
@@ -209,10 +216,9 @@ impl<'a> Driver<'a> {
                     Event::Opened
                 }
                 Message::Request(wanted) => {
-                    let present = self.partition.with(move |partition| async move {
-                        let found = partition.segment_summaries().into_iter().find(|found| found.id == wanted.segment);
-                        Ok(found.map(|found| found.token))
-                    });
+                    let present = self
+                        .partition
+                        .with(move |partition| async move { Ok(partition.segment_token(wanted.segment)) });
                     match present.await {
                         Ok(Some(present)) => Event::Requested { wanted, present },
                         Ok(None) => Event::Failed(format!("the target asks for segment {}", wanted.segment)),
@@ -236,6 +242,10 @@ impl<'a> Driver<'a> {
                         Ok(()) => Event::Acked(lsn),
                         Err(cause) => Event::Failed(cause.to_string()),
                     }
+                }
+                Message::Foreground(us) => {
+                    self.foreground.note(End::Target, Duration::from_micros(us));
+                    return Vec::new();
                 }
                 Message::SealOk => {
                     self.end_step("verify");
@@ -296,6 +306,25 @@ impl<'a> Driver<'a> {
         self.machine.handle(Event::Digested)
     }
 
+    /// Lets the copy's rate follow what requests saw since the last look.
+    fn govern(&mut self, source_p99: Option<Duration>) {
+        if let Some(p99) = source_p99 {
+            self.foreground.note(End::Source, p99);
+        }
+        let (sent_before, looked) = self.looked;
+        let (sent, now) = (self.pace.sent_bytes(), time::now());
+        self.looked = (sent, now);
+        if sent > sent_before {
+            self.progressed = now;
+        }
+        if let Some((rate, _)) = self.foreground.decide(sent, now.saturating_duration_since(looked)) {
+            self.pace.set_rate(Some(rate));
+        }
+        self.report.shadow.foreground = self.foreground.accounts();
+        let accounts = self.report.shadow.foreground.clone();
+        self.handle.note(|progress| progress.foreground = accounts);
+    }
+
     async fn tick(&mut self) -> Vec<Action> {
         if planted(Mutant::FreezeLeftByTimer) && self.frozen.is_some_and(|since| time::since(since) > READ_LEASE) {
             let epoch = self.context.epoch;
@@ -317,13 +346,15 @@ impl<'a> Driver<'a> {
         if !matches!(self.machine.state(), State::Copying | State::Ready) {
             return Vec::new();
         }
-        let read =
-            self.partition.with(|partition| async move { Ok((partition.assigned(), partition.segment_summaries())) });
-        let (assigned, summaries) = match read.await {
+        let read = self.partition.with(|partition| async move {
+            Ok((partition.assigned(), partition.segment_summaries(), partition.foreground_p99()))
+        });
+        let (assigned, summaries, source_p99) = match read.await {
             Ok(read) => read,
             Err(cause) => return self.note_and_handle(Event::Failed(cause.to_string())),
         };
         if self.machine.missing() > 0 {
+            self.govern(source_p99);
             let plan = plan::plan(self.options.order, &summaries, |segment| self.machine.is_missing(segment));
             if let Err(cause) = message::send(&mut self.control, self.context, &Message::Plan(plan)).await {
                 return self.note_and_handle(Event::Failed(cause.to_string()));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use antumbra_engine::partition::RangeDigest;
+use antumbra_engine::runtime;
 use antumbra_engine::types::Epoch;
 
 use crate::coordinator::{self, Command, PartitionRecord, RecordState};
@@ -43,12 +44,23 @@ impl Driver<'_> {
         self.end_step("commit");
     }
 
+    /// Serves no more. The target is told at once: that the role is on this host's device is not waited for, since a
+    /// restart reads the coordinator's record before anything is served.
     pub(super) async fn hand_over(&mut self) {
         let epoch = Epoch(self.report.switchover.epoch_after);
         let owner = self.destination;
-        let released = self.partition.with(move |partition| async move { partition.hand_over(owner, epoch).await });
+        let released = self.partition.with(move |partition| async move {
+            partition.release(owner, epoch);
+            let log = async move {
+                if let Err(cause) = partition.log_release(owner, epoch).await {
+                    tracing::error!(%cause, "the hand-over is not durable; a restart reads the coordinator's record");
+                }
+            };
+            runtime::spawn_detached(log);
+            Ok(())
+        });
         if let Err(cause) = released.await {
-            tracing::error!(%cause, "the hand-over is not durable; a restart reads the coordinator's record");
+            tracing::error!(%cause, "the partition is gone at the hand-over");
         }
         self.end_step("hand over");
     }
