@@ -106,7 +106,8 @@ impl Partition {
     }
 
     /// Whether this host does not hold the segment yet. One load where nothing is missing.
-    pub(super) fn lacks(&self, segment: SegmentId) -> bool {
+    #[must_use]
+    pub fn lacks(&self, segment: SegmentId) -> bool {
         self.lacks_segments.get()
             && self.filling.borrow().as_ref().is_some_and(|filling| filling.missing.contains(&segment))
     }

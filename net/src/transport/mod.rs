@@ -11,6 +11,8 @@ mod call;
 mod class;
 mod plane;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use call::{call, read_exact_limited, serve_call};
 pub(crate) use plane::aside;

@@ -56,10 +56,23 @@ impl SendStream {
 
     /// Waits until the receiver has everything, or has stopped, or is lost.
     pub async fn stopped(&mut self) {
+        let _ = self.delivered().await;
+    }
+
+    /// Waits until the receiver's host has everything; to be called behind [`SendStream::finish`]. What was written may
+    /// be lost with its connection long after `write_all` took it.
+    ///
+    /// # Errors
+    /// The connection is lost, or the receiver has stopped before.
+    pub async fn delivered(&mut self) -> Result<(), StreamEnded> {
         match self {
-            SendStream::Quic(stream) => drop(stream.stopped().await),
+            SendStream::Quic(stream) => match stream.stopped().await {
+                Ok(None) => Ok(()),
+                Ok(Some(code)) => Err(ended(format!("stopped by the peer: {code}"))),
+                Err(cause) => Err(ended(cause)),
+            },
             #[cfg(feature = "sim")]
-            SendStream::Simulated(stream) => stream.stopped().await,
+            SendStream::Simulated(stream) => stream.delivered().await,
         }
     }
 }

@@ -7,6 +7,7 @@
 //! bytes  the delta: a record batch, zstd against the image
 //! ```
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use antumbra_engine::PartitionHandle;
 use antumbra_engine::partition::CheckedImage;
 use antumbra_engine::record::Record;
 use antumbra_engine::table::{decode_records, encode_records};
-use antumbra_engine::types::{Lsn, SegmentId};
+use antumbra_engine::types::{HostId, Lsn, SegmentId};
 
 use crate::error::{Error, Result};
 use crate::shadow::codec;
@@ -23,12 +24,15 @@ use crate::shadow::frame::{self, Columns, FrameContext, HEADER_LEN, PAYLOAD_MAX}
 use crate::shadow::message;
 use crate::throttle::Throttle;
 use crate::time;
-use crate::transport::{RecvStream, SendStream, aside, read_exact_limited};
+use crate::transport::{PlaneHandle, RecvStream, SendStream, StreamKind, aside, read_exact_limited};
 
 use super::lock;
 
 const KIND_IMAGE: u8 = 32;
 const KIND_DELTA: u8 = 33;
+/// For how long a segment is sent again; a copy that makes no progress is given up a little later.
+const RESEND_MAX: Duration = Duration::from_secs(10);
+const RESEND_WAIT: Duration = Duration::from_millis(50);
 /// Largest image that is accepted, in bytes.
 const IMAGE_MAX: usize = 256 << 20;
 
@@ -120,34 +124,98 @@ pub(super) struct SegmentCost {
     pub delta_wire: u64,
 }
 
-/// Captures, sends and covers a segment.
-pub(super) async fn send_segment(
-    partition: &PartitionHandle,
-    mut stream: SendStream,
-    context: FrameContext,
-    segment: SegmentId,
-    pace: &Pace,
-) -> Result<SegmentCost> {
-    let attempt = context.attempt;
-    let image = partition.with(move |partition| async move { partition.capture_image(attempt, segment).await }).await?;
-    let image = Arc::new(image.table);
-    let mut cost = send_image(&mut stream, context, segment, &image, pace).await?;
-    let delta = partition.with(move |partition| async move { partition.cover_segment(attempt, segment).await }).await?;
-    let covered = delta.covered;
-    let (raw_len, wire) = aside(move || encode_delta(&image, &delta.records)).await??;
-    (cost.delta_raw, cost.delta_wire) = (raw_len as u64, wire.len() as u64);
-    send_delta(&mut stream, context, covered, raw_len, &wire, pace).await?;
-    stream.finish().map_err(|cause| Error::link("peer", cause))?;
-    Ok(cost)
+/// Where segments go.
+#[derive(Clone, Debug)]
+pub(super) struct Route {
+    pub plane: PlaneHandle,
+    pub address: SocketAddr,
+    pub host: HostId,
 }
 
-/// The delta's length, and its bytes for the wire.
-fn encode_delta(image: &[u8], records: &[Record]) -> Result<(usize, Vec<u8>)> {
-    if records.is_empty() {
-        return Ok((0, Vec::new()));
+/// A segment on its way. It is captured once and covered once, whatever becomes of its streams: the seal names this copy.
+pub(super) struct Outbound {
+    partition: PartitionHandle,
+    context: FrameContext,
+    segment: SegmentId,
+    image: Arc<Vec<u8>>,
+    image_wire: Vec<u8>,
+    delta: Option<Delta>,
+}
+
+/// A delta as it travels.
+struct Delta {
+    covered: Lsn,
+    raw_len: usize,
+    wire: Vec<u8>,
+}
+
+impl Outbound {
+    /// Takes the segment's image.
+    pub async fn capture(partition: PartitionHandle, context: FrameContext, segment: SegmentId) -> Result<Outbound> {
+        let attempt = context.attempt;
+        let image = partition.with(move |partition| async move { partition.capture_image(attempt, segment).await });
+        let image = Arc::new(image.await?.table);
+        let image_wire = compress(&image).await?;
+        Ok(Outbound { partition, context, segment, image, image_wire, delta: None })
     }
-    let raw = encode_records(records.iter().map(Record::view))?;
-    Ok((raw.len(), codec::compress_against(image, &raw)?))
+
+    /// Sends image and delta, on another stream if one is lost: a connection that the target's restart has ended takes bytes
+    /// until the source hears of it. Returns once the target's host has all of it.
+    pub async fn send(mut self, route: &Route, pace: &Pace) -> Result<SegmentCost> {
+        let mut failing: Option<Instant> = None;
+        loop {
+            let cause = match self.send_once(route, pace).await {
+                Err(cause @ Error::Link { .. }) => cause,
+                ended => return ended,
+            };
+            if time::since(*failing.get_or_insert_with(time::now)) > RESEND_MAX {
+                return Err(cause);
+            }
+            tracing::info!(%cause, segment = %self.segment, "a segment is sent again");
+            time::sleep(RESEND_WAIT).await;
+        }
+    }
+
+    async fn send_once(&mut self, route: &Route, pace: &Pace) -> Result<SegmentCost> {
+        let (image, context) = (Arc::clone(&self.image), self.context);
+        let mut stream = route.plane.open_uni(route.address, route.host, StreamKind::Bulk).await?;
+        send_image(&mut stream, context, self.segment, image.len(), &self.image_wire, pace).await?;
+        let delta = match self.delta.take() {
+            Some(delta) => delta,
+            None => self.cover().await?,
+        };
+        let delta = self.delta.insert(delta);
+        send_delta(&mut stream, context, delta, pace).await?;
+        stream.finish().map_err(|cause| Error::link("peer", cause))?;
+        stream.delivered().await.map_err(|cause| Error::link("peer", cause))?;
+        Ok(SegmentCost {
+            image_raw: image.len() as u64,
+            image_wire: self.image_wire.len() as u64,
+            delta_raw: delta.raw_len as u64,
+            delta_wire: delta.wire.len() as u64,
+        })
+    }
+
+    async fn cover(&self) -> Result<Delta> {
+        let (attempt, segment, image) = (self.context.attempt, self.segment, Arc::clone(&self.image));
+        let delta =
+            self.partition.with(move |partition| async move { partition.cover_segment(attempt, segment).await });
+        let delta = delta.await?;
+        let encode = move || {
+            if delta.records.is_empty() {
+                return Ok(Delta { covered: delta.covered, raw_len: 0, wire: Vec::new() });
+            }
+            let raw = encode_records(delta.records.iter().map(Record::view))?;
+            let wire = codec::compress_against(&image, &raw)?;
+            Ok::<_, Error>(Delta { covered: delta.covered, raw_len: raw.len(), wire })
+        };
+        aside(encode).await?
+    }
+}
+
+async fn compress(image: &Arc<Vec<u8>>) -> Result<Vec<u8>> {
+    let image = Arc::clone(image);
+    aside(move || codec::compress(&image)).await?
 }
 
 /// Sends a segment that does not change any more.
@@ -158,37 +226,29 @@ pub(super) async fn send_whole(
     image: Vec<u8>,
     pace: &Pace,
 ) -> Result<()> {
-    send_image(stream, context, segment, &Arc::new(image), pace).await?;
-    send_delta(stream, context, Lsn(0), 0, &[], pace).await
+    let image = Arc::new(image);
+    let wire = compress(&image).await?;
+    send_image(stream, context, segment, image.len(), &wire, pace).await?;
+    send_delta(stream, context, &Delta { covered: Lsn(0), raw_len: 0, wire: Vec::new() }, pace).await
 }
 
 async fn send_image(
     stream: &mut SendStream,
     context: FrameContext,
     segment: SegmentId,
-    image: &Arc<Vec<u8>>,
-    pace: &Pace,
-) -> Result<SegmentCost> {
-    let bytes = Arc::clone(image);
-    let wire = aside(move || codec::compress(&bytes)).await??;
-    let cost = SegmentCost { image_raw: image.len() as u64, image_wire: wire.len() as u64, ..SegmentCost::default() };
-    let columns = Columns::of([segment.0, cost.image_raw, cost.image_wire]);
-    pace.send(stream, &frame::encode(KIND_IMAGE, context, &columns)?).await?;
-    pace.send(stream, &wire).await?;
-    Ok(cost)
-}
-
-async fn send_delta(
-    stream: &mut SendStream,
-    context: FrameContext,
-    covered: Lsn,
     raw_len: usize,
     wire: &[u8],
     pace: &Pace,
 ) -> Result<()> {
-    let columns = Columns::of([covered.0, raw_len as u64, wire.len() as u64]);
-    pace.send(stream, &frame::encode(KIND_DELTA, context, &columns)?).await?;
+    let columns = Columns::of([segment.0, raw_len as u64, wire.len() as u64]);
+    pace.send(stream, &frame::encode(KIND_IMAGE, context, &columns)?).await?;
     pace.send(stream, wire).await
+}
+
+async fn send_delta(stream: &mut SendStream, context: FrameContext, delta: &Delta, pace: &Pace) -> Result<()> {
+    let columns = Columns::of([delta.covered.0, delta.raw_len as u64, delta.wire.len() as u64]);
+    pace.send(stream, &frame::encode(KIND_DELTA, context, &columns)?).await?;
+    pace.send(stream, &delta.wire).await
 }
 
 /// A segment as it arrived.
@@ -215,6 +275,8 @@ pub(super) async fn receive_segment(stream: &mut RecvStream) -> Result<ReceivedS
     let (raw_len, wire_len) = (header.number(1)? as usize, header.number(2)? as usize);
     check_len(raw_len)?;
     let wire = read_exact_limited(stream, wire_len, IMAGE_MAX).await?;
+    // Dropped before its end, the stream would look stopped to the source.
+    stream.read_to_end(0).await.map_err(|cause| Error::link("peer", cause))?;
     if raw_len == 0 {
         return Ok(ReceivedSegment { context, segment, covered, image, delta: Vec::new() });
     }

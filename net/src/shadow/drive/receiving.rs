@@ -322,8 +322,15 @@ pub(crate) async fn serve_bulk(host: Arc<Host>, incoming: Incoming) {
             inbox.send(Message::Held(segment));
             inbox.request(lock(&inbox.machine).handle_installed(segment));
         }
+        // Sent again because the source did not hear that it had arrived.
+        Err(cause) if is_held(&inbox, segment).await => tracing::debug!(%cause, %segment, "a second copy is ignored"),
         Err(cause) => inbox.send(Message::Failed(format!("segment {segment}: {cause}"))),
     }
+}
+
+async fn is_held(inbox: &TargetInbox, segment: SegmentId) -> bool {
+    let held = inbox.partition.with(move |partition| async move { Ok(!partition.lacks(segment)) });
+    held.await.unwrap_or(false)
 }
 
 async fn install(

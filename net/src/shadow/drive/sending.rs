@@ -23,7 +23,7 @@ use crate::time::{self, Ticker};
 use crate::transport::{SendStream, StreamKind};
 
 use super::attempt::abort_until_known;
-use super::bulk::{self, Pace, SegmentCost};
+use super::bulk::{Outbound, Pace, Route, SegmentCost};
 use super::foreground::{End, Foreground};
 use super::streams::{listen, stream_mirror};
 use super::switching::{OURS, THEIRS};
@@ -459,15 +459,11 @@ impl<'a> Driver<'a> {
     }
 
     fn spawn_send(&self, segment: SegmentId) {
-        let (host, partition, pace) = (Arc::clone(self.host), self.partition.clone(), self.pace.clone());
-        let (context, destination, address) = (self.context, self.destination, self.addresses.bulk);
-        let signal = self.signal.clone();
-        let plane = host.bulk.clone();
+        let (partition, context, pace) = (self.partition.clone(), self.context, self.pace.clone());
+        let (plane, signal) = (self.host.bulk.clone(), self.signal.clone());
+        let route = Route { plane: plane.clone(), address: self.addresses.bulk, host: self.destination };
         plane.spawn(async move {
-            let send = async {
-                let stream = host.bulk.open_uni(address, destination, StreamKind::Bulk).await?;
-                bulk::send_segment(&partition, stream, context, segment, &pace).await
-            };
+            let send = async { Outbound::capture(partition, context, segment).await?.send(&route, &pace).await };
             let _ = signal.send(match send.await {
                 Ok(cost) => Signal::Sent(cost),
                 Err(cause) => Signal::NotSent(format!("segment {segment}: {cause}")),

@@ -164,18 +164,26 @@ impl PipeWriter {
         }
     }
 
-    pub(crate) async fn stopped(&mut self) {
+    pub(crate) async fn delivered(&mut self) -> Result<(), StreamEnded> {
         poll_fn(|context| {
             let mut inner = self.network.lock();
             let Some(pipe) = inner.pipes.get_mut(&self.id) else {
-                return Poll::Ready(());
+                return Poll::Ready(Err(over("closed")));
             };
-            let done = pipe.stopped || (pipe.ended && pipe.unread == 0);
+            if pipe.ended && pipe.unread == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            if pipe.stopped {
+                return Poll::Ready(Err(over("stopped by the peer")));
+            }
             let (connection, sender) = (pipe.connection, pipe.sender);
             pipe.writer = Some(context.waker().clone());
-            if done || inner.closed(connection, sender).is_some() { Poll::Ready(()) } else { Poll::Pending }
+            match inner.closed(connection, sender) {
+                Some(why) => Poll::Ready(Err(over(why))),
+                None => Poll::Pending,
+            }
         })
-        .await;
+        .await
     }
 }
 

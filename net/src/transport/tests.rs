@@ -1,0 +1,150 @@
+//! Two real planes, and a relay between them that can lead to another process.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use antumbra_engine::types::HostId;
+use tokio::sync::mpsc;
+
+use crate::tls::{Authority, Identity};
+
+use super::*;
+
+const LOCALHOST: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
+
+fn plane(identity: &Path, handler: Handler) -> Plane {
+    let config = PlaneConfig {
+        name: "test",
+        listen: SocketAddr::from(LOCALHOST),
+        identity: Identity::load(identity).unwrap(),
+        class: SchedulingClass::Normal,
+        window_bytes: 1 << 20,
+    };
+    Plane::start(config, handler).unwrap()
+}
+
+/// A plane that reports what each stream brought.
+fn collecting(identity: &Path) -> (Plane, mpsc::UnboundedReceiver<Vec<u8>>) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let handler: Handler = Arc::new(move |mut incoming| {
+        let sender = sender.clone();
+        Box::pin(async move {
+            if let Ok(bytes) = incoming.recv.read_to_end(1 << 20).await {
+                let _ = sender.send(bytes);
+            }
+        })
+    });
+    (plane(identity, handler), receiver)
+}
+
+/// Passes packets on to wherever it leads now, and the answers back.
+struct Relay {
+    address: SocketAddr,
+    leads_to: Arc<Mutex<Option<SocketAddr>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Relay {
+    fn start() -> Relay {
+        let front = UdpSocket::bind(SocketAddr::from(LOCALHOST)).unwrap();
+        let address = front.local_addr().unwrap();
+        let leads_to = Arc::<Mutex<Option<SocketAddr>>>::default();
+        let stop = Arc::<AtomicBool>::default();
+        let thread = std::thread::spawn({
+            let (leads_to, stop) = (Arc::clone(&leads_to), Arc::clone(&stop));
+            move || pass_on(&front, &leads_to, &stop)
+        });
+        Relay { address, leads_to, stop, thread: Some(thread) }
+    }
+
+    fn lead_to(&self, address: Option<SocketAddr>) {
+        *self.leads_to.lock().unwrap() = address;
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+fn pass_on(front: &UdpSocket, leads_to: &Mutex<Option<SocketAddr>>, stop: &AtomicBool) {
+    front.set_nonblocking(true).unwrap();
+    let (mut backs, mut client) = (HashMap::<SocketAddr, UdpSocket>::new(), None);
+    let mut packet = [0; 65_536];
+    while !stop.load(Ordering::Relaxed) {
+        let mut idle = true;
+        let target = *leads_to.lock().unwrap();
+        if let Ok((len, from)) = front.recv_from(&mut packet) {
+            (client, idle) = (Some(from), false);
+            if let Some(target) = target {
+                let back = backs.entry(target).or_insert_with(|| {
+                    let back = UdpSocket::bind(SocketAddr::from(LOCALHOST)).unwrap();
+                    back.set_nonblocking(true).unwrap();
+                    back
+                });
+                let _ = back.send_to(&packet[..len], target);
+            }
+        }
+        if let Some(back) = target.and_then(|target| backs.get(&target))
+            && let Ok(len) = back.recv(&mut packet)
+            && let Some(client) = client
+        {
+            idle = false;
+            let _ = front.send_to(&packet[..len], client);
+        }
+        if idle {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+}
+
+/// What a host wrote into a connection whose peer had restarted was lost, though every call had succeeded.
+#[test]
+fn stream_to_a_peer_that_has_restarted_is_not_delivered_and_the_next_one_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::open_or_create(&dir.path().join("ca")).unwrap();
+    let identities = [1, 2].map(|host| dir.path().join(format!("host-{host}")));
+    for (host, identity) in [1, 2].into_iter().zip(&identities) {
+        authority.issue(HostId(host), identity).unwrap();
+    }
+    let ours = plane(&identities[0], Arc::new(|_| Box::pin(async {})));
+    let (before, mut received_before) = collecting(&identities[1]);
+    let relay = Relay::start();
+    relay.lead_to(Some(before.handle().local_addr()));
+
+    let handle = ours.handle();
+    let address = relay.address;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let open = || handle.open_uni(address, HostId(2), StreamKind::Bulk);
+    runtime.block_on(async {
+        let mut stream = open().await.unwrap();
+        stream.write_all(b"first").await.unwrap();
+        stream.finish().unwrap();
+        stream.delivered().await.unwrap();
+        assert_eq!(received_before.recv().await.unwrap(), b"first");
+
+        relay.lead_to(None);
+        let mut stream = open().await.unwrap();
+        stream.write_all(b"lost").await.unwrap();
+        stream.finish().unwrap();
+        let (after, mut received_after) = collecting(&identities[1]);
+        relay.lead_to(Some(after.handle().local_addr()));
+        let cause = stream.delivered().await.unwrap_err();
+        assert!(cause.to_string().contains("connection lost"), "{cause}");
+
+        let mut stream = open().await.unwrap();
+        stream.write_all(b"again").await.unwrap();
+        stream.finish().unwrap();
+        stream.delivered().await.unwrap();
+        assert_eq!(received_after.recv().await.unwrap(), b"again");
+        assert!(received_before.try_recv().is_err());
+    });
+}
