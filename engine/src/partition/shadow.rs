@@ -68,7 +68,7 @@ impl Partition {
     }
 
     /// Takes in a stretch of the mirror: WAL and memtable. [`Partition::mirror_durable`] tells when it is on the
-    /// device.
+    /// device. What has been taken in before is passed over: a source whose link was lost sends it again.
     ///
     /// # Errors
     /// [`Error::Stale`] for another attempt or a gap (nothing behind the gap is taken), [`Error::ReadOnly`].
@@ -78,8 +78,9 @@ impl Partition {
                 self.shard.wal().wait_room().await?;
                 self.shard.wait_memtable_room().await?;
             }
-            self.fold(attempt, &item)?;
-            if let MirrorItem::Record { record, .. } = item {
+            if self.fold(attempt, &item)?
+                && let MirrorItem::Record { record, .. } = item
+            {
                 let logged = self.log(attempt, &record)?;
                 self.with_shadow(attempt, |shadow| {
                     shadow.logged = logged;
@@ -95,12 +96,16 @@ impl Partition {
         self.with_shadow(attempt, |shadow| Ok(Applied { last: shadow.chain.last(), seq: shadow.logged }))
     }
 
-    fn fold(&self, attempt: AttemptId, item: &MirrorItem) -> Result<()> {
+    /// Whether the item is new.
+    fn fold(&self, attempt: AttemptId, item: &MirrorItem) -> Result<bool> {
         self.with_shadow(attempt, |shadow| {
             if shadow.stopped {
                 return Err(self.stale("mirror of a standby that is being promoted"));
             }
             let due = shadow.chain.last().next();
+            if item.lsn() < due {
+                return Ok(false);
+            }
             if item.lsn() != due {
                 return Err(self.stale(format!("mirror brings LSN {}, {due} is due", item.lsn())));
             }
@@ -111,8 +116,22 @@ impl Partition {
                 }
                 MirrorItem::Elided { lsn } => shadow.chain.fold_elided(*lsn, 1),
             }
-            Ok(())
+            Ok(true)
         })
+    }
+
+    /// The last LSN that the mirror has brought, and the segments that are held: where a source goes on whose link was lost.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] for another attempt, or once the mirror is not taken in any more.
+    pub fn shadow_position(&self, attempt: AttemptId) -> Result<(Lsn, Vec<SegmentId>)> {
+        let last = self.with_shadow(attempt, |shadow| match shadow.stopped {
+            true => Err(self.stale("a standby that is being promoted")),
+            false => Ok(shadow.chain.last()),
+        })?;
+        let layout = self.layout();
+        let ids = layout.segments.iter().map(|segment| segment.id);
+        Ok((last, ids.filter(|id| !self.lacks(*id)).collect()))
     }
 
     fn note_version(&self, record: &Record) {

@@ -19,6 +19,8 @@ pub struct ShadowAccounts {
     pub delta_bytes_on_wire: u64,
     /// Requests that were answered with a newer token.
     pub token_retries: u64,
+    /// Times at which the link was lost and the copy went on over another.
+    pub resumed: u64,
     /// From the first request to the last segment held.
     pub seconds: f64,
     /// The cap, in MB (10^6 bytes) per second; 0 = none.

@@ -28,6 +28,15 @@ pub struct Opening {
     pub segments: Vec<(SegmentId, Vec<u8>)>,
 }
 
+/// What a shadow has when its source is back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resumed {
+    /// The last LSN that the mirror has brought.
+    pub last: Lsn,
+    /// The segments it holds.
+    pub held: Vec<SegmentId>,
+}
+
 /// The source's state when its writes stand still.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sealing {
@@ -48,6 +57,10 @@ pub enum Message {
     Open(Opening),
     /// Target: created.
     Opened,
+    /// Source, first on a new control stream: the link was lost, the attempt goes on.
+    Resume,
+    /// Target: it does.
+    Resumed(Resumed),
     /// Either: the attempt has failed here.
     Failed(String),
     /// Source: segments not yet sent, best first.
@@ -153,6 +166,11 @@ impl Message {
             Message::Mirror(items) => (16, mirror_columns(items)?),
             Message::Position(assigned, synchronous) => (17, Columns::of([assigned.0, u64::from(*synchronous)])),
             Message::Foreground(us) => (18, Columns::of([*us])),
+            Message::Resume => (19, Columns::default()),
+            Message::Resumed(Resumed { last, held }) => {
+                let held = held.iter().map(|segment| segment.0);
+                (20, Columns::of(std::iter::once(last.0).chain(held).collect::<Vec<u64>>()))
+            }
         })
     }
 
@@ -176,6 +194,11 @@ impl Message {
             16 => Message::Mirror(mirror_of(columns)?),
             17 => Message::Position(Lsn(columns.number(0)?), columns.number(1)? == 1),
             18 => Message::Foreground(columns.number(0)?),
+            19 => Message::Resume,
+            20 => {
+                let last = Lsn(columns.number(0)?);
+                Message::Resumed(Resumed { last, held: columns.numbers[1..].iter().map(|id| SegmentId(*id)).collect() })
+            }
             other => return Err(Error::protocol(format!("unknown message kind {other}"))),
         })
     }
@@ -369,6 +392,8 @@ mod tests {
                 segments: vec![(SegmentId(1), vec![]), (SegmentId(2), b"m".to_vec())],
             }),
             Message::Opened,
+            Message::Resume,
+            Message::Resumed(Resumed { last: Lsn(3), held: vec![SegmentId(1), SegmentId(9)] }),
             Message::Failed("why".into()),
             Message::Plan(vec![PlanEntry { token, score: 0.25, bytes: 9 }]),
             Message::Request(token),
@@ -407,7 +432,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decode_arbitrary_columns_never_panics(kind in 0..20u8, numbers: Vec<u64>, ends: Vec<u32>, bytes: Vec<u8>) {
+        fn decode_arbitrary_columns_never_panics(kind in 0..22u8, numbers: Vec<u64>, ends: Vec<u32>, bytes: Vec<u8>) {
             let _ = Message::from_columns(kind, &Columns { numbers, ends, bytes });
         }
     }

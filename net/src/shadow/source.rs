@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | `Opening` | source | source | the target's `Opened` |
 //! | `Copying` | source | source | every segment held (or enough of them, if early), the mirror's lag within budget |
+//! | `Reconnecting` | source | source | the target's `Resumed` |
 //! | `Ready` | source | source, acknowledged when both have it | the policy lets it switch |
 //! | `Freezing` | source | parked | the engine stands still at LSN F |
 //! | `Tail` | source | parked | the target has acknowledged F |
@@ -18,7 +19,8 @@
 //! | `Aborting` | source | as before, or parked | the coordinator's record has been read as aborted |
 //! | `Aborted` | source | source | - |
 //!
-//! Any failure before `Committing` leads to `Aborting`. In `Committing` only the coordinator's record decides. After it
+//! Any failure before `Committing` leads to `Aborting`, but a lost link while no write waits for the target: the target
+//! keeps what it holds, and the attempt goes on over a new one. In `Committing` only the coordinator's record decides. After it
 //! there is no way back: what fails is tried again. A target that is lost after the commit serves by the coordinator's
 //! record when it is back (see [`super::recovery`]); the source keeps its copy until the record says so.
 
@@ -32,6 +34,7 @@ use antumbra_engine::types::{Lsn, SegmentId, ValidationToken};
 pub enum State {
     Opening,
     Copying,
+    Reconnecting,
     Ready,
     Freezing,
     Tail,
@@ -53,12 +56,13 @@ impl State {
     pub fn may_become(self, next: State) -> bool {
         use State::{
             Aborted, Aborting, AwaitingTarget, Committing, Complete, Copying, Digesting, Draining, Freezing,
-            HandingOver, Opening, Promoting, Ready, Tail, Verifying,
+            HandingOver, Opening, Promoting, Ready, Reconnecting, Tail, Verifying,
         };
         matches!(
             (self, next),
             (Opening, Copying)
-                | (Copying, Ready)
+                | (Copying, Ready | Reconnecting)
+                | (Reconnecting, Copying)
                 | (Ready, Freezing)
                 | (Freezing, Tail)
                 | (Tail, Verifying)
@@ -69,7 +73,7 @@ impl State {
                 | (Draining, Digesting | AwaitingTarget)
                 | (Digesting | AwaitingTarget, Complete)
                 | (Aborting, Aborted)
-                | (Opening | Copying | Ready | Freezing | Tail | Verifying, Aborting)
+                | (Opening | Copying | Reconnecting | Ready | Freezing | Tail | Verifying, Aborting)
         )
     }
 
@@ -118,6 +122,11 @@ pub enum Event {
     Digested,
     /// The target cannot be reached any more.
     TargetLost,
+    /// The target has the shadow still, over a new link.
+    Resumed {
+        /// The segments that it holds.
+        held: Vec<SegmentId>,
+    },
     /// The coordinator's record says: the target has completed the attempt.
     Completed,
     /// The coordinator's record says: aborted. The source serves again.
@@ -133,6 +142,8 @@ pub enum Action {
     SendSegment(SegmentId),
     /// Tell the target the segment's present version.
     SendStale(ValidationToken),
+    /// Ask for the shadow over a new link; the mirror goes on behind what the target has.
+    Reconnect,
     /// Acknowledge only what the target has, from now on.
     SetSynchronous,
     /// Park writes.
@@ -309,6 +320,17 @@ impl Source {
                 self.become_state(State::Complete);
                 return vec![Action::Complete];
             }
+            Event::TargetLost if self.state == State::Copying => {
+                self.become_state(State::Reconnecting);
+                return vec![Action::Reconnect];
+            }
+            Event::Resumed { held } if self.state == State::Reconnecting => {
+                // What else was sent is on its way still, or will be sent again.
+                for segment in held.into_iter().filter(|segment| self.sending.remove(segment)) {
+                    self.missing.remove(&segment);
+                }
+                self.become_state(State::Copying);
+            }
             Event::TargetLost if matches!(self.state, State::Promoting | State::Draining) => {
                 self.become_state(State::AwaitingTarget);
                 return vec![Action::AwaitTarget];
@@ -330,6 +352,7 @@ impl Source {
             | Event::Promoted
             | Event::Digested
             | Event::TargetLost
+            | Event::Resumed { .. }
             | Event::Completed
             | Event::Aborted
             | Event::Failed(_) => {}
@@ -498,6 +521,28 @@ mod tests {
     }
 
     #[test]
+    fn lost_link_of_a_copy_costs_no_segment_that_is_held() {
+        let mut source = source(3);
+        source.handle(Event::Opened);
+        source.handle(Event::Allowed);
+        for segment in 1..=2 {
+            source.handle(request(token(segment, 1), token(segment, 1)));
+        }
+        assert_eq!(source.handle(Event::TargetLost), [Action::Reconnect]);
+        assert_eq!(source.handle(Event::TargetLost), [], "once");
+        assert_eq!(source.handle(request(token(3, 1), token(3, 1))), [], "nobody is there");
+        assert_eq!(source.handle(Event::Acked(Lsn(10))), [], "nothing is frozen without a link");
+        // Segment 1 has come, 2 is on its way, 3 was never sent.
+        let held = [1, 3].map(SegmentId).to_vec();
+        assert_eq!((source.handle(Event::Resumed { held }), source.state()), (vec![], State::Copying));
+        assert_eq!([1, 2, 3].map(|segment| source.is_held(SegmentId(segment))), [true, false, false]);
+        assert_eq!(source.handle(request(token(3, 1), token(3, 1))), [Action::SendSegment(SegmentId(3))]);
+        source.handle(Event::Held(SegmentId(2)));
+        assert_eq!(source.handle(Event::Held(SegmentId(3))), [Action::SetSynchronous, Action::Freeze]);
+        assert_eq!(source.handle(Event::TargetLost), [], "a write may wait for the target");
+    }
+
+    #[test]
     fn held_that_was_not_sent_changes_nothing() {
         let mut source = source(2);
         source.handle(Event::Opened);
@@ -528,6 +573,8 @@ mod tests {
             Just(Event::Promoted),
             Just(Event::Digested),
             Just(Event::TargetLost),
+            prop::collection::vec(1..4u64, 0..3)
+                .prop_map(|held| Event::Resumed { held: held.into_iter().map(SegmentId).collect() }),
             Just(Event::Completed),
             Just(Event::Aborted),
             Just(Event::Failed("x".into())),

@@ -76,6 +76,13 @@ impl Target {
         self.next_requests()
     }
 
+    /// The source is back over a new link, and may not have heard what it was asked for: its next plan has what it has not
+    /// sent, and nothing is asked for until then.
+    pub fn handle_resumed(&mut self) {
+        self.outstanding.clear();
+        self.plan.clear();
+    }
+
     /// The seal equals and readiness is durable.
     pub fn handle_ready(&mut self) {
         self.become_state(State::Filling, State::Ready);

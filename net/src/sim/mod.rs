@@ -74,6 +74,8 @@ pub struct Report {
     pub cuts: u64,
     /// Processes that stood still for a while.
     pub pauses: u64,
+    /// Copies that went on over another link.
+    pub resumed: u64,
     /// Connections lost.
     pub lost_connections: u64,
     /// Disks that were slow for a while.
@@ -105,6 +107,7 @@ impl Report {
         self.crashes_at_steps += other.crashes_at_steps;
         self.cuts += other.cuts;
         self.pauses += other.pauses;
+        self.resumed += other.resumed;
         self.lost_connections += other.lost_connections;
         self.slow_disks += other.slow_disks;
         self.promotions += other.promotions;

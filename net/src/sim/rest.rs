@@ -122,6 +122,7 @@ impl World {
     /// S1: what was compared after the hand-overs is equal.
     fn check_moves(&mut self) -> Result<(), String> {
         for report in self.moves.iter().filter_map(|handle| handle.report()) {
+            self.counts.resumed += report.shadow.resumed;
             if report.verify.segments > 0 && !report.verify.equal {
                 return Err(format!("S1: source and target of attempt {} differ after the hand-over", report.attempt));
             }

@@ -22,7 +22,7 @@ fn some_seeds_hold_the_rules() {
         }
     }
     assert!(sum.commits > 20 && sum.aborts > 20 && sum.kills > 10 && sum.cuts > 10, "{sum:?}");
-    assert!(sum.promotions > 2 && sum.conflicts > 0, "{sum:?}");
+    assert!(sum.promotions > 2 && sum.conflicts > 0 && sum.resumed > 0, "{sum:?}");
 }
 
 #[test]

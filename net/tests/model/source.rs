@@ -80,6 +80,10 @@ fn carry_out(world: &mut World, index: usize, action: Action) -> Option<Event> {
             world.send(peer, attempt, Body::Stale(token));
             None
         }
+        Action::Reconnect => {
+            world.send(peer, attempt, Body::Resume);
+            None
+        }
         Action::SetSynchronous => {
             if let Some(side) = host.source.as_mut() {
                 side.mirrored = Some(side.machine.acked().0 as u8);
@@ -160,6 +164,13 @@ pub fn lose(world: &mut World, index: usize) {
     handle(world, index, Event::TargetLost);
 }
 
+/// The link of a copy is lost: what was on its way here is, too, and some of what was on its way to the target comes late.
+pub fn hiccup(world: &mut World, index: usize) {
+    let attempt = world.hosts[index].source.as_ref().and_then(|side| side.attempt);
+    world.wire.retain(|packet| packet.to != index || Some(packet.attempt) != attempt);
+    handle(world, index, Event::TargetLost);
+}
+
 pub fn deliver(world: &mut World, packet: &Packet) {
     let index = packet.to;
     let ours = |world: &World| {
@@ -181,6 +192,15 @@ pub fn deliver(world: &mut World, packet: &Packet) {
             let plan = segments().map(|segment| host.token(segment)).collect();
             world.send(1 - index, packet.attempt, Body::Plan(plan));
             Event::Opened
+        }
+        Body::Resumed { last, held } => {
+            let plan = segments().map(|segment| host.token(segment)).collect();
+            let side = world.hosts[index].source.as_mut().filter(|side| side.machine.state() == State::Reconnecting);
+            let Some(side) = side else { return };
+            // The target may have taken in more since.
+            side.mirror = side.chain.iter().filter(|(lsn, _)| lsn > last).copied().collect();
+            world.send(1 - index, packet.attempt, Body::Plan(plan));
+            Event::Resumed { held: held.clone() }
         }
         Body::Request(wanted) => Event::Requested { wanted: *wanted, present: host.token(wanted.segment) },
         Body::Held(segment) => Event::Held(*segment),
@@ -219,11 +239,12 @@ pub fn mirror(world: &mut World, index: usize) {
     let (lsn, value) = side.mirror.remove(0);
     let attempt = side.attempt.unwrap_or(0);
     let target = &mut world.hosts[1 - index];
-    if let Some(side) = target.target.as_mut() {
+    let Some(side) = target.target.as_mut() else {
+        return;
+    };
+    if lsn > side.last() {
         side.chain.push((lsn, value));
-    }
-    if let Some(value) = value {
-        target.records.insert(lsn, value);
+        target.records.extend(value.map(|value| (lsn, value)));
     }
     world.send(index, attempt, Body::Ack(lsn));
 }

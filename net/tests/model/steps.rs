@@ -35,6 +35,8 @@ pub enum Step {
     Enough(usize),
     /// The owner fetches a segment that it lacks.
     Fetch(usize, SegmentId),
+    /// A source notices that the link is lost, though its target is there.
+    Hiccup(usize),
     /// A driver notices that its peer is gone.
     Cut(usize),
     /// A source gives its attempt up.
@@ -98,6 +100,10 @@ impl World {
             }
             if self.budget.early > 0 && side.machine.state() == State::Copying {
                 steps.push(Step::Enough(index));
+            }
+            let sought = side.machine.state() == State::Copying && self.has_link(index) && !self.peer_is_gone(index);
+            if self.budget.hiccups > 0 && sought {
+                steps.push(Step::Hiccup(index));
             }
             if self.budget.timeouts > 0 && side.machine.state().may_abort() && side.attempt.is_some() {
                 steps.push(Step::Timeout(index));
@@ -188,6 +194,10 @@ impl World {
                 source::handle(self, *host, Event::EnoughHeld);
             }
             Step::Fetch(host, segment) => target::fetch(self, *host, *segment),
+            Step::Hiccup(host) => {
+                self.budget.hiccups -= 1;
+                source::hiccup(self, *host);
+            }
             Step::Cut(host) => self.cut(*host),
             Step::Timeout(host) => {
                 self.budget.timeouts -= 1;
@@ -419,8 +429,11 @@ impl crate::world::Host {
 
 impl Packet {
     fn is_for_target(&self) -> bool {
-        use crate::world::Body::{Complete, Open, Plan, Promote, Seal, Segment, Stale};
+        use crate::world::Body::{Complete, Open, Plan, Promote, Resume, Seal, Segment, Stale};
         // `Failed` goes either way; the side that is there takes it.
-        matches!(self.body, Open { .. } | Plan(_) | Stale(_) | Segment { .. } | Seal { .. } | Promote { .. } | Complete)
+        matches!(
+            self.body,
+            Open { .. } | Resume | Plan(_) | Stale(_) | Segment { .. } | Seal { .. } | Promote { .. } | Complete
+        )
     }
 }

@@ -28,11 +28,15 @@ pub fn deliver(world: &mut World, packet: &Packet, mutant: Mutant) {
             let entry = |token: &ValidationToken| PlanEntry { token: *token, score: 0.0, bytes: 1 };
             replies.extend(request(side.machine.handle_plan(tokens.iter().map(entry).collect())));
         }
+        Body::Resume => {
+            side.machine.handle_resumed();
+            let held = segments().filter(|segment| !host.missing.contains(segment)).collect();
+            replies.push(Body::Resumed { last: side.last(), held });
+        }
         Body::Stale(token) => replies.extend(side.machine.handle_stale(*token).map(Body::Request)),
         Body::Segment { segment, records } => {
-            if !host.missing.remove(segment) {
-                replies.push(Body::Failed);
-            } else {
+            // A second copy is ignored.
+            if host.missing.remove(segment) {
                 host.records.extend(records);
                 side.copies.insert(*segment, records.clone());
                 replies.push(Body::Held(*segment));
@@ -63,6 +67,13 @@ pub fn deliver(world: &mut World, packet: &Packet, mutant: Mutant) {
     }
     for body in replies {
         world.send(1 - index, attempt, body);
+    }
+}
+
+impl TargetSide {
+    /// The last LSN that the mirror has brought.
+    pub fn last(&self) -> u8 {
+        self.chain.last().map_or(self.from, |(lsn, _)| *lsn)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The decisions are those of the product: `shadow::source::Source`, `shadow::target::Target`,
 //! `shadow::recovery::verdict` and `coordinator::Machine` are used as they are. Modelled by hand is what carries them out:
-//! the partitions (a map from LSN to key and version), the mirror stream (in order, cut when the link is lost), control
+//! the partitions (a map from LSN to key and version), the mirror stream (in order, cut when the link is lost, begun again behind what the target said when it is found), control
 //! and bulk messages (a set: lost, repeated and overtaken at will, also those of attempts that are over), requests to the
 //! coordinator (their answers may be lost, they may be repeated later), and crashes.
 
@@ -28,8 +28,10 @@ pub struct Budget {
     pub moves: u8,
     /// Crashes of each host.
     pub crashes: [u8; 2],
-    /// Links cut.
+    /// Links cut for good.
     pub cuts: u8,
+    /// Links of a copy that are lost and found again.
+    pub hiccups: u8,
     /// Answers of the coordinator that are lost.
     pub lost_answers: u8,
     /// Messages and requests that come a second time.
@@ -72,6 +74,8 @@ pub struct Packet {
 pub enum Body {
     Open { epoch: u64, from: u8 },
     Opened,
+    Resume,
+    Resumed { last: u8, held: Vec<SegmentId> },
     Plan(Vec<ValidationToken>),
     Request(ValidationToken),
     Stale(ValidationToken),

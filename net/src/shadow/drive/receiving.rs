@@ -14,13 +14,15 @@ use crate::host::Host;
 use crate::mutant::{Mutant, planted};
 use crate::resp::slot;
 use crate::shadow::frame::FrameContext;
-use crate::shadow::message::{self, Message, Opening, Sealing};
+use crate::shadow::message::{self, Message, Opening, Resumed, Sealing};
 use crate::shadow::target::Target;
 use crate::time;
-use crate::transport::{Incoming, RecvStream};
+use crate::transport::{Incoming, RecvStream, SendStream};
 
 use super::{bulk, fetch_missing, lock};
 
+/// For how long a shadow whose source is not heard waits for it; what the coordinator's record says ends the wait.
+const RESUME_WAIT: Duration = Duration::from_secs(15);
 /// A mirror or bulk stream may overtake the control stream that opens the attempt.
 const INBOX_WAIT: Duration = Duration::from_secs(2);
 
@@ -30,9 +32,19 @@ pub(crate) struct TargetInbox {
     source: HostId,
     partition: PartitionHandle,
     machine: Arc<Mutex<Target>>,
-    outgoing: mpsc::UnboundedSender<Message>,
+    outgoing: mpsc::UnboundedSender<Outgoing>,
+    /// Control streams that take the place of a lost one.
+    links: mpsc::UnboundedSender<(SendStream, RecvStream)>,
     /// The coordinator has closed the attempt.
     closed: Arc<Notify>,
+}
+
+/// What the task that writes to the source is given.
+#[derive(Debug)]
+enum Outgoing {
+    Message(Message),
+    /// From here on over this stream.
+    Over(SendStream),
 }
 
 impl TargetInbox {
@@ -42,8 +54,8 @@ impl TargetInbox {
     }
 
     fn send(&self, message: Message) {
-        // The control stream may be gone; its end decides what becomes of the shadow.
-        let _ = self.outgoing.send(message);
+        // The control stream may be gone: what is lost with it, its successor begins with.
+        let _ = self.outgoing.send(Outgoing::Message(message));
     }
 
     /// A segment that an early switchover left at the source has come.
@@ -64,11 +76,12 @@ impl TargetInbox {
 /// Serves the control stream of an attempt: creates the shadow, and decides its end.
 pub(crate) async fn serve_control(host: Arc<Host>, incoming: Incoming) {
     let (peer, mut recv) = (incoming.peer, incoming.recv);
-    let Some(mut send) = incoming.send else {
+    let Some(send) = incoming.send else {
         return;
     };
     let (context, opening) = match message::receive(&mut recv).await {
         Ok((context, Message::Open(opening))) => (context, opening),
+        Ok((context, Message::Resume)) => return resume(&host, peer, context, send, recv).await,
         Ok((_, other)) => return tracing::warn!(%peer, ?other, "a control stream begins with Open"),
         Err(cause) => return tracing::warn!(%peer, %cause, "control stream"),
     };
@@ -76,30 +89,19 @@ pub(crate) async fn serve_control(host: Arc<Host>, incoming: Incoming) {
     let claim = host.claims.claim(context.partition).await;
     let partition = match create(&host, peer, context, opening).await {
         Ok(partition) => partition,
-        Err(cause) => {
-            let _ = message::send(&mut send, context, &Message::Failed(cause.to_string())).await;
-            let _ = send.finish();
-            // The source reads the reason before the stream is dropped.
-            let _ = time::timeout(INBOX_WAIT, send.stopped()).await;
-            return;
-        }
+        Err(cause) => return refuse(send, context, cause.to_string()).await,
     };
     host.failpoint.pass("target:opened");
-    let (outgoing, mut messages) = mpsc::unbounded_channel();
-    let inbox = TargetInbox { source: peer, partition, machine: Arc::default(), outgoing, closed: Arc::default() };
+    let (outgoing, messages) = mpsc::unbounded_channel();
+    let (links, mut next_links) = mpsc::unbounded_channel();
+    let (machine, closed) = (Arc::default(), Arc::default());
+    let inbox = TargetInbox { source: peer, partition, machine, outgoing, links, closed };
     host.open_inbox(context.attempt, inbox.clone());
     inbox.send(Message::Opened);
-    host.control.spawn(async move {
-        while let Some(message) = messages.recv().await {
-            if message::send(&mut send, context, &message).await.is_err() {
-                return;
-            }
-        }
-    });
-    let mut sealing = None;
+    host.control.spawn(write_messages(send, context, messages));
     let ended = tokio::select! {
         biased;
-        ended = serve_messages(&host, context, &inbox, &mut recv, &mut sealing) => ended,
+        ended = serve_links(&host, context, &inbox, recv, &mut next_links) => ended,
         () = inbox.closed.notified() => Err(Error::Aborted { what: "the coordinator has closed it".into() }),
     };
     if let Err(cause) = ended {
@@ -108,6 +110,76 @@ pub(crate) async fn serve_control(host: Arc<Host>, incoming: Incoming) {
     // What becomes of a shadow whose source is gone the coordinator's record says, and the reconciler does.
     drop(claim);
     host.close_inbox(context.attempt);
+}
+
+/// Says no. The source reads the reason before the stream is dropped.
+async fn refuse(mut send: SendStream, context: FrameContext, what: String) {
+    let _ = message::send(&mut send, context, &Message::Failed(what)).await;
+    let _ = send.finish();
+    let _ = time::timeout(INBOX_WAIT, send.stopped()).await;
+}
+
+/// Hands a new control stream to the task of the attempt that it goes on with.
+async fn resume(host: &Host, peer: HostId, context: FrameContext, send: SendStream, recv: RecvStream) {
+    let inbox = host.inbox(context.attempt).filter(|inbox| inbox.source == peer);
+    let handed = match &inbox {
+        Some(inbox) => inbox.links.send((send, recv)).map_err(|unsent| unsent.0.0),
+        None => Err(send),
+    };
+    if let Err(send) = handed {
+        refuse(send, context, format!("attempt {} is not open here any more", context.attempt)).await;
+    }
+}
+
+/// Writes to the source for as long as anybody has something to say. What a lost stream does not take is dropped.
+async fn write_messages(send: SendStream, context: FrameContext, mut messages: mpsc::UnboundedReceiver<Outgoing>) {
+    let mut stream = Some(send);
+    while let Some(outgoing) = messages.recv().await {
+        match (outgoing, &mut stream) {
+            (Outgoing::Over(send), _) => stream = Some(send),
+            (Outgoing::Message(message), Some(send)) => {
+                if message::send(send, context, &message).await.is_err() {
+                    stream = None;
+                }
+            }
+            (Outgoing::Message(_), None) => {}
+        }
+    }
+}
+
+/// Serves one control stream after the other: as long as the shadow is filled, a source whose link is lost may come back.
+async fn serve_links(
+    host: &Arc<Host>,
+    context: FrameContext,
+    inbox: &TargetInbox,
+    mut recv: RecvStream,
+    next_links: &mut mpsc::UnboundedReceiver<(SendStream, RecvStream)>,
+) -> Result<()> {
+    let mut sealing = None;
+    loop {
+        let next = tokio::select! {
+            biased;
+            next = next_links.recv() => next,
+            ended = serve_messages(host, context, inbox, &mut recv, &mut sealing) => match ended {
+                Err(cause @ Error::Link { .. }) if sealing.is_none() => {
+                    tracing::info!(%cause, attempt = %context.attempt, "the source is not heard; it may come back");
+                    match time::timeout(RESUME_WAIT, next_links.recv()).await {
+                        Some(next) => next,
+                        None => return Err(cause),
+                    }
+                }
+                ended => return ended,
+            },
+        };
+        let Some((send, next)) = next else { continue };
+        recv = next;
+        let _ = inbox.outgoing.send(Outgoing::Over(send));
+        lock(&inbox.machine).handle_resumed();
+        let attempt = context.attempt;
+        let position = inbox.partition.with(move |partition| async move { partition.shadow_position(attempt) });
+        let (last, held) = position.await?;
+        inbox.send(Message::Resumed(Resumed { last, held }));
+    }
 }
 
 async fn create(host: &Host, peer: HostId, context: FrameContext, opening: Opening) -> Result<PartitionHandle> {

@@ -15,17 +15,16 @@ use crate::mutant::{Mutant, planted};
 use crate::routing::Addresses;
 use crate::shadow::accounts::{MoveReport, OrderedSegment, StepTime};
 use crate::shadow::frame::FrameContext;
-use crate::shadow::message::{self, Message, Opening, Sealing};
+use crate::shadow::message::{Message, Opening, Resumed, Sealing};
 use crate::shadow::plan;
 use crate::shadow::recovery::READ_LEASE;
 use crate::shadow::source::{Action, Event, Limits, Source, State};
 use crate::time::{self, Ticker};
-use crate::transport::{SendStream, StreamKind};
 
 use super::attempt::abort_until_known;
 use super::bulk::{Outbound, Pace, Route, SegmentCost};
 use super::foreground::{End, Foreground};
-use super::streams::{listen, stream_mirror};
+use super::streams::{Link, NewStreams};
 use super::switching::{OURS, THEIRS};
 use super::{MoveHandle, MoveOptions, Policy};
 
@@ -46,8 +45,15 @@ pub(super) enum Signal {
     Sent(SegmentCost),
     /// A segment was not sent.
     NotSent(String),
-    /// The target cannot be reached any more.
-    Lost(String),
+    /// The target cannot be reached any more over this link.
+    Lost {
+        /// Its number within the attempt.
+        link: u32,
+        what: String,
+    },
+    /// The target has its shadow still.
+    Reconnected(NewStreams),
+    NotReconnected(String),
     /// The coordinator's record decided.
     Committed(PartitionRecord),
     NotCommitted(String),
@@ -66,7 +72,7 @@ pub(super) struct Driver<'a> {
     handle: &'a MoveHandle,
     pub(super) partition: PartitionHandle,
     machine: Source,
-    pub(super) control: SendStream,
+    pub(super) link: Link,
     signals: mpsc::UnboundedReceiver<Signal>,
     pub(super) signal: mpsc::UnboundedSender<Signal>,
     pace: Pace,
@@ -108,7 +114,6 @@ impl<'a> Driver<'a> {
                 Ok((receiver, partition.segment_summaries()))
             })
             .await?;
-        let (mut control, incoming) = host.control.open_bi(addresses.control, destination, StreamKind::Control).await?;
         let opening = Opening {
             keyspace: record.keyspace.clone(),
             slots: record.slots,
@@ -117,12 +122,10 @@ impl<'a> Driver<'a> {
             from: receiver.from,
             segments: summaries.iter().map(|summary| (summary.id, summary.start.to_vec())).collect(),
         };
-        message::send(&mut control, context, &Message::Open(opening)).await?;
-        let mirror = host.control.open_uni(addresses.control, destination, StreamKind::Mirror).await?;
         let from = receiver.from;
         let (signal, signals) = mpsc::unbounded_channel();
-        host.control.spawn(listen(incoming, context, signal.clone()));
-        host.control.spawn(stream_mirror(mirror, context, receiver, signal.clone()));
+        let to = (addresses.control, destination);
+        let link = Link::open(host, context, to, &Message::Open(opening), receiver, signal.clone()).await?;
         let asynchronous = options.policy == Policy::Standby { synchronous: false };
         let limits = Limits { asynchronous, ..options.limits };
         let machine = Source::new(summaries.iter().map(|summary| summary.id), from, limits);
@@ -144,7 +147,7 @@ impl<'a> Driver<'a> {
             handle,
             partition,
             machine,
-            control,
+            link,
             signals,
             signal,
             pace,
@@ -233,6 +236,7 @@ impl<'a> Driver<'a> {
                     return actions;
                 }
                 Message::MirrorAck(lsn) => {
+                    self.link.note_acked(lsn);
                     let attempt = self.context.attempt;
                     let told = self.partition.with(move |partition| async move {
                         partition.handle_mirror_ack(attempt, lsn);
@@ -270,7 +274,16 @@ impl<'a> Driver<'a> {
             // Nothing is covered once writes stand still: after an early switchover the target fetches it.
             Some(Signal::NotSent(_)) if self.frozen.is_some() => return Vec::new(),
             Some(Signal::NotSent(what)) => Event::Failed(what),
-            Some(Signal::Lost(what)) => return self.note_lost(what),
+            Some(Signal::Lost { link, .. }) if !self.link.is_present(link) => return Vec::new(),
+            Some(Signal::Lost { what, .. }) => return self.note_lost(what),
+            Some(Signal::Reconnected(streams)) => {
+                let Resumed { last, held } = self.link.take(self.host, streams);
+                tracing::info!(%last, held = held.len(), "the link is back, and the shadow with it");
+                self.report.shadow.resumed += 1;
+                self.progressed = time::now();
+                Event::Resumed { held }
+            }
+            Some(Signal::NotReconnected(what)) => Event::Failed(what),
             Some(Signal::Committed(record)) => {
                 self.note_committed(&record);
                 Event::Committed
@@ -287,8 +300,13 @@ impl<'a> Driver<'a> {
         self.note_and_handle(event)
     }
 
-    /// Before the commit a lost target ends the attempt; later the coordinator's record brings it back.
+    /// While the copy runs the target is sought; from then on to the commit its loss ends the attempt; later the
+    /// coordinator's record brings it back.
     fn note_lost(&mut self, what: String) -> Vec<Action> {
+        if self.machine.state() == State::Copying {
+            tracing::warn!(what, "the link of a copy is lost; sought again");
+            return self.machine.handle(Event::TargetLost);
+        }
         self.lost = true;
         let mut actions = self.note_and_handle(Event::Failed(what));
         actions.extend(match self.machine.state() {
@@ -356,13 +374,13 @@ impl<'a> Driver<'a> {
         if self.machine.missing() > 0 {
             self.govern(source_p99);
             let plan = plan::plan(self.options.order, &summaries, |segment| self.machine.is_missing(segment));
-            if let Err(cause) = message::send(&mut self.control, self.context, &Message::Plan(plan)).await {
-                return self.note_and_handle(Event::Failed(cause.to_string()));
+            if let Err(cause) = self.link.send(&Message::Plan(plan)).await {
+                return self.note_lost(cause.to_string());
             }
         }
         let position = Message::Position(assigned, self.machine.state() == State::Ready);
-        if let Err(cause) = message::send(&mut self.control, self.context, &position).await {
-            return self.note_and_handle(Event::Failed(cause.to_string()));
+        if let Err(cause) = self.link.send(&position).await {
+            return self.note_lost(cause.to_string());
         }
         let mut actions = self.machine.handle(Event::Assigned(assigned));
         if let Some(early) = self.options.early
@@ -394,7 +412,12 @@ impl<'a> Driver<'a> {
                 Ok(None)
             }
             Action::SendStale(token) => {
-                message::send(&mut self.control, self.context, &Message::Stale(token)).await?;
+                // A target that does not hear of it asks again when it has been found.
+                let sent = self.link.send(&Message::Stale(token)).await;
+                Ok(sent.is_err().then_some(Event::TargetLost))
+            }
+            Action::Reconnect => {
+                self.link.seek(self.host);
                 Ok(None)
             }
             Action::SetSynchronous => {
@@ -425,7 +448,7 @@ impl<'a> Driver<'a> {
                 self.report.shadow.token_retries = self.machine.token_retries;
                 self.report.switchover.missing = self.machine.missing() as u64;
                 let sealing = self.sealing.clone().ok_or_else(|| Error::protocol("no seal"))?;
-                message::send(&mut self.control, self.context, &Message::Seal(sealing)).await?;
+                self.link.send(&Message::Seal(sealing)).await?;
                 Ok(None)
             }
             Action::Commit => {
@@ -451,7 +474,7 @@ impl<'a> Driver<'a> {
                 Ok(None)
             }
             Action::Abort(reason) => {
-                let _ = message::send(&mut self.control, self.context, &Message::Failed(reason.clone())).await;
+                let _ = self.link.send(&Message::Failed(reason.clone())).await;
                 abort_until_known(self.host, self.context, &reason).await;
                 Ok(Some(Event::Aborted))
             }
@@ -511,7 +534,7 @@ fn failpoint_of(action: &Action) -> Option<&'static str> {
         Action::Promote => Some("source:handed-over"),
         Action::Digest => Some("source:digest"),
         Action::Complete => Some("source:complete"),
-        Action::SendStale(_) | Action::AwaitTarget | Action::Abort(_) => None,
+        Action::SendStale(_) | Action::Reconnect | Action::AwaitTarget | Action::Abort(_) => None,
     }
 }
 

@@ -9,7 +9,7 @@ use antumbra_engine::types::Epoch;
 use crate::coordinator::{self, Command, PartitionRecord, RecordState};
 use crate::error::{Error, Result};
 use crate::shadow::accounts::VerifyReport;
-use crate::shadow::message::{self, Message};
+use crate::shadow::message::Message;
 use crate::time;
 
 use super::sending::{Driver, RETRY, Signal, mark};
@@ -68,7 +68,7 @@ impl Driver<'_> {
     /// Tells the target to serve; true if it is lost. Then it serves once it has read the record by itself.
     pub(super) async fn send_promotion(&mut self) -> bool {
         let epoch = Epoch(self.report.switchover.epoch_after);
-        let sent = message::send(&mut self.control, self.context, &Message::Promote(epoch)).await;
+        let sent = self.link.send(&Message::Promote(epoch)).await;
         self.lost || sent.is_err()
     }
 
@@ -110,7 +110,7 @@ impl Driver<'_> {
             let _ = signal.send(Signal::Digested(digests.map_err(Error::from)));
         });
         // A target that is lost here is noticed by the listener.
-        message::send(&mut self.control, self.context, &Message::Digest(starts)).await.or(Ok(()))
+        self.link.send(&Message::Digest(starts)).await.or(Ok(()))
     }
 
     /// Compares the digests once both are there; false until then.
@@ -127,8 +127,8 @@ impl Driver<'_> {
 
     /// Closes the attempt at the coordinator. The released copy is dropped by the reconciler after a grace time.
     pub(super) async fn complete(&mut self) {
-        let _ = message::send(&mut self.control, self.context, &Message::Complete).await;
-        let _ = self.control.finish();
+        let _ = self.link.send(&Message::Complete).await;
+        self.link.finish();
         let command = Command::Complete { partition: self.context.partition.0, attempt: self.context.attempt.0 };
         while let Err(cause) = coordinator::change(self.host.coordinator.as_ref(), command.clone()).await {
             tracing::warn!(%cause, "the completion is not recorded yet");

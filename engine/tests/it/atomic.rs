@@ -1,7 +1,4 @@
 //! kill -9 under batches: each is there whole or not at all.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Command, Stdio};
@@ -10,7 +7,8 @@ use std::time::{Duration, Instant};
 use antumbra_engine::types::KeyRange;
 use antumbra_engine::{Batch, Durability};
 use bytes::Bytes;
-use common::{PARTITION, block_on, create, open};
+
+use crate::common::{PARTITION, block_on, create, open};
 
 const GROUPS: u64 = 12;
 const KEYS: u64 = 40;
@@ -64,7 +62,7 @@ fn kill_nine_leaves_every_batch_whole_or_absent() {
     let mut random = fastrand::Rng::with_seed(3);
     for round in 0..ROUNDS {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--ignored", "--nocapture"])
+            .args(["--exact", "atomic::child", "--ignored", "--nocapture"])
             .env("ANTUMBRA_ATOMIC_DIR", dir.path())
             .env("ANTUMBRA_ATOMIC_VERSION", (round * 1_000_000 + 1).to_string())
             .stdout(Stdio::piped())

@@ -1,7 +1,4 @@
 //! Keyspaces of every partitioning against a `BTreeMap`: point operations, streams both ways, snapshots, restarts.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -11,8 +8,9 @@ use antumbra_engine::{
     Snapshot,
 };
 use bytes::Bytes;
-use common::block_on;
 use futures_lite::StreamExt as _;
+
+use crate::common::block_on;
 
 type Model = BTreeMap<Bytes, Bytes>;
 const KEYS: u64 = 600;

@@ -1,7 +1,4 @@
 //! A standby that is promoted by force, and the two histories made one again, without a network.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::rc::Rc;
 
@@ -10,7 +7,8 @@ use antumbra_engine::record::{Record, RecordKind};
 use antumbra_engine::types::{AttemptId, Epoch, HostId, KeyRange, Lsn, ShardId};
 use antumbra_engine::{Durability, Engine, Error, Partition, PartitionHandle, Serving, Write};
 use bytes::Bytes;
-use common::{PARTITION, block_on, create, open, spec};
+
+use crate::common::{PARTITION, block_on, create, open, spec};
 
 const ATTEMPT: AttemptId = AttemptId(41);
 const NEW_OWNER: HostId = HostId(2);

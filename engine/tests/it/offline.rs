@@ -1,7 +1,4 @@
 //! Data folders looked at, damaged and repaired without an engine.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +7,7 @@ use std::path::{Path, PathBuf};
 use antumbra_engine::offline::{self, Finding, WalRest};
 use antumbra_engine::{Durability, Engine, Error, Write};
 
-use common::{PARTITION, block_on};
+use crate::common::{PARTITION, block_on};
 
 fn key(number: u32) -> Vec<u8> {
     format!("key-{number:05}").into_bytes()
@@ -24,8 +21,8 @@ fn value(number: u32, version: u32) -> Vec<u8> {
 
 /// A folder whose tables hold 2,000 keys (some overwritten in a slice) and whose log holds 40 more, a batch each.
 fn filled(dir: &Path) {
-    let engine = common::open(dir);
-    let partition = common::create(&engine);
+    let engine = crate::common::open(dir);
+    let partition = crate::common::create(&engine);
     let put = |number: u32, version: u32, durability| {
         block_on(partition.write(Write::put(key(number), value(number, version)), durability)).unwrap();
     };
@@ -122,8 +119,8 @@ fn verify_and_repair_of_another_folder_are_refused_and_leave_nothing() {
 #[test]
 fn repair_open_folder_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = common::open(dir.path());
-    common::create(&engine);
+    let engine = crate::common::open(dir.path());
+    crate::common::create(&engine);
     assert!(matches!(offline::repair(dir.path(), true, |_| {}), Err(Error::Locked { .. })));
     block_on(engine.close()).unwrap();
 }
@@ -157,7 +154,7 @@ fn repair_damaged_block_loses_exactly_the_keys_it_names() {
     assert_eq!(files(&quarantine, ".tab").len(), 1);
     assert_eq!(fs::read(&files(&quarantine, ".tab")[0]).unwrap(), before[&file], "the damaged file is kept whole");
     offline::verify(dir.path(), |_| {}).unwrap();
-    let engine = common::open(dir.path());
+    let engine = crate::common::open(dir.path());
     let mut all = expected(0..2_040);
     all.retain(|key, _| *key <= after || *key > through);
     assert_eq!(read_all(&engine), all);
@@ -173,14 +170,14 @@ fn repair_missing_table_opens_without_it() {
     let file = files(&dir.path().join("shard-000"), ".tab").swap_remove(0);
     let records = offline::inspect_segment(&file).unwrap()[0].meta.records;
     fs::remove_file(&file).unwrap();
-    assert!(Engine::open(common::config(dir.path())).is_err());
+    assert!(Engine::open(crate::common::config(dir.path())).is_err());
     let done = offline::repair(dir.path(), true, |_| {}).unwrap();
     assert!(
         matches!(&done.findings[..], [Finding::Table { kept: 0, lost: None, what, .. }] if what.contains("missing")),
         "{:?}",
         done.findings
     );
-    let engine = common::open(dir.path());
+    let engine = crate::common::open(dir.path());
     assert_eq!(read_all(&engine).len() as u64, 2_040 - records);
     block_on(engine.close()).unwrap();
 }
@@ -204,7 +201,7 @@ fn repair_hole_in_the_log_cuts_there_and_counts_what_goes() {
     filled(dir.path());
     let (path, batches) = durable_batches(dir.path());
     damage(&path, batches[29] + 70);
-    assert!(matches!(Engine::open(common::config(dir.path())), Err(Error::Corruption { .. })));
+    assert!(matches!(Engine::open(crate::common::config(dir.path())), Err(Error::Corruption { .. })));
     assert!(matches!(offline::verify(dir.path(), |_| {}), Err(Error::Corruption { .. })));
 
     let before = snapshot(dir.path());
@@ -219,7 +216,7 @@ fn repair_hole_in_the_log_cuts_there_and_counts_what_goes() {
 
     let done = offline::repair(dir.path(), true, |_| {}).unwrap();
     assert_eq!(fs::read(&files(&done.quarantine.unwrap(), ".wal")[0]).unwrap(), before[&path]);
-    let engine = common::open(dir.path());
+    let engine = crate::common::open(dir.path());
     assert_eq!(read_all(&engine), expected(0..2_029));
     block_on(engine.close()).unwrap();
     assert!(offline::repair(dir.path(), false, |_| {}).unwrap().findings.is_empty());
@@ -235,7 +232,7 @@ fn repair_torn_tail_is_announced_and_cut() {
     assert_eq!(dry.findings, [Finding::TornTail { path, offset: batches[39], bytes: 4096 }]);
     offline::repair(dir.path(), true, |_| {}).unwrap();
     assert!(offline::repair(dir.path(), false, |_| {}).unwrap().findings.is_empty());
-    let engine = common::open(dir.path());
+    let engine = crate::common::open(dir.path());
     assert_eq!(read_all(&engine), expected(0..2_039));
     block_on(engine.close()).unwrap();
 }
@@ -270,7 +267,7 @@ fn inspect_what_is_no_such_file_says_so() {
 fn scrub_sound_partition_reads_all_and_damage_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path());
-    let engine = common::open(dir.path());
+    let engine = crate::common::open(dir.path());
     let partition = engine.partition(PARTITION).unwrap();
     let sound = block_on(partition.scrub(None)).unwrap();
     assert_eq!((sound.records, sound.damage.len()), (2_000, 0));
@@ -287,7 +284,7 @@ fn scrub_sound_partition_reads_all_and_damage_is_reported() {
 fn scrub_at_a_rate_takes_its_time() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path());
-    let engine = common::open(dir.path());
+    let engine = crate::common::open(dir.path());
     let partition = engine.partition(PARTITION).unwrap();
     let bytes = block_on(partition.scrub(None)).unwrap().bytes;
     let begin = std::time::Instant::now();

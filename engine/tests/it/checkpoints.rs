@@ -1,7 +1,4 @@
 //! Checkpoints and backups of a running engine, restored and compared.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +8,8 @@ use antumbra_engine::checkpoint::{list_backups, remove_backup, restore, restore_
 use antumbra_engine::types::KeyRange;
 use antumbra_engine::{Durability, Engine, Error, Keyspace, KeyspaceOptions, PartitionOptions};
 use bytes::Bytes;
-use common::block_on;
+
+use crate::common::block_on;
 
 type Model = BTreeMap<Bytes, Bytes>;
 

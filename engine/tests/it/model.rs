@@ -1,14 +1,12 @@
 //! The engine against a `BTreeMap`: random operations, flushes, compactions and restarts.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::collections::BTreeMap;
 
 use antumbra_engine::types::KeyRange;
 use antumbra_engine::{Durability, Error, PartitionHandle, Write};
 use bytes::Bytes;
-use common::{PARTITION, block_on, create, open};
+
+use crate::common::{PARTITION, block_on, create, open};
 
 type Model = BTreeMap<Bytes, Bytes>;
 
@@ -125,7 +123,7 @@ fn bad_requests_are_refused_and_change_nothing() {
 fn open_folder_in_use_is_refused_and_free_after_close() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path());
-    let mut config = common::config(dir.path());
+    let mut config = crate::common::config(dir.path());
     config.lock_timeout = std::time::Duration::from_millis(50);
     assert!(matches!(antumbra_engine::Engine::open(config.clone()), Err(Error::Locked { .. })));
     block_on(engine.close()).unwrap();

@@ -1,15 +1,13 @@
 //! A data folder opened with another number of threads.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use antumbra_engine::types::{PartitionId, ShardId};
 use antumbra_engine::{Engine, Error, PartitionSpec};
 use bytes::Bytes;
-use common::block_on;
+
+use crate::common::block_on;
 
 fn open_with(dir: &std::path::Path, threads: usize) -> Engine {
-    let mut config = common::config(dir);
+    let mut config = crate::common::config(dir);
     config.shards = threads;
     config.memory_budget_bytes = 64 << 20;
     Engine::open(config).unwrap()
@@ -33,7 +31,7 @@ fn open_with_other_numbers_of_threads_keeps_all_data_and_places_new_partitions()
             assert_eq!(found, Some(value(partition, round - 1)));
         }
         for shard in 0..shards as u64 {
-            let spec = PartitionSpec { id: PartitionId(partitions + shard), ..common::spec() };
+            let spec = PartitionSpec { id: PartitionId(partitions + shard), ..crate::common::spec() };
             block_on(engine.create_partition(ShardId(shard as u16), spec)).unwrap();
         }
         partitions += shards as u64;
@@ -50,7 +48,7 @@ fn open_with_a_shard_folder_missing_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     block_on(open_with(dir.path(), 3).close()).unwrap();
     std::fs::rename(dir.path().join("shard-001"), dir.path().join("elsewhere")).unwrap();
-    let mut config = common::config(dir.path());
+    let mut config = crate::common::config(dir.path());
     config.memory_budget_bytes = 64 << 20;
     match Engine::open(config) {
         Err(Error::Invalid { what }) => assert!(what.contains("shard-001"), "{what}"),

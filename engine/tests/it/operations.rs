@@ -1,8 +1,5 @@
 //! Batches, conditions, merges, range deletions and snapshots against a `BTreeMap`, with flushes, compactions and
 //! restarts in between.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::collections::BTreeMap;
 
@@ -12,7 +9,8 @@ use antumbra_engine::{
     Write,
 };
 use bytes::Bytes;
-use common::{PARTITION, block_on, create, open};
+
+use crate::common::{PARTITION, block_on, create, open};
 
 type Model = BTreeMap<Bytes, Bytes>;
 const KEYS: u64 = 800;

@@ -1,10 +1,7 @@
 //! Files of each format version, as they were written then: this build reads them, and refuses newer ones in words.
 //!
-//! `cargo test -p antumbra-engine --test golden write_golden -- --ignored` writes them anew into `tests/golden/new`;
+//! `cargo test -p antumbra-engine --test it golden::write_golden -- --ignored` writes them anew into `tests/golden/new`;
 //! a file that exists is never replaced: a format that changes gets a new version and a new file.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +12,7 @@ use antumbra_engine::table::{decode_records, encode_records};
 use antumbra_engine::types::{Hlc, KeyRange, Lsn};
 use antumbra_engine::{Durability, Engine, Error, KeyspaceOptions, Write, offline};
 
-use common::{PARTITION, block_on};
+use crate::common::{PARTITION, block_on};
 
 const KEYS: u32 = 60;
 const DEADLINE_MS: u64 = 4_000_000_000_000;
@@ -64,8 +61,8 @@ fn expected() -> BTreeMap<Vec<u8>, (Vec<u8>, u64)> {
 
 /// Writes the golden folder: tables with a tombstone and a deadline, a range deletion in the log, a keyspace.
 fn write_folder(dir: &Path) {
-    let engine = common::open(dir);
-    let partition = common::create(&engine);
+    let engine = crate::common::open(dir);
+    let partition = crate::common::create(&engine);
     let put = |write: Write| block_on(partition.write(write, Durability::Durable)).unwrap();
     for number in 0..KEYS {
         put(Write::put(format!("key-{number:03}"), value(number)));
@@ -122,7 +119,7 @@ fn open_folder_of_each_version_reads_everything() {
 
 fn open_reads_everything(dir: &tempfile::TempDir) {
     offline::verify(dir.path(), |_| {}).unwrap();
-    let engine = common::open(dir.path());
+    let engine = crate::common::open(dir.path());
     let page = block_on(engine.partition(PARTITION).unwrap().export("", 1 << 20)).unwrap();
     let found: BTreeMap<Vec<u8>, (Vec<u8>, u64)> = page
         .records
@@ -152,7 +149,7 @@ fn set_version(bytes: &mut [u8], at: usize, checksum_at: usize, covered: &[std::
 
 fn refused(dir: &Path, wanted: &'static str, newest: u8) {
     let before = fs::read_dir(dir.join("shard-000")).unwrap().count();
-    match Engine::open(common::config(dir)) {
+    match Engine::open(crate::common::config(dir)) {
         Err(Error::Version { what, found, known, .. }) => assert_eq!((what, found, known), (wanted, 9, newest)),
         other => panic!("{wanted}: {other:?}"),
     }
@@ -216,7 +213,7 @@ fn newer_records_and_keyspaces_are_refused() {
     let len = bytes.len();
     set_version(&mut bytes, 8, 16, &[0..16, 20..len]);
     fs::write(&path, bytes).unwrap();
-    let cause = Engine::open(common::config(dir.path())).unwrap_err().to_string();
+    let cause = Engine::open(crate::common::config(dir.path())).unwrap_err().to_string();
     assert!(cause.contains("version 9") && cause.contains("KEYSPACES"), "{cause}");
 }
 

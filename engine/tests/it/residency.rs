@@ -1,13 +1,11 @@
 //! Hot segments stay in memory, give the same answers, and leave it when they cool down or are rewritten.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::time::{Duration, Instant};
 
 use antumbra_engine::{Durability, PartitionHandle, Write};
 use bytes::Bytes;
-use common::{block_on, create, open};
+
+use crate::common::{block_on, create, open};
 
 const KEYS: u64 = 24_000;
 const HOT: u64 = 1_000;

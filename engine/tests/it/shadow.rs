@@ -1,7 +1,4 @@
 //! A move between two engines in one process, without a network: what the protocol drives, under load.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +9,8 @@ use antumbra_engine::table::verify_image;
 use antumbra_engine::types::{AttemptId, Epoch, HostId, KeyRange, Lsn, SegmentId};
 use antumbra_engine::{Batch, Durability, Engine, Error, PartitionHandle, Serving};
 use bytes::Bytes;
-use common::{PARTITION, block_on, create, open, spec};
+
+use crate::common::{PARTITION, block_on, create, open, spec};
 
 const ATTEMPT: AttemptId = AttemptId(41);
 const KEYS: u64 = 3_000;
@@ -516,4 +514,30 @@ fn mirror_with_a_gap_is_refused() {
     let to = target.partition(PARTITION).unwrap();
     let result = block_on(to.with(move |partition| async move { partition.apply_mirror(ATTEMPT, items).await }));
     assert!(matches!(result, Err(Error::Stale { .. })));
+}
+
+#[test]
+fn mirror_that_is_sent_again_is_passed_over() {
+    let (source_dir, target_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (source, target) = (open(source_dir.path()), open(target_dir.path()));
+    let from = create(&source);
+    let (receiver, _) = block_on(attach(&from, &target));
+    for number in 0..5 {
+        block_on(from.put(key(number), "v")).unwrap();
+    }
+    let items: Vec<_> = std::iter::from_fn(|| receiver.try_recv()).collect();
+    let to = target.partition(PARTITION).unwrap();
+    let apply = |items: Vec<_>| {
+        block_on(to.with(move |partition| async move {
+            let applied = partition.apply_mirror(ATTEMPT, items).await?;
+            Ok((applied.last, partition.shadow_position(ATTEMPT)?.0))
+        }))
+        .unwrap()
+    };
+    let last = items[4].lsn();
+    assert_eq!(apply(items[..3].to_vec()), (items[2].lsn(), items[2].lsn()));
+    assert_eq!(apply(items[1..].to_vec()), (last, last), "two of them again, two more");
+    assert_eq!(apply(items.clone()), (last, last));
+    let of_another = block_on(to.with(|partition| async move { partition.shadow_position(AttemptId(99)) }));
+    assert!(matches!(of_another, Err(Error::Stale { .. })));
 }
