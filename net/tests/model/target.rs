@@ -35,13 +35,14 @@ pub fn deliver(world: &mut World, packet: &Packet, mutant: Mutant) {
         }
         Body::Stale(token) => replies.extend(side.machine.handle_stale(*token).map(Body::Request)),
         Body::Segment { segment, records } => {
-            // A second copy is ignored.
-            if host.missing.remove(segment) {
-                host.records.extend(records);
-                side.copies.insert(*segment, records.clone());
-                replies.push(Body::Held(*segment));
-                replies.extend(request(side.machine.handle_installed(*segment)));
+            if !host.missing.remove(segment) {
+                // A second copy is ignored.
+                return;
             }
+            host.records.extend(records);
+            side.copies.insert(*segment, records.clone());
+            replies.push(Body::Held(*segment));
+            replies.extend(request(side.machine.handle_installed(*segment)));
         }
         Body::Seal { last, chain, copies, early } => {
             let known = side.copies.iter().all(|(segment, copy)| copies.get(segment) == Some(copy));
