@@ -255,6 +255,52 @@ fn kill_at_every_step_of_a_move_loses_nothing() {
     assert!(acked > 100, "the load was real: {acked} writes");
 }
 
+/// The target stands still for longer than a link lives. The copy goes on where it was: each segment is sent once.
+#[test]
+fn copy_whose_link_is_lost_goes_on() {
+    const SILENCE: Duration = Duration::from_secs(6);
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = three_with_a_partition(dir.path());
+    let (source, target) = (&nodes[1], &nodes[2]);
+    let client = redis::Client::open(format!("redis://{}", source.resp)).unwrap();
+    let mut connection = client.get_connection().unwrap();
+    let mut random = fastrand::Rng::with_seed(5);
+    for hundred in 0..80 {
+        let mut pipe = redis::pipe();
+        for number in 0..100 {
+            let value: String = std::iter::repeat_with(|| random.alphanumeric()).take(1000).collect();
+            pipe.set(format!("{hundred}-{number}"), value).ignore();
+        }
+        pipe.query::<()>(&mut connection).unwrap();
+    }
+    assert!(ask(source.resp, "ANTUMBRA MOVE 1 3 THROTTLE 1").contains("OK"));
+    let held = |progress: &str| number_in(progress, "held").unwrap_or(0);
+    let deadline = Instant::now() + SETTLE_MAX;
+    while held(&ask(source.resp, "ANTUMBRA PROGRESS 1")) < 5 {
+        assert!(Instant::now() < deadline, "the copy does not begin");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    target.stand_still(true);
+    let since = Instant::now();
+    // No write waits for a copy.
+    for number in 0..100 {
+        set(source.resp, &format!("{number}-{number}"), "new");
+    }
+    assert!(since.elapsed() < SILENCE / 2, "writes took {:?}", since.elapsed());
+    std::thread::sleep(SILENCE.saturating_sub(since.elapsed()));
+    target.stand_still(false);
+
+    let reply = wait_for(source.resp, "ANTUMBRA REPORT 1", "\"equal\"");
+    let json = &reply[reply.find('{').unwrap()..=reply.rfind('}').unwrap()];
+    let report: serde_json::Value = serde_json::from_str(json).unwrap();
+    assert_eq!(report["verify"]["equal"], true, "{report}");
+    assert!(report["shadow"]["resumed"].as_u64().unwrap() >= 1, "{report}");
+    let sent: Vec<u64> = report["sent"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
+    let once: std::collections::BTreeSet<u64> = sent.iter().copied().collect();
+    assert_eq!(once.len(), sent.len(), "a segment was sent twice: {sent:?}");
+    println!("{} segments, {} links found again", sent.len(), report["shadow"]["resumed"]);
+}
+
 /// A number of a JSON reply.
 fn number_in(reply: &str, field: &str) -> Option<u64> {
     let at = reply.find(&format!("\"{field}\":"))? + field.len() + 3;

@@ -243,7 +243,7 @@ impl Report {
         );
         let shadow = &self.shadow;
         println!(
-            "  shadow    {} segments, {:.1} MB ({:.1} MB on the wire) in {:.2} s = {:.2} MB/s (cap {:.2}), {} deltas, {} token retries",
+            "  shadow    {} segments, {:.1} MB ({:.1} MB on the wire) in {:.2} s = {:.2} MB/s (cap {:.2}), {} deltas, {} token retries, {} links found again",
             shadow.segments,
             shadow.bytes_copied as f64 / 1e6,
             shadow.bytes_on_wire as f64 / 1e6,
@@ -251,7 +251,8 @@ impl Report {
             shadow.observed_mb_s,
             shadow.throttle_mb_s,
             shadow.deltas,
-            shadow.token_retries
+            shadow.token_retries,
+            shadow.resumed
         );
         let foreground = &shadow.foreground;
         println!(
