@@ -2,9 +2,10 @@
 //!
 //! The kernel runs a thread of class idle only in what others leave (its weight is 3 against 1024), which is what bulk
 //! copying should get, until a busy machine leaves nothing: then connections would die of silence, and copies of waiting. So
-//! the plane's runtime beats, [`BEATS_PER_S`] times a second when it gets the core, and counts the jobs beside it; a watchdog
-//! thread lifts a plane that is behind with either to the normal class until it has caught up, for at most [`LIFT_MS_MAX`] at
-//! a time.
+//! the plane's runtime beats, [`BEATS_PER_S`] times a second when it gets the core, and counts the jobs beside it and the bytes
+//! of its streams while one waits for more; a watchdog thread lifts a plane that is behind with any of them to the normal class
+//! until it has caught up, for at most [`LIFT_MS_MAX`] at a time. Beats alone say little of a transfer: each round trip waits for
+//! two such threads, and a socket that nobody empties loses packets.
 //!
 //! Leaving the idle class needs CAP_SYS_NICE or RLIMIT_NICE >= 20 (`LimitNICE=-0` in a systemd unit). Without them the
 //! plane stays idle and says so.
@@ -38,6 +39,8 @@ const FLOOR_PER_S: u64 = BEATS_PER_S / 5;
 
 /// Jobs beside a plane (a segment is compressed, or checked) per second below which it is lifted.
 const FLOOR_JOBS_PER_S: u64 = 5;
+/// Bytes per second below which it is lifted while a stream waits to send or to receive.
+const FLOOR_BYTES_PER_S: u64 = 8 << 20;
 
 /// What the watchdog is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,36 +107,57 @@ impl FloorGuard {
 #[derive(Clone, Debug, Default)]
 pub(super) struct IdleThreads {
     ids: Arc<Mutex<Vec<ThreadId>>>,
-    jobs: Arc<Jobs>,
+    jobs: Arc<Account>,
+    transfers: Arc<Account>,
 }
 
-/// What runs beside a plane's own thread.
+/// Work of one kind: how much is wanted now, and how much was done.
 #[derive(Debug, Default)]
-struct Jobs {
+struct Account {
     open: AtomicU64,
     done: AtomicU64,
 }
 
-/// A job beside a plane, from its being wanted to its end.
-#[derive(Debug)]
-pub(super) struct Job(Option<Arc<Jobs>>);
-
-impl Job {
-    /// A job of the calling thread's plane; not counted if that is not of the idle class.
-    pub fn begin() -> Job {
-        let jobs = CURRENT.with_borrow(|threads| threads.as_ref().map(|threads| Arc::clone(&threads.jobs)));
-        if let Some(jobs) = &jobs {
-            jobs.open.fetch_add(1, Ordering::Relaxed);
-        }
-        Job(jobs)
+impl Account {
+    fn observed_by(&self, guard: &mut FloorGuard, now_ms: u64) -> bool {
+        guard.observe(now_ms, self.open.load(Ordering::Relaxed), self.done.load(Ordering::Relaxed));
+        guard.is_lifted()
     }
 }
 
-impl Drop for Job {
+/// A piece of work of an idle-class plane, from its being wanted to its end.
+#[derive(Debug)]
+pub(super) struct Open {
+    /// `None` on the thread of another plane, whose work is not counted.
+    account: Option<Arc<Account>>,
+    worth: u64,
+}
+
+impl Open {
+    /// A job beside the calling thread's plane.
+    pub fn job() -> Open {
+        Open::begin(1, |threads| &threads.jobs)
+    }
+
+    /// Bytes that a stream of the calling thread's plane sends or receives.
+    pub fn transfer(bytes: usize) -> Open {
+        Open::begin(bytes as u64, |threads| &threads.transfers)
+    }
+
+    fn begin(worth: u64, account: impl Fn(&IdleThreads) -> &Arc<Account>) -> Open {
+        let account = CURRENT.with_borrow(|threads| threads.as_ref().map(|threads| Arc::clone(account(threads))));
+        if let Some(account) = &account {
+            account.open.fetch_add(1, Ordering::Relaxed);
+        }
+        Open { account, worth }
+    }
+}
+
+impl Drop for Open {
     fn drop(&mut self) {
-        if let Some(jobs) = &self.0 {
-            jobs.open.fetch_sub(1, Ordering::Relaxed);
-            jobs.done.fetch_add(1, Ordering::Relaxed);
+        if let Some(account) = &self.account {
+            account.open.fetch_sub(1, Ordering::Relaxed);
+            account.done.fetch_add(self.worth, Ordering::Relaxed);
         }
     }
 }
@@ -205,16 +229,20 @@ impl Drop for Watchdog {
 
 fn watch(watched: &IdleThreads, beats: &AtomicU64, stop: &AtomicBool) {
     let started = Instant::now();
-    let (mut plane, mut beside) = (FloorGuard::new(FLOOR_PER_S), FloorGuard::new(FLOOR_JOBS_PER_S));
+    let mut plane = FloorGuard::new(FLOOR_PER_S);
+    let (mut beside, mut streams) = (FloorGuard::new(FLOOR_JOBS_PER_S), FloorGuard::new(FLOOR_BYTES_PER_S));
     let mut lifted = false;
     let mut refused = false;
     while !stop.load(Ordering::Acquire) && !refused {
         std::thread::park_timeout(TICK);
         let now_ms = started.elapsed().as_millis() as u64;
-        let jobs = &watched.jobs;
         plane.observe(now_ms, 1, beats.load(Ordering::Relaxed));
-        beside.observe(now_ms, jobs.open.load(Ordering::Relaxed), jobs.done.load(Ordering::Relaxed));
-        if lifted == (plane.is_lifted() || beside.is_lifted()) {
+        let behind = [
+            plane.is_lifted(),
+            watched.jobs.observed_by(&mut beside, now_ms),
+            watched.transfers.observed_by(&mut streams, now_ms),
+        ];
+        if lifted == behind.contains(&true) {
             continue;
         }
         lifted = !lifted;
@@ -311,19 +339,22 @@ mod tests {
 
     #[test]
     fn jobs_of_an_idle_plane_are_counted_from_any_of_its_threads() {
-        drop(Job::begin());
+        drop(Open::job());
         let threads = IdleThreads::default();
-        let jobs = Arc::clone(&threads.jobs);
-        let count = || (jobs.open.load(Ordering::Relaxed), jobs.done.load(Ordering::Relaxed));
+        let count = |account: &Account| (account.open.load(Ordering::Relaxed), account.done.load(Ordering::Relaxed));
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 threads.enter_or_warn();
-                let job = Job::begin();
-                assert_eq!(count(), (1, 0));
+                let (job, _bytes) = (Open::job(), Open::transfer(300));
+                assert_eq!((count(&threads.jobs), count(&threads.transfers)), ((1, 0), (1, 0)));
                 std::thread::spawn(move || drop(job)).join().unwrap();
             });
         });
-        assert_eq!(count(), (0, 1), "the first belonged to no plane");
+        assert_eq!(
+            (count(&threads.jobs), count(&threads.transfers)),
+            ((0, 1), (0, 300)),
+            "the first job was of no plane"
+        );
     }
 
     #[test]

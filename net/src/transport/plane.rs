@@ -217,7 +217,7 @@ pub(crate) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + '
     if antumbra_engine::sim::now().is_some() {
         return Ok(work());
     }
-    let job = class::Job::begin();
+    let job = class::Open::job();
     let counted = move || {
         let _job = job;
         work()
