@@ -1,7 +1,8 @@
 //! The predictor's pass, and the same step by libtorch (feature `torch`): interleaved in one run, on the same inputs.
 //!
-//! `features+step` is all that a shard does for a window: features, cell, softmax, scale. `longest slice` is one such
-//! pass in slices of 128 segments, and reports the longest of them: the time between two chances to serve a request.
+//! `features+step` is all that the GRU does for a window: features, cell, softmax, scale; `auto` is what a shard runs, with
+//! all rules and the guard. `longest slice` is one such pass in slices as a shard takes them, and reports the longest of
+//! them, the taking over of the counts included: the time between two chances to serve a request.
 
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,8 @@ use antumbra_predictor::scorer::{Gru, Scorer, ScorerKind, build};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 const SEGMENTS: [usize; 3] = [256, 1_024, 16_384];
-/// Segments that a slice works on.
-const SLICE: usize = 128;
+/// Segments that a slice works on, as in the engine.
+const SLICE: usize = 256;
 
 /// Windows of a scan over a hot set, some of which the bench goes round.
 fn windows(segments: usize) -> Vec<Vec<SegmentCounts>> {
@@ -39,7 +40,7 @@ fn tiles(windows: &[Vec<SegmentCounts>], segments: usize) -> Vec<[Lanes; FEATURE
         while !features.step(usize::MAX) {}
     }
     let tile = |first: usize| {
-        let mut tile = [[0.0; LANES]; FEATURES];
+        let mut tile = [Lanes::ZERO; FEATURES];
         features.tile(first, &mut tile);
         tile
     };
@@ -69,7 +70,7 @@ fn passes(c: &mut Criterion) {
             });
         });
         let tiles = tiles(&windows, segments);
-        let (mut cell, mut state) = (Cell::new(&model), vec![[0.0; LANES]; model.hidden() * tiles.len()]);
+        let (mut cell, mut state) = (Cell::new(&model), vec![Lanes::ZERO; model.hidden() * tiles.len()]);
         group.bench_function("step", |b| {
             b.iter(|| {
                 for (tile, state) in tiles.iter().zip(state.chunks_exact_mut(model.hidden())) {
@@ -83,6 +84,9 @@ fn passes(c: &mut Criterion) {
             group.bench_function(BenchmarkId::new("auto", "all scorers and the guard"), |b| {
                 b.iter(|| auto.observe(next()));
             });
+            group.bench_function("longest slice of auto", |b| {
+                b.iter_custom(|rounds| longest_slices(auto.as_mut(), &windows, rounds));
+            });
         }
         group.finish();
     }
@@ -92,8 +96,9 @@ fn passes(c: &mut Criterion) {
 fn longest_slices(scorer: &mut dyn Scorer, windows: &[Vec<SegmentCounts>], rounds: u64) -> Duration {
     let mut sum = Duration::ZERO;
     for round in 0..rounds {
+        let begin = Instant::now();
         scorer.begin(&windows[round as usize % windows.len()]);
-        let (mut longest, mut complete) = (Duration::ZERO, false);
+        let (mut longest, mut complete) = (begin.elapsed(), false);
         while !complete {
             let begin = Instant::now();
             complete = scorer.step(SLICE);

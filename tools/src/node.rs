@@ -8,9 +8,11 @@ use std::time::Duration;
 use antumbra_engine::types::{HostId, ShardId};
 use antumbra_engine::{Engine, EngineConfig, PartitionOptions};
 use antumbra_net::failpoint::Failpoint;
+use antumbra_net::host::learn::{LearnConfig, Learning};
 use antumbra_net::host::{CoordinatorAt, Host, HostConfig, Reports};
 use antumbra_net::resp::{self, ServerConfig, Service, Users};
 use antumbra_net::tls::{Authority, Identity};
+use antumbra_predictor::Model;
 use clap::Args;
 
 use crate::CliError;
@@ -71,6 +73,10 @@ pub struct NodeOptions {
     /// Let DEBUG SLEEP make a connection wait.
     #[arg(long)]
     allow_debug: bool,
+    /// Learn from the windows of so many partitions, the busiest ones, in the background: up to 48 MiB each, 5 % of a core
+    /// together. Weights are kept in the data folder. 0: the shipped weights stay.
+    #[arg(long, default_value_t = 0)]
+    learn: usize,
     /// Die at this step of a move (crash tests).
     #[arg(long, hide = true)]
     failpoint: Option<String>,
@@ -98,7 +104,7 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
         bulk: options.bulk,
         resp: options.resp,
         coordinator: parse_coordinator(options.coordinator.as_deref())?,
-        failpoint: Failpoint::new(options.failpoint)?,
+        failpoint: Failpoint::new(options.failpoint.clone())?,
         reports: Reports::Folder(options.dir.join("conflicts")),
         options: PartitionOptions { segment_target_bytes: options.segment_kib << 10, ..PartitionOptions::default() },
     };
@@ -108,12 +114,14 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
         for shard in 0..engine.shards() {
             serve_clients(&host, ShardId(shard as u16), &service).await?;
         }
+        let learning = learn(&engine, &options)?;
         println!("READY host {id} resp {}", options.resp);
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         tokio::select! {
             _ = tokio::signal::ctrl_c() => {}
             _ = terminate.recv() => {}
         }
+        drop(learning);
         drop(host);
         Ok::<(), CliError>(engine.close().await?)
     })
@@ -130,6 +138,15 @@ fn server_config(options: &NodeOptions) -> Result<ServerConfig, CliError> {
         config.users = Users::load(path)?;
     }
     Ok(config)
+}
+
+/// Learning in the background, where it is wanted.
+fn learn(engine: &Engine, options: &NodeOptions) -> Result<Option<Learning>, CliError> {
+    if options.learn == 0 {
+        return Ok(None);
+    }
+    let config = LearnConfig::new(options.learn, options.dir.join("models"), Arc::new(Model::shipped()?));
+    Ok(Some(Learning::start(engine.clone(), config)?))
 }
 
 async fn serve_clients(host: &Arc<Host>, shard: ShardId, service: &Arc<Service>) -> Result<(), CliError> {

@@ -1,10 +1,13 @@
 //! What is counted on the data path, and what the predictor makes of it.
 
+use std::sync::Arc;
+
 use antumbra_predictor::scorer::{Gru, Linear, Mixture, Scorer, ScorerKind};
 use antumbra_predictor::window::{AccessWindows, SegmentCounts};
 
 use antumbra_predictor::model::Model;
 
+use super::observing::{Observed, Observing};
 use super::recording::Recording;
 
 /// Access windows and scorer of one partition. All indices are those of the segment layout.
@@ -17,6 +20,10 @@ pub(crate) struct Access {
     windows_closed: u64,
     /// The request log, while somebody records.
     pub recording: Option<Box<Recording>>,
+    /// What a learner in the background has not taken yet.
+    pub observing: Observing,
+    /// Weights that the learned scorers take over with the next window, when no pass is under way.
+    pub next_model: Option<Arc<Model>>,
 }
 
 /// Sums over one closed window.
@@ -47,6 +54,8 @@ impl Access {
             last_totals: Totals::default(),
             windows_closed: 0,
             recording: None,
+            observing: Observing::default(),
+            next_model: None,
         }
     }
 
@@ -77,6 +86,10 @@ impl Access {
             totals.writes += u64::from(count.writes);
             totals.bytes += count.bytes;
         }
+        self.observing.push(|| Observed::Window(counts.to_vec()));
+        if let Some(model) = self.next_model.take() {
+            self.scorer.set_model(&model);
+        }
         self.scorer.begin(counts);
         self.last_totals = totals;
         self.windows_closed += 1;
@@ -102,12 +115,14 @@ impl Access {
 
     /// Segment `index` became two; `left_share` of its history stays left.
     pub fn split(&mut self, index: usize, left_share: f32) {
+        self.observing.push(|| Observed::Split { index, left_share });
         self.windows.split(index, left_share);
         self.scorer.split(index, left_share);
     }
 
     /// Segments `index` and `index + 1` became one.
     pub fn merge(&mut self, index: usize) {
+        self.observing.push(|| Observed::Merge { index });
         self.windows.merge(index);
         self.scorer.merge(index);
     }

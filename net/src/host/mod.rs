@@ -1,6 +1,7 @@
 //! One host as its drivers see it: engine, planes, coordinator, routes, moves.
 
 pub(crate) mod claims;
+pub mod learn;
 pub mod probe;
 mod promote;
 mod reconcile;

@@ -254,6 +254,11 @@ fn watch(watched: &IdleThreads, beats: &AtomicU64, stop: &AtomicBool) {
     }
 }
 
+/// Puts the calling thread into the idle class; it has no floor there.
+pub(crate) fn enter_idle_class() -> std::result::Result<(), String> {
+    set_policy(thread_native_id(), NormalThreadSchedulePolicy::Idle)
+}
+
 /// Judged by what the kernel says afterwards: the library also sets the niceness of the *calling* thread, and a
 /// refusal of that does not matter here.
 fn set_policy(thread: ThreadId, policy: NormalThreadSchedulePolicy) -> std::result::Result<(), String> {

@@ -15,6 +15,7 @@ mod stream;
 mod tests;
 
 pub use call::{call, read_exact_limited, serve_call};
+pub(crate) use class::enter_idle_class;
 pub(crate) use plane::aside;
 #[cfg(feature = "sim")]
 pub(crate) use plane::{CONNECT_TIMEOUT, IDLE_TIMEOUT, IDLE_TIMEOUT_BULK};

@@ -24,28 +24,29 @@
 //! | 26 | `ln(1 + mean gap between windows with an access)` over its maximum; 1 = not known | the segment |
 //! | 27 | log of the moving average of writes, of share 1/7 | the segment |
 //!
-//! Cost: O(segments) a window, in slices; no allocation but when the structure changes.
+//! Cost: O(segments) a window, in slices; no allocation but when the structure changes. A pass visits each segment
+//! twice: first [`LANES`] at a time for all that is its own, then one by one in both directions at once for what
+//! neighbours hand on.
 //!
 //! Features are never stored: [`Features::tile`] forms those of [`LANES`] neighbouring segments on the fly, in the
 //! layout that the GRU multiplies with.
 
 mod coaccess;
+mod lanes;
+
+use std::ops::Range;
 
 use crate::gru::math::ln;
-use crate::simd::{self, Level};
+use crate::simd::{self, for_each_level, multiply_add};
 use crate::window::{SegmentCounts, checked_share};
 pub use coaccess::CoAccess;
+use lanes::Column;
+pub use lanes::{LANES, Lanes};
 
 /// Version of the table above; weights are valid for one version only.
 pub const FEATURE_VERSION: u32 = 2;
 /// Features of a segment.
 pub const FEATURES: usize = 28;
-/// Segments in a tile.
-pub const LANES: usize = 16;
-
-/// One tile: for each feature (or hidden unit) the values of `LANES` neighbouring segments.
-pub type Lanes = [f32; LANES];
-
 /// Shares of one window in the moving averages, fast to slow.
 const ALPHAS: [f32; 4] = [0.5, 0.15, 0.04, 0.008];
 const FAST: usize = 0;
@@ -63,26 +64,30 @@ const LENT_PASS: f32 = 0.6;
 const FAR_LAG: usize = 4;
 /// What learning a window costs a chain of co-access, in visits of a segment.
 const CHAIN_COST: usize = 256;
+/// Share of one access in a segment's vote on the direction.
+const VOTE_ALPHA: f32 = 0.3;
 /// Share of one gap in the mean gap between windows with an access.
 const GAP_ALPHA: f32 = 0.2;
 /// Age at which it stops to count, in windows.
 const AGE_MAX: f32 = 1023.0;
 
-/// State of one pass: totals of the window that is being taken in.
+/// State of one pass: totals of the window that is being taken in, sums by lane so that slices do not change them.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pass {
     accesses: f32,
     bytes: f32,
     cursor: usize,
     phase: Phase,
-    votes: f32,
-    from_fast: f32,
-    from_longest: f32,
-    active: f32,
-    run: Run,
+    votes: Lanes,
+    from_fast: Lanes,
+    from_longest: Lanes,
+    active: Lanes,
+    /// What goes from segment to segment, left to right and right to left.
+    rightward: Run,
+    leftward: Run,
 }
 
-/// What is handed on from segment to segment, left to right and then right to left.
+/// What is handed on from segment to segment.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     neighbours: f32,
@@ -97,12 +102,96 @@ impl Default for Run {
     }
 }
 
+impl Run {
+    /// Past a segment.
+    #[inline(always)]
+    fn hand_on<const FUSED: bool>(&mut self, from: &Handed, lane: usize) {
+        let fma = multiply_add::<FUSED>;
+        self.lent = from.fast[lane].max(LENT_PASS * self.lent);
+        self.neighbours = fma(NEIGHBOUR_PASS, self.neighbours, from.neighbours[lane]);
+        self.distance = if from.count[lane] > 0.0 { 1.0 } else { self.distance + 1.0 };
+        self.front = fma(FRONT_PASS, self.front, from.pull[lane]);
+    }
+}
+
+/// What the segments of a tile hand on.
+struct Handed {
+    count: Lanes,
+    fast: Lanes,
+    neighbours: Lanes,
+    pull: Lanes,
+}
+
+impl Handed {
+    /// Of the front that moves this way: `direction` is 1 to the right, -1 to the left.
+    #[inline(always)]
+    fn of(features: &Features, tile: usize, direction: f32) -> Handed {
+        let (reads, writes) = (&features.reads.tiles[tile], &features.writes_now.tiles[tile]);
+        let (vote, mid) = (&features.vote.tiles[tile], &features.averages[MID].tiles[tile]);
+        let fast = features.averages[FAST].tiles[tile];
+        let mut handed = Handed { count: Lanes::ZERO, fast, neighbours: Lanes::ZERO, pull: Lanes::ZERO };
+        for lane in 0..LANES {
+            handed.count[lane] = reads[lane] + writes[lane];
+            handed.neighbours[lane] = (1.0 - NEIGHBOUR_PASS) * mid[lane];
+            let pull = direction * vote[lane];
+            handed.pull[lane] = (1.0 - FRONT_PASS) * (if pull > 0.0 { pull } else { 0.0 }) * fast[lane];
+        }
+        handed
+    }
+}
+
+/// What has reached each segment from one side.
+#[derive(Clone, Debug)]
+struct Side {
+    neighbours: Column,
+    distance: Column,
+    front: Column,
+    lent: Column,
+}
+
+impl Side {
+    fn new(segments: usize) -> Side {
+        let zeros = || Column::new(segments, 0.0);
+        Side { neighbours: zeros(), distance: Column::new(segments, f32::INFINITY), front: zeros(), lent: zeros() }
+    }
+
+    fn columns(&mut self) -> [&mut Column; 4] {
+        [&mut self.neighbours, &mut self.distance, &mut self.front, &mut self.lent]
+    }
+
+    /// Lets `run` pass a tile by its lanes in this order. Lanes past the last segment are not among them.
+    #[inline(always)]
+    fn pass<const FUSED: bool>(
+        &mut self,
+        tile: usize,
+        order: impl Iterator<Item = usize>,
+        run: &mut Run,
+        from: &Handed,
+    ) {
+        let (mut neighbours, mut distance) = (self.neighbours.tiles[tile], self.distance.tiles[tile]);
+        let (mut front, mut lent) = (self.front.tiles[tile], self.lent.tiles[tile]);
+        for lane in order {
+            neighbours[lane] = run.neighbours;
+            distance[lane] = run.distance;
+            front[lane] = run.front;
+            lent[lane] = run.lent;
+            run.hand_on::<FUSED>(from, lane);
+        }
+        self.neighbours.tiles[tile] = neighbours;
+        self.distance.tiles[tile] = distance;
+        self.front.tiles[tile] = front;
+        self.lent.tiles[tile] = lent;
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 enum Phase {
-    Forward,
-    /// The first, then the second chain of co-access learns the window.
-    Chains(usize),
-    Backward,
+    /// Every segment takes in its counts.
+    Update,
+    /// The chain of co-access of this number learns the window.
+    Chain(usize),
+    /// Neighbours hand on, in both directions at once.
+    Runs,
     #[default]
     Done,
 }
@@ -124,49 +213,44 @@ struct Whole {
 /// Feature state of one partition.
 #[derive(Clone, Debug)]
 pub struct Features {
-    counts: Vec<SegmentCounts>,
-    averages: [Vec<f32>; 4],
-    age: Vec<f32>,
-    vote: Vec<f32>,
-    left: Vec<f32>,
-    right: Vec<f32>,
-    left_distance: Vec<f32>,
-    right_distance: Vec<f32>,
-    left_front: Vec<f32>,
-    right_front: Vec<f32>,
-    left_lent: Vec<f32>,
-    right_lent: Vec<f32>,
+    /// Counts of the window taken in last.
+    reads: Column,
+    writes_now: Column,
+    bytes: Column,
+    averages: [Column; 4],
+    age: Column,
+    vote: Column,
+    left: Side,
+    right: Side,
     /// Mean windows between windows with an access; `AGE_MAX` = not known.
-    gap: Vec<f32>,
-    writes: Vec<f32>,
+    gap: Column,
+    writes: Column,
     coaccess: CoAccess,
-    far_coaccess: CoAccess,
     whole: Whole,
     pass: Pass,
 }
+
+/// Chains of co-access: to the next window, and to the one in the middle of the horizon.
+const NEXT: usize = 0;
+const FAR: usize = 1;
 
 impl Features {
     /// State of `segments` segments that were never accessed.
     #[must_use]
     pub fn new(segments: usize) -> Features {
-        let zeros = || vec![0.0; segments];
+        let zeros = || Column::new(segments, 0.0);
         Features {
-            counts: vec![SegmentCounts::default(); segments],
+            reads: zeros(),
+            writes_now: zeros(),
+            bytes: zeros(),
             averages: [zeros(), zeros(), zeros(), zeros()],
-            age: vec![AGE_MAX; segments],
+            age: Column::new(segments, AGE_MAX),
             vote: zeros(),
-            left: zeros(),
-            right: zeros(),
-            left_distance: vec![f32::INFINITY; segments],
-            right_distance: vec![f32::INFINITY; segments],
-            left_front: zeros(),
-            right_front: zeros(),
-            left_lent: zeros(),
-            right_lent: zeros(),
-            gap: vec![AGE_MAX; segments],
+            left: Side::new(segments),
+            right: Side::new(segments),
+            gap: Column::new(segments, AGE_MAX),
             writes: zeros(),
-            coaccess: CoAccess::new(segments),
-            far_coaccess: CoAccess::with_lag(segments, FAR_LAG),
+            coaccess: CoAccess::new(segments, &[1, FAR_LAG]),
             whole: Whole { missing: [1.0; 4], ..Whole::default() },
             pass: Pass::default(),
         }
@@ -175,13 +259,13 @@ impl Features {
     /// Segments.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.counts.len()
+        self.reads.len()
     }
 
     /// Whether there is no segment.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.counts.is_empty()
+        self.len() == 0
     }
 
     /// Smoothed accesses of the whole partition in one window.
@@ -197,101 +281,51 @@ impl Features {
     pub fn begin(&mut self, counts: &[SegmentCounts]) {
         assert_eq!(counts.len(), self.len(), "counts of another structure");
         while !self.step(usize::MAX) {}
-        self.counts.copy_from_slice(counts);
-        let (accesses, bytes) =
-            counts.iter().fold((0u64, 0u64), |sum, c| (sum.0 + c.accesses(), sum.1.saturating_add(c.bytes)));
-        self.pass = Pass { accesses: accesses as f32, bytes: bytes as f32, phase: Phase::Forward, ..Pass::default() };
+        begin_at(simd::level(), self, counts);
     }
 
-    /// Works on at most `budget` segments (each is visited twice a pass); true when the pass is complete.
+    /// Works on at most `budget` segments, rounded up to whole tiles (each is visited twice a pass); true when the pass
+    /// is complete.
     pub fn step(&mut self, budget: usize) -> bool {
         let mut budget = budget;
+        let tiles = self.len().div_ceil(LANES);
         while budget > 0 && self.pass.phase != Phase::Done {
-            let len = (self.len() - self.pass.cursor).min(budget);
-            let range = self.pass.cursor..self.pass.cursor + len;
+            let first = self.pass.cursor;
+            let end = tiles.min(first + budget.min(self.len()).div_ceil(LANES));
             match self.pass.phase {
-                Phase::Forward => {
-                    self.forward(range);
-                    budget -= len;
-                    self.move_on(len, Phase::Chains(0));
+                Phase::Update => {
+                    update_at(simd::level(), self, first..end);
+                    self.move_on(end, tiles, Phase::Chain(0));
                 }
-                Phase::Chains(at) => {
+                Phase::Chain(at) => {
                     // a fixed cost, about that of some hundred segments: a call of its own when there is little budget
-                    let chain = if at == 0 { &mut self.coaccess } else { &mut self.far_coaccess };
-                    chain.finish();
+                    self.coaccess.finish_chain(at);
                     budget = budget.saturating_sub(CHAIN_COST);
-                    self.pass.phase = if at == 0 { Phase::Chains(1) } else { Phase::Backward };
-                    if at > 0 {
+                    self.pass.phase = Phase::Chain(at + 1);
+                    if at + 1 == self.coaccess.chains() {
                         self.close_window();
+                        self.pass.phase = Phase::Runs;
                     }
+                    continue;
                 }
-                Phase::Backward => {
-                    let segments = self.len();
-                    self.backward(segments - range.end..segments - range.start);
-                    budget -= len;
-                    self.move_on(len, Phase::Done);
+                Phase::Runs => {
+                    runs_at(simd::level(), self, first..end);
+                    self.move_on(end, tiles, Phase::Done);
                 }
                 Phase::Done => {}
             }
+            budget = budget.saturating_sub((end - first) * LANES);
         }
         self.pass.phase == Phase::Done
     }
 
-    /// So many segments were visited; after the last one comes `next`.
-    fn move_on(&mut self, visited: usize, next: Phase) {
-        self.pass.cursor += visited;
-        if self.pass.cursor == self.len() {
+    /// The tiles before `cursor` were visited; after the last one comes `next`.
+    fn move_on(&mut self, cursor: usize, tiles: usize, next: Phase) {
+        self.pass.cursor = cursor;
+        if cursor == tiles {
             self.pass.cursor = 0;
-            self.pass.run = Run::default();
             self.pass.phase = next;
         }
-    }
-
-    /// Left to right: averages, ages, votes on the direction, and what reaches a segment from its left.
-    fn forward(&mut self, range: std::ops::Range<usize>) {
-        let accesses = self.pass.accesses;
-        let per_access = if accesses > 0.0 { 1.0 / accesses } else { 0.0 };
-        let per_fast = 1.0 / self.whole.sums[FAST].max(1e-9);
-        let per_longest = 1.0 / self.whole.sums[LONGEST].max(1e-9);
-        let Run { mut neighbours, mut distance, mut front, mut lent } = self.pass.run;
-        for index in range {
-            let count = self.counts[index].accesses() as f32;
-            let share = count * per_access;
-            self.pass.from_fast += (share - self.averages[FAST][index] * per_fast).abs();
-            self.pass.from_longest += (share - self.averages[LONGEST][index] * per_longest).abs();
-            // an access votes "right-moving" where the left neighbours were the busier ones before it
-            let (left, right) = (self.left[index], self.right[index]);
-            let vote = if left + right > 0.0 { (left - right) / (left + right) } else { 0.0 };
-            if count > 0.0 {
-                self.pass.votes += share * vote;
-                self.pass.active += 1.0;
-                self.vote[index] += 0.3 * (vote - self.vote[index]);
-                let (gap, since) = (self.gap[index], self.age[index] + 1.0);
-                if since < AGE_MAX {
-                    self.gap[index] = if gap < AGE_MAX { gap + GAP_ALPHA * (since - gap) } else { since };
-                }
-                self.age[index] = 0.0;
-            } else {
-                self.age[index] = (self.age[index] + 1.0).min(AGE_MAX);
-            }
-            for (average, alpha) in self.averages.iter_mut().zip(ALPHAS) {
-                average[index] += alpha * (count - average[index]);
-            }
-            let writes = self.counts[index].writes as f32;
-            self.writes[index] += ALPHAS[MID] * (writes - self.writes[index]);
-            self.coaccess.offer(index, share);
-            self.far_coaccess.offer(index, share);
-            self.left_lent[index] = lent;
-            lent = self.averages[FAST][index].max(LENT_PASS * lent);
-            self.left[index] = neighbours;
-            self.left_distance[index] = distance;
-            self.left_front[index] = front;
-            neighbours = NEIGHBOUR_PASS * neighbours + (1.0 - NEIGHBOUR_PASS) * self.averages[MID][index];
-            distance = if count > 0.0 { 1.0 } else { distance + 1.0 };
-            let pull = self.vote[index].max(0.0) * self.averages[FAST][index];
-            front = FRONT_PASS * front + (1.0 - FRONT_PASS) * pull;
-        }
-        self.pass.run = Run { neighbours, distance, front, lent };
     }
 
     /// Figures of the whole partition, once every count was seen.
@@ -307,27 +341,11 @@ impl Features {
             return;
         }
         let smooth = |value: &mut f32, new: f32| *value += PARTITION_ALPHA * (new - *value);
-        smooth(&mut whole.direction, self.pass.votes);
-        smooth(&mut whole.from_fast, 0.5 * self.pass.from_fast);
-        smooth(&mut whole.from_longest, 0.5 * self.pass.from_longest);
-        smooth(&mut whole.active, self.pass.active / self.counts.len().max(1) as f32);
-    }
-
-    /// Right to left: what reaches a segment from its right.
-    fn backward(&mut self, range: std::ops::Range<usize>) {
-        let Run { mut neighbours, mut distance, mut front, mut lent } = self.pass.run;
-        for index in range.rev() {
-            self.right_lent[index] = lent;
-            lent = self.averages[FAST][index].max(LENT_PASS * lent);
-            self.right[index] = neighbours;
-            self.right_distance[index] = distance;
-            self.right_front[index] = front;
-            neighbours = NEIGHBOUR_PASS * neighbours + (1.0 - NEIGHBOUR_PASS) * self.averages[MID][index];
-            distance = if self.counts[index].accesses() > 0 { 1.0 } else { distance + 1.0 };
-            let pull = (-self.vote[index]).max(0.0) * self.averages[FAST][index];
-            front = FRONT_PASS * front + (1.0 - FRONT_PASS) * pull;
-        }
-        self.pass.run = Run { neighbours, distance, front, lent };
+        let sum = |lanes: &Lanes| lanes.iter().sum::<f32>();
+        smooth(&mut whole.direction, sum(&self.pass.votes));
+        smooth(&mut whole.from_fast, 0.5 * sum(&self.pass.from_fast));
+        smooth(&mut whole.from_longest, 0.5 * sum(&self.pass.from_longest));
+        smooth(&mut whole.active, sum(&self.pass.active) / self.reads.len().max(1) as f32);
     }
 
     fn corrected(&self, average: usize, value: f32) -> f32 {
@@ -338,41 +356,166 @@ impl Features {
     ///
     /// Call it between a completed pass and the next [`Features::begin`].
     pub fn tile(&self, first: usize, out: &mut [Lanes; FEATURES]) {
-        match simd::level() {
-            Level::Baseline => self.tile_on(first, out),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => {
-                // SAFETY: the processor has just been found to have the features.
-                #[allow(unsafe_code)]
-                unsafe {
-                    self.tile_avx2(first, out);
-                }
-            }
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => {
-                // SAFETY: the processor has just been found to have the features.
-                #[allow(unsafe_code)]
-                unsafe {
-                    self.tile_avx512(first, out);
-                }
-            }
+        tile_at(simd::level(), self, first, out);
+    }
+
+    /// Divides segment `index`: activity by `left_share`, the rest of its state goes to both halves.
+    ///
+    /// Cost: O(segments); a pass under way is completed first.
+    pub fn split(&mut self, index: usize, left_share: f32) {
+        while !self.step(usize::MAX) {}
+        let share = checked_share(left_share);
+        for column in self.divided_columns() {
+            column.split(index, share);
+        }
+        for column in self.copied_columns() {
+            column.insert(index + 1, column.get(index));
+        }
+        self.coaccess.split(index, share);
+    }
+
+    /// Unites segment `index` with its right neighbour: activities are added, the younger age stays.
+    ///
+    /// Cost: O(segments); a pass under way is completed first.
+    pub fn merge(&mut self, index: usize) {
+        while !self.step(usize::MAX) {}
+        for column in self.divided_columns() {
+            column.merge(index);
+        }
+        for column in [&mut self.age, &mut self.gap] {
+            column.set(index, column.get(index).min(column.get(index + 1)));
+        }
+        for column in self.copied_columns() {
+            column.remove(index + 1);
+        }
+        self.coaccess.merge(index);
+    }
+
+    fn divided_columns(&mut self) -> impl Iterator<Item = &mut Column> {
+        let others = [&mut self.writes, &mut self.reads, &mut self.writes_now, &mut self.bytes];
+        self.averages.iter_mut().chain(others)
+    }
+
+    fn copied_columns(&mut self) -> impl Iterator<Item = &mut Column> {
+        [&mut self.age, &mut self.vote, &mut self.gap]
+            .into_iter()
+            .chain(self.left.columns())
+            .chain(self.right.columns())
+    }
+}
+
+for_each_level! {
+    fn begin_at(level, features: &mut Features, counts: &[SegmentCounts]) = begin_on
+}
+
+#[inline(always)]
+fn begin_on<const FUSED: bool>(features: &mut Features, counts: &[SegmentCounts]) {
+    let (mut accesses, mut size) = (Lanes::ZERO, Lanes::ZERO);
+    let tiles = features.reads.tiles.iter_mut().zip(&mut features.writes_now.tiles).zip(&mut features.bytes.tiles);
+    for (((reads, writes), bytes), counts) in tiles.zip(counts.chunks(LANES)) {
+        for (lane, counts) in counts.iter().enumerate() {
+            reads[lane] = counts.reads as f32;
+            writes[lane] = counts.writes as f32;
+            bytes[lane] = counts.bytes as f32;
+        }
+        for lane in 0..LANES {
+            accesses[lane] += reads[lane] + writes[lane];
+            size[lane] += bytes[lane];
         }
     }
+    let (accesses, bytes) = (accesses.iter().sum(), size.iter().sum());
+    features.pass = Pass { accesses, bytes, phase: Phase::Update, ..Pass::default() };
+}
 
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    fn tile_avx2(&self, first: usize, out: &mut [Lanes; FEATURES]) {
-        self.tile_on(first, out);
+for_each_level! {
+    fn update_at(level, features: &mut Features, range: Range<usize>) = update_on
+}
+
+/// Averages, ages, votes on the direction: all that a segment needs no neighbour for. Lanes past the last segment have
+/// no accesses, so they add nothing to a sum.
+#[inline(always)]
+fn update_on<const FUSED: bool>(features: &mut Features, range: Range<usize>) {
+    let fma = multiply_add::<FUSED>;
+    let Features { pass, whole, averages, age, vote, gap, writes, .. } = features;
+    let per_access = if pass.accesses > 0.0 { 1.0 / pass.accesses } else { 0.0 };
+    let per_fast = 1.0 / whole.sums[FAST].max(1e-9);
+    let per_longest = 1.0 / whole.sums[LONGEST].max(1e-9);
+    for tile in range {
+        let (reads, written) = (&features.reads.tiles[tile], &features.writes_now.tiles[tile]);
+        let (left, right) = (&features.left.neighbours.tiles[tile], &features.right.neighbours.tiles[tile]);
+        // an array's `map` would stay a call of its own
+        let mut columns = [Lanes::ZERO; 4];
+        for (lanes, average) in columns.iter_mut().zip(averages.iter()) {
+            *lanes = average.tiles[tile];
+        }
+        let (mut ages, mut votes) = (age.tiles[tile], vote.tiles[tile]);
+        let (mut gaps, mut writings) = (gap.tiles[tile], writes.tiles[tile]);
+        let mut shares = Lanes::ZERO;
+        for lane in 0..LANES {
+            let count = reads[lane] + written[lane];
+            let share = count * per_access;
+            shares[lane] = share;
+            pass.from_fast[lane] += fma(columns[FAST][lane], -per_fast, share).abs();
+            pass.from_longest[lane] += fma(columns[LONGEST][lane], -per_longest, share).abs();
+            // an access votes "right-moving" where the left neighbours were the busier ones before it
+            let both = left[lane] + right[lane];
+            let voted = if both > 0.0 { (left[lane] - right[lane]) / both } else { 0.0 };
+            let is_active = count > 0.0;
+            pass.votes[lane] = fma(share, voted, pass.votes[lane]);
+            pass.active[lane] += if is_active { 1.0 } else { 0.0 };
+            votes[lane] = if is_active { fma(VOTE_ALPHA, voted - votes[lane], votes[lane]) } else { votes[lane] };
+            let since = ages[lane] + 1.0;
+            let known = gaps[lane] < AGE_MAX;
+            let next_gap = if known { fma(GAP_ALPHA, since - gaps[lane], gaps[lane]) } else { since };
+            gaps[lane] = if is_active && since < AGE_MAX { next_gap } else { gaps[lane] };
+            ages[lane] = if is_active { 0.0 } else { since.min(AGE_MAX) };
+            for (column, alpha) in columns.iter_mut().zip(ALPHAS) {
+                column[lane] = fma(alpha, count - column[lane], column[lane]);
+            }
+            writings[lane] = fma(ALPHAS[MID], written[lane] - writings[lane], writings[lane]);
+        }
+        for (average, lanes) in averages.iter_mut().zip(&columns) {
+            average.tiles[tile] = *lanes;
+        }
+        (age.tiles[tile], vote.tiles[tile]) = (ages, votes);
+        (gap.tiles[tile], writes.tiles[tile]) = (gaps, writings);
+        features.coaccess.offer::<FUSED>(tile, &shares);
     }
+}
 
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-    fn tile_avx512(&self, first: usize, out: &mut [Lanes; FEATURES]) {
-        self.tile_on(first, out);
+for_each_level! {
+    fn runs_at(level, features: &mut Features, range: Range<usize>) = runs_on
+}
+
+/// What reaches the segments of a tile from their left and, as many tiles from the right end, from their right: two
+/// chains of dependent sums side by side.
+#[inline(always)]
+fn runs_on<const FUSED: bool>(features: &mut Features, range: Range<usize>) {
+    let (segments, tiles) = (features.len(), features.reads.tiles.len());
+    let (mut rightward, mut leftward) = (features.pass.rightward, features.pass.leftward);
+    for tile in range {
+        let from = Handed::of(features, tile, 1.0);
+        features.left.pass::<FUSED>(tile, 0..LANES, &mut rightward, &from);
+        let tile = tiles - 1 - tile;
+        let from = Handed::of(features, tile, -1.0);
+        let lanes = 0..LANES.min(segments - tile * LANES);
+        features.right.pass::<FUSED>(tile, lanes.rev(), &mut leftward, &from);
     }
+    (features.pass.rightward, features.pass.leftward) = (rightward, leftward);
+}
 
+for_each_level! {
+    fn tile_at(level, features: &Features, first: usize, out: &mut [Lanes; FEATURES]) = tile_on
+}
+
+#[inline(always)]
+fn tile_on<const FUSED: bool>(features: &Features, first: usize, out: &mut [Lanes; FEATURES]) {
+    features.tile_on::<FUSED>(first, out);
+}
+
+impl Features {
     #[inline(always)]
-    fn tile_on(&self, first: usize, out: &mut [Lanes; FEATURES]) {
+    fn tile_on<const FUSED: bool>(&self, first: usize, out: &mut [Lanes; FEATURES]) {
         let segments = self.len() as f32;
         let expected_accesses = self.accesses_per_window();
         // relative units: 1 = an average segment of this partition at its present load
@@ -382,58 +525,53 @@ impl Features {
             *scale = self.corrected(average, relative);
         }
         let relative_bytes = segments / self.corrected(MID, self.whole.bytes).max(1e-6);
-        let end = (first + LANES).min(self.len());
-        let mut counts = [SegmentCounts::default(); LANES];
-        counts[..end - first].copy_from_slice(&self.counts[first..end]);
-        let load = |column: &[f32]| load(column, first, end);
-        // loops instead of `map`, which stays a call of its own without the wide units
-        for lane in 0..LANES {
-            out[0][lane] = counts[lane].reads as f32;
-            out[1][lane] = counts[lane].writes as f32;
-            out[2][lane] = counts[lane].bytes as f32;
-        }
-        log(&mut out[0], relative);
-        log(&mut out[1], relative);
-        log(&mut out[2], relative_bytes);
+        let at = first / LANES;
+        let load = |column: &Column| column.tiles[at];
+        out[0] = load(&self.reads);
+        out[1] = load(&self.writes_now);
+        out[2] = load(&self.bytes);
+        log::<FUSED>(&mut out[0], relative);
+        log::<FUSED>(&mut out[1], relative);
+        log::<FUSED>(&mut out[2], relative_bytes);
         for (average, scale) in scale.iter().enumerate() {
             out[3 + average] = load(&self.averages[average]);
-            log(&mut out[3 + average], *scale);
+            log::<FUSED>(&mut out[3 + average], *scale);
         }
         out[7] = load(&self.age);
-        logarithm(&mut out[7], std::f32::consts::LOG2_E / 10.0);
-        let (left, right) = (load(&self.left), load(&self.right));
+        logarithm::<FUSED>(&mut out[7], std::f32::consts::LOG2_E / 10.0);
+        let (left, right) = (load(&self.left.neighbours), load(&self.right.neighbours));
         out[8] = left;
-        log(&mut out[8], scale[MID]);
+        log::<FUSED>(&mut out[8], scale[MID]);
         out[9] = right;
-        log(&mut out[9], scale[MID]);
-        let far = 1.0 / ln(1.0 + segments);
-        for (row, column) in [(10, &self.left_distance), (11, &self.right_distance)] {
+        log::<FUSED>(&mut out[9], scale[MID]);
+        let far = 1.0 / ln::<FUSED>(1.0 + segments);
+        for (row, column) in [(10, &self.left.distance), (11, &self.right.distance)] {
             out[row] = load(column);
             // where there is no active segment the distance is infinite
             out[row].iter_mut().for_each(|distance| *distance = distance.min(1e9));
-            logarithm(&mut out[row], far);
+            logarithm::<FUSED>(&mut out[row], far);
             out[row].iter_mut().for_each(|distance| *distance = distance.min(1.0));
         }
         for lane in 0..LANES {
             let (left, right) = (left[lane], right[lane]);
             out[12][lane] = self.whole.direction * (left - right) / (left + right).max(1e-9);
         }
-        out[13] = load(&self.left_front);
-        log(&mut out[13], scale[FAST]);
-        out[14] = load(&self.right_front);
-        log(&mut out[14], scale[FAST]);
-        out[15] = load(self.coaccess.expected());
-        log(&mut out[15], segments);
+        out[13] = load(&self.left.front);
+        log::<FUSED>(&mut out[13], scale[FAST]);
+        out[14] = load(&self.right.front);
+        log::<FUSED>(&mut out[14], scale[FAST]);
+        out[15] = load(self.coaccess.column(NEXT));
+        log::<FUSED>(&mut out[15], segments);
         let share = self.corrected(MID, 1.0) / expected_accesses.max(1e-6);
         let average = load(&self.averages[MID]);
         for lane in 0..LANES {
             out[16][lane] = (average[lane] * share).sqrt();
         }
-        out[17] = [self.whole.from_fast; LANES];
-        out[18] = [self.whole.from_longest; LANES];
-        out[19] = [self.whole.active; LANES];
-        self.scan_rows(first, end, &scale, out);
-        self.rhythm_rows(first, end, &scale, out);
+        out[17] = Lanes::of(self.whole.from_fast);
+        out[18] = Lanes::of(self.whole.from_longest);
+        out[19] = Lanes::of(self.whole.active);
+        self.scan_rows::<FUSED>(at, &scale, out);
+        self.rhythm_rows::<FUSED>(at, &scale, out);
         let valid = self.len().saturating_sub(first).min(LANES);
         for row in out.iter_mut() {
             row[valid..].fill(0.0);
@@ -442,119 +580,51 @@ impl Features {
 
     /// Features 20 to 24: what a scan or co-access will reach.
     #[inline(always)]
-    fn scan_rows(&self, first: usize, end: usize, scale: &[f32; 4], out: &mut [Lanes; FEATURES]) {
-        out[20] = load(&self.left_lent, first, end);
-        out[21] = load(&self.right_lent, first, end);
-        let fast = &self.averages[FAST];
+    fn scan_rows<const FUSED: bool>(&self, at: usize, scale: &[f32; 4], out: &mut [Lanes; FEATURES]) {
+        out[20] = self.left.lent.tiles[at];
+        out[21] = self.right.lent.tiles[at];
+        let fast = &self.averages[FAST].tiles;
         // the left neighbour of the first segment and the right one of the last do not exist
-        let (left, right) = (&fast[first.saturating_sub(1)..end], &fast[(first + 1).min(fast.len())..]);
-        let skipped = usize::from(first == 0);
-        out[22] = [0.0; LANES];
-        out[23] = [0.0; LANES];
-        out[22][skipped..].iter_mut().zip(left).take(end - first).for_each(|(to, from)| *to = *from);
-        out[23].iter_mut().zip(right).for_each(|(to, from)| *to = *from);
-        out[20..24].iter_mut().for_each(|row| log(row, scale[FAST]));
-        out[24] = load(self.far_coaccess.expected(), first, end);
-        log(&mut out[24], self.len() as f32);
+        out[22] = Lanes::ZERO;
+        out[22][1..].copy_from_slice(&fast[at][..LANES - 1]);
+        out[22][0] = if at > 0 { fast[at - 1][LANES - 1] } else { 0.0 };
+        out[23] = Lanes::ZERO;
+        out[23][..LANES - 1].copy_from_slice(&fast[at][1..]);
+        out[23][LANES - 1] = fast.get(at + 1).map_or(0.0, |next| next[0]);
+        out[20..24].iter_mut().for_each(|row| log::<FUSED>(row, scale[FAST]));
+        out[24] = self.coaccess.column(FAR).tiles[at];
+        log::<FUSED>(&mut out[24], self.len() as f32);
     }
 
     /// Features 25 to 27: how regularly a segment is accessed, and written.
     #[inline(always)]
-    fn rhythm_rows(&self, first: usize, end: usize, scale: &[f32; 4], out: &mut [Lanes; FEATURES]) {
-        let (age, gap) = (load(&self.age, first, end), load(&self.gap, first, end));
+    fn rhythm_rows<const FUSED: bool>(&self, at: usize, scale: &[f32; 4], out: &mut [Lanes; FEATURES]) {
+        let (age, gap) = (self.age.tiles[at], self.gap.tiles[at]);
         for lane in 0..LANES {
             out[25][lane] = age[lane] / gap[lane].max(1.0);
         }
-        logarithm(&mut out[25], 0.5);
+        logarithm::<FUSED>(&mut out[25], 0.5);
         out[26] = gap;
-        logarithm(&mut out[26], std::f32::consts::LOG2_E / 10.0);
-        out[27] = load(&self.writes, first, end);
-        log(&mut out[27], scale[MID]);
+        logarithm::<FUSED>(&mut out[26], std::f32::consts::LOG2_E / 10.0);
+        out[27] = self.writes.tiles[at];
+        log::<FUSED>(&mut out[27], scale[MID]);
     }
-
-    /// Divides segment `index`: activity by `left_share`, the rest of its state goes to both halves.
-    ///
-    /// Cost: O(segments); a pass under way is completed first.
-    pub fn split(&mut self, index: usize, left_share: f32) {
-        while !self.step(usize::MAX) {}
-        let share = checked_share(left_share);
-        let counts = self.counts[index];
-        self.counts.insert(index + 1, counts);
-        for column in self.averages.iter_mut().chain([&mut self.writes]) {
-            let whole = column[index];
-            column[index] = whole * share;
-            column.insert(index + 1, whole - whole * share);
-        }
-        for column in self.copied_columns() {
-            let value = column[index];
-            column.insert(index + 1, value);
-        }
-        self.coaccess.split(index, share);
-        self.far_coaccess.split(index, share);
-    }
-
-    /// Unites segment `index` with its right neighbour: activities are added, the younger age stays.
-    ///
-    /// Cost: O(segments); a pass under way is completed first.
-    pub fn merge(&mut self, index: usize) {
-        while !self.step(usize::MAX) {}
-        let counts = self.counts.remove(index + 1);
-        self.counts[index].add(&counts);
-        for column in self.averages.iter_mut().chain([&mut self.writes]) {
-            let taken = column.remove(index + 1);
-            column[index] += taken;
-        }
-        self.age[index] = self.age[index].min(self.age[index + 1]);
-        self.gap[index] = self.gap[index].min(self.gap[index + 1]);
-        for column in self.copied_columns() {
-            column.remove(index + 1);
-        }
-        self.coaccess.merge(index);
-        self.far_coaccess.merge(index);
-    }
-
-    fn copied_columns(&mut self) -> [&mut Vec<f32>; 11] {
-        [
-            &mut self.age,
-            &mut self.vote,
-            &mut self.left,
-            &mut self.right,
-            &mut self.left_distance,
-            &mut self.right_distance,
-            &mut self.left_front,
-            &mut self.right_front,
-            &mut self.left_lent,
-            &mut self.right_lent,
-            &mut self.gap,
-        ]
-    }
-}
-
-/// The values from `first` to `end`, zero after them.
-#[inline(always)]
-fn load(column: &[f32], first: usize, end: usize) -> Lanes {
-    let mut lanes = [0.0; LANES];
-    match column.get(first..first + LANES) {
-        Some(whole) => lanes.copy_from_slice(whole),
-        None => lanes[..end - first].copy_from_slice(&column[first..end]),
-    }
-    lanes
 }
 
 /// Each lane to `ln(1 + 16 v) / 4` of `scale` times it.
 #[inline(always)]
-fn log(lanes: &mut Lanes, scale: f32) {
+fn log<const FUSED: bool>(lanes: &mut Lanes, scale: f32) {
     let scale = 16.0 * scale;
     for lane in lanes {
-        *lane = 0.25 * ln(1.0 + *lane * scale);
+        *lane = 0.25 * ln::<FUSED>(multiply_add::<FUSED>(*lane, scale, 1.0));
     }
 }
 
 /// Each lane to `ln(1 + v)` times `factor`.
 #[inline(always)]
-fn logarithm(lanes: &mut Lanes, factor: f32) {
+fn logarithm<const FUSED: bool>(lanes: &mut Lanes, factor: f32) {
     for lane in lanes {
-        *lane = factor * ln(1.0 + *lane);
+        *lane = factor * ln::<FUSED>(1.0 + *lane);
     }
 }
 

@@ -9,10 +9,11 @@
 //! ```
 //!
 //! Lanes are segments: each weight is read once and multiplied into [`LANES`] segments, whose values lie side by side,
-//! so that LLVM turns the inner loops into vector instructions without a shuffle. The weights of the three gates are
-//! interleaved for the same reason. [`LANES`] is one AVX-512 register, or two of AVX2: six independent chains of fused
-//! multiply-adds hide each other's latency. The same source is compiled for each level of vector units
-//! ([`crate::simd`]), and the best one that the processor has is chosen when it runs.
+//! so that LLVM turns the inner loops into vector instructions without a shuffle. [`LANES`] is one AVX-512 register, or
+//! two of AVX2. The three gates of [`PAIR`] units are summed up together: that many independent chains of fused
+//! multiply-adds hide each other's latency, and each value of a segment is loaded once for all. The gates' curves come
+//! after all sums, unit by unit, with two divisions each ([`math::blend`]). The same source is compiled for each level
+//! of vector units ([`crate::simd`]), and the best one that the processor has is chosen when it runs.
 //!
 //! It agrees with libtorch to 1e-5 (`tests/it/torch_agreement.rs`, feature `torch`).
 
@@ -20,24 +21,29 @@ pub mod math;
 
 use crate::features::{FEATURES, LANES, Lanes};
 use crate::model::Model;
-use crate::simd::{self, BASELINE_FUSES, Level};
-use math::{sigmoid, tanh};
+use crate::simd::{self, for_each_level, multiply_add};
+use math::{blend, sigmoid};
 
-/// The cell, with its weights in the order in which they are used.
+/// Units whose gates are summed up together.
+const PAIR: usize = 2;
+/// Weights of r, z, n of the units of a pair: what one value of a segment is multiplied by.
+type Column = [[f32; 3]; PAIR];
+
+/// The cell, with its weights in the order in which they are used; the last pair may have a unit of zeros.
 #[derive(Clone, Debug)]
 pub struct Cell {
     hidden: usize,
-    /// For each unit and feature: weights of r, z, n.
-    input: Vec<[f32; 3]>,
-    /// For each unit and unit: weights of r, z, n.
-    recurrent: Vec<[f32; 3]>,
+    /// For each pair and feature.
+    input: Vec<Column>,
+    /// For each pair and unit.
+    recurrent: Vec<Column>,
     /// For each unit: biases of r and z (both parts added), input bias of n, recurrent bias of n.
     bias: Vec<[f32; 4]>,
     head_hidden: Vec<f32>,
     head_input: [f32; FEATURES],
     head_bias: f32,
-    /// The tile's new hidden state while the old one is still read.
-    next: Vec<Lanes>,
+    /// For each unit the tile's sums before the curves: r, z, input part of n, recurrent part of n.
+    sums: Vec<[Lanes; 4]>,
 }
 
 impl Cell {
@@ -47,30 +53,32 @@ impl Cell {
         let hidden = model.hidden();
         let weights = model.weights();
         let gate = |values: &[f32], columns: usize, unit: usize, column: usize| -> [f32; 3] {
-            [0, 1, 2].map(|gate| values[(gate * hidden + unit) * columns + column])
+            let value = |gate: usize| values[(gate * hidden + unit) * columns + column];
+            if unit < hidden { [0, 1, 2].map(value) } else { [0.0; 3] }
         };
-        let mut input = Vec::with_capacity(hidden * FEATURES);
-        let mut recurrent = Vec::with_capacity(hidden * hidden);
-        let mut bias = Vec::with_capacity(hidden);
-        for unit in 0..hidden {
-            input.extend((0..FEATURES).map(|column| gate(&weights.weight_ih, FEATURES, unit, column)));
-            recurrent.extend((0..hidden).map(|column| gate(&weights.weight_hh, hidden, unit, column)));
+        let pairs = hidden.div_ceil(PAIR);
+        let of_pairs = |values: &[f32], columns: usize| -> Vec<Column> {
+            let column =
+                |at: usize| std::array::from_fn(|unit| gate(values, columns, at / columns * PAIR + unit, at % columns));
+            (0..pairs * columns).map(column).collect()
+        };
+        let bias = |unit: usize| {
             let [ir, iz, inn] = gate(&weights.bias_ih, 1, unit, 0);
             let [hr, hz, hn] = gate(&weights.bias_hh, 1, unit, 0);
-            bias.push([ir + hr, iz + hz, inn, hn]);
-        }
+            [ir + hr, iz + hz, inn, hn]
+        };
         let (head_hidden, head_rest) = weights.head_weight.split_at(hidden);
         let mut head_input = [0.0; FEATURES];
         head_input.copy_from_slice(head_rest);
         Cell {
             hidden,
-            input,
-            recurrent,
-            bias,
+            input: of_pairs(&weights.weight_ih, FEATURES),
+            recurrent: of_pairs(&weights.weight_hh, hidden),
+            bias: (0..pairs * PAIR).map(bias).collect(),
             head_hidden: head_hidden.to_vec(),
             head_input,
             head_bias: weights.head_bias,
-            next: vec![[0.0; LANES]; hidden],
+            sums: vec![[Lanes::ZERO; 4]; pairs * PAIR],
         }
     }
 
@@ -86,93 +94,64 @@ impl Cell {
     /// When `state` has not one row a hidden unit.
     pub fn step(&mut self, x: &[Lanes; FEATURES], state: &mut [Lanes]) -> Lanes {
         assert_eq!(state.len(), self.hidden, "state of another hidden size");
-        self.step_at(simd::level(), x, state)
+        step_at(simd::level(), self, x, state)
     }
+}
 
+for_each_level! {
     /// The step on given vector units, which the processor must have.
-    #[inline]
-    fn step_at(&mut self, level: Level, x: &[Lanes; FEATURES], state: &mut [Lanes]) -> Lanes {
-        debug_assert!(level <= simd::level());
-        match level {
-            Level::Baseline => self.step_on::<BASELINE_FUSES>(x, state),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => {
-                // SAFETY: callers pass a level that the processor was found to have.
-                #[allow(unsafe_code)]
-                unsafe {
-                    self.step_avx2(x, state)
-                }
-            }
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => {
-                // SAFETY: callers pass a level that the processor was found to have.
-                #[allow(unsafe_code)]
-                unsafe {
-                    self.step_avx512(x, state)
-                }
-            }
-        }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    fn step_avx2(&mut self, x: &[Lanes; FEATURES], state: &mut [Lanes]) -> Lanes {
-        self.step_on::<true>(x, state)
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-    fn step_avx512(&mut self, x: &[Lanes; FEATURES], state: &mut [Lanes]) -> Lanes {
-        self.step_on::<true>(x, state)
-    }
-
-    /// The step; inlined into one function a set of vector instructions.
-    #[inline(always)]
-    fn step_on<const FUSED: bool>(&mut self, x: &[Lanes; FEATURES], state: &mut [Lanes]) -> Lanes {
-        let mut logit = [self.head_bias; LANES];
-        for (unit, next) in self.next.iter_mut().enumerate() {
-            let [bias_r, bias_z, bias_in, bias_hn] = self.bias[unit];
-            let (mut r, mut z) = ([bias_r; LANES], [bias_z; LANES]);
-            let (mut input_n, mut recurrent_n) = ([bias_in; LANES], [bias_hn; LANES]);
-            let weights = &self.input[unit * FEATURES..(unit + 1) * FEATURES];
-            accumulate::<FUSED>(&mut r, &mut z, &mut input_n, weights, x);
-            let weights = &self.recurrent[unit * self.hidden..(unit + 1) * self.hidden];
-            accumulate::<FUSED>(&mut r, &mut z, &mut recurrent_n, weights, state);
-            let head = self.head_hidden[unit];
-            let old = &state[unit];
-            for lane in 0..LANES {
-                let n = tanh(input_n[lane] + sigmoid(r[lane]) * recurrent_n[lane]);
-                let keep = sigmoid(z[lane]);
-                next[lane] = n + keep * (old[lane] - n);
-                logit[lane] += head * next[lane];
-            }
-        }
-        state.copy_from_slice(&self.next);
-        for (head, row) in self.head_input.iter().zip(x) {
-            for lane in 0..LANES {
-                logit[lane] += head * row[lane];
-            }
-        }
-        logit
-    }
+    fn step_at(level, cell: &mut Cell, x: &[Lanes; FEATURES], state: &mut [Lanes]) -> Lanes = step_on
 }
 
-/// Adds each row times its three weights to the three sums.
 #[inline(always)]
-fn accumulate<const FUSED: bool>(r: &mut Lanes, z: &mut Lanes, n: &mut Lanes, weights: &[[f32; 3]], rows: &[Lanes]) {
-    for (weight, row) in weights.iter().zip(rows) {
+fn step_on<const FUSED: bool>(cell: &mut Cell, x: &[Lanes; FEATURES], state: &mut [Lanes]) -> Lanes {
+    let inputs = cell.input.chunks_exact(FEATURES);
+    let recurrents = cell.recurrent.chunks_exact(cell.hidden);
+    let pairs = cell.sums.chunks_exact_mut(PAIR).zip(cell.bias.chunks_exact(PAIR));
+    for ((input, recurrent), (sums, bias)) in inputs.zip(recurrents).zip(pairs) {
+        let start = |part: usize| -> [Lanes; PAIR] { [Lanes::of(bias[0][part]), Lanes::of(bias[1][part])] };
+        let (mut r, mut z, mut input_n, mut recurrent_n) = (start(0), start(1), start(2), start(3));
+        accumulate::<FUSED>(&mut r, &mut z, &mut input_n, input, x);
+        accumulate::<FUSED>(&mut r, &mut z, &mut recurrent_n, recurrent, state);
+        for (unit, sums) in sums.iter_mut().enumerate() {
+            *sums = [r[unit], z[unit], input_n[unit], recurrent_n[unit]];
+        }
+    }
+    let mut logit = Lanes::of(cell.head_bias);
+    for (head, row) in cell.head_input.iter().zip(x) {
         for lane in 0..LANES {
-            r[lane] = multiply_add::<FUSED>(weight[0], row[lane], r[lane]);
-            z[lane] = multiply_add::<FUSED>(weight[1], row[lane], z[lane]);
-            n[lane] = multiply_add::<FUSED>(weight[2], row[lane], n[lane]);
+            logit[lane] = multiply_add::<FUSED>(*head, row[lane], logit[lane]);
         }
     }
+    for ((state, head), [r, z, input_n, recurrent_n]) in state.iter_mut().zip(&cell.head_hidden).zip(&cell.sums) {
+        for lane in 0..LANES {
+            let reset = sigmoid::<FUSED>(r[lane]);
+            let n = multiply_add::<FUSED>(reset, recurrent_n[lane], input_n[lane]);
+            state[lane] = blend::<FUSED>(n, z[lane], state[lane]);
+            logit[lane] = multiply_add::<FUSED>(*head, state[lane], logit[lane]);
+        }
+    }
+    logit
 }
 
-/// `a * b + c`; fused only where that is one instruction, elsewhere it would be a library call.
+/// Adds each row times its weights to the sums of a pair of units.
 #[inline(always)]
-fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FUSED { a.mul_add(b, c) } else { a * b + c }
+fn accumulate<const FUSED: bool>(
+    r: &mut [Lanes; PAIR],
+    z: &mut [Lanes; PAIR],
+    n: &mut [Lanes; PAIR],
+    columns: &[Column],
+    rows: &[Lanes],
+) {
+    for (column, row) in columns.iter().zip(rows) {
+        for unit in 0..PAIR {
+            for lane in 0..LANES {
+                r[unit][lane] = multiply_add::<FUSED>(column[unit][0], row[lane], r[unit][lane]);
+                z[unit][lane] = multiply_add::<FUSED>(column[unit][1], row[lane], z[unit][lane]);
+                n[unit][lane] = multiply_add::<FUSED>(column[unit][2], row[lane], n[unit][lane]);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -217,12 +196,14 @@ mod tests {
             let model = Model::random(hidden, 8, seed);
             let mut cell = Cell::new(&model);
             let mut rng = fastrand::Rng::with_seed(seed);
-            let mut states = vec![vec![[0.0; LANES]; hidden]; levels.len()];
+            let mut states = vec![vec![Lanes::ZERO; hidden]; levels.len()];
             for _ in 0..50 {
-                let x: [Lanes; FEATURES] = std::array::from_fn(|_| std::array::from_fn(|_| rng.f32() * 4.0 - 1.0));
-                let mut logits = levels.iter().zip(&mut states).map(|(level, state)| cell.step_at(*level, &x, state));
+                let x: [Lanes; FEATURES] =
+                    std::array::from_fn(|_| Lanes(std::array::from_fn(|_| rng.f32() * 4.0 - 1.0)));
+                let mut logits =
+                    levels.iter().zip(&mut states).map(|(level, state)| step_at(*level, &mut cell, &x, state));
                 let first = logits.next().unwrap();
-                assert!(logits.all(|other| first.iter().zip(other).all(|(a, b)| (a - b).abs() < 1e-5)));
+                assert!(logits.all(|other| first.iter().zip(&other).all(|(a, b)| (a - b).abs() < 1e-5)));
             }
         }
     }
@@ -233,10 +214,11 @@ mod tests {
             let model = Model::random(hidden, 8, seed);
             let mut cell = Cell::new(&model);
             let mut rng = fastrand::Rng::with_seed(seed);
-            let mut state = vec![[0.0; LANES]; hidden];
+            let mut state = vec![Lanes::ZERO; hidden];
             let mut wanted = vec![vec![0.0f32; hidden]; LANES];
             for _ in 0..50 {
-                let x: [Lanes; FEATURES] = std::array::from_fn(|_| std::array::from_fn(|_| rng.f32() * 4.0 - 1.0));
+                let x: [Lanes; FEATURES] =
+                    std::array::from_fn(|_| Lanes(std::array::from_fn(|_| rng.f32() * 4.0 - 1.0)));
                 let logits = cell.step(&x, &mut state);
                 for lane in 0..LANES {
                     let row: Vec<f32> = x.iter().map(|lanes| lanes[lane]).collect();

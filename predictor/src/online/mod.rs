@@ -190,6 +190,12 @@ impl Learner {
         &self.deployed
     }
 
+    /// Segments of the windows that it expects.
+    #[must_use]
+    pub fn segments(&self) -> usize {
+        self.accesses.len()
+    }
+
     /// What was done so far.
     #[must_use]
     pub fn stats(&self) -> OnlineStats {

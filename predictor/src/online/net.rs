@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::features::{FEATURES, LANES, Lanes};
 use crate::gru::math::{exp, ln, sigmoid, tanh};
 use crate::model::{Model, Weights};
-use crate::simd::{self, BASELINE_FUSES, Level};
+use crate::simd::{self, for_each_level, multiply_add};
 
 /// Where each weight lies in the one vector.
 #[derive(Clone, Copy, Debug)]
@@ -185,24 +185,8 @@ impl Net {
     /// Cost: about `rows * windows * 9 * hidden * (hidden + FEATURES)` multiplications; allocates when a chunk is larger
     /// than all before.
     pub(super) fn learn(&mut self, chunk: &Chunk, loss: LossWeights, rng: &mut fastrand::Rng) -> f32 {
-        match simd::level() {
-            Level::Baseline => self.learn_on::<BASELINE_FUSES>(chunk, loss, rng),
-            // what AVX-512 would add is lost in the background; AVX2 keeps the core's frequency
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 | Level::Avx512 => {
-                // SAFETY: the processor has just been found to have both features.
-                #[allow(unsafe_code)]
-                unsafe {
-                    self.learn_avx2(chunk, loss, rng)
-                }
-            }
-        }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    fn learn_avx2(&mut self, chunk: &Chunk, loss: LossWeights, rng: &mut fastrand::Rng) -> f32 {
-        self.learn_on::<true>(chunk, loss, rng)
+        // what AVX-512 would add is lost in the background; AVX2 keeps the core's frequency
+        learn_at(simd::level().narrow(), self, chunk, loss, rng)
     }
 
     #[inline(always)]
@@ -230,7 +214,7 @@ impl Net {
             let shares = &chunk.shares[rows.clone()];
             if shares.iter().any(|share| *share > 0.0) {
                 let slopes = &mut self.slopes[rows.clone()];
-                sum += loss_of(&self.logits[rows], shares, slopes, scale, loss, rng);
+                sum += loss_of::<FUSED>(&self.logits[rows], shares, slopes, scale, loss, rng);
             }
         }
         self.carried.clear();
@@ -277,9 +261,9 @@ impl Net {
                 let (reset_state, recurrent) = (gate(from_state, 0), gate(from_state, 2));
                 let mut old = lanes(&state[first..], len);
                 for lane in 0..LANES {
-                    reset[lane] = sigmoid(reset[lane] + reset_state[lane]);
-                    update[lane] = sigmoid(update[lane] + update_in[lane]);
-                    candidate[lane] = tanh(candidate[lane] + reset[lane] * recurrent[lane]);
+                    reset[lane] = sigmoid::<FUSED>(reset[lane] + reset_state[lane]);
+                    update[lane] = sigmoid::<FUSED>(update[lane] + update_in[lane]);
+                    candidate[lane] = tanh::<FUSED>(candidate[lane] + reset[lane] * recurrent[lane]);
                     old[lane] = candidate[lane] + update[lane] * (old[lane] - candidate[lane]);
                 }
                 let place = row * hidden + first..row * hidden + first + len;
@@ -342,6 +326,15 @@ impl Net {
     }
 }
 
+for_each_level! {
+    fn learn_at(level, net: &mut Net, chunk: &Chunk, loss: LossWeights, rng: &mut fastrand::Rng) -> f32 = learn_on
+}
+
+#[inline(always)]
+fn learn_on<const FUSED: bool>(net: &mut Net, chunk: &Chunk, loss: LossWeights, rng: &mut fastrand::Rng) -> f32 {
+    net.learn_on::<FUSED>(chunk, loss, rng)
+}
+
 /// `y += sum of a[i] * (row i of matrix)`; rows are as long as `y`. The usual lengths (16 hidden units, their 48 gates)
 /// stay in registers.
 #[inline(always)]
@@ -396,12 +389,6 @@ fn add_scaled<const FUSED: bool>(y: &mut [f32], x: &[f32], a: f32) {
     y.iter_mut().zip(x).for_each(|(y, x)| *y = multiply_add::<FUSED>(a, *x, *y));
 }
 
-/// `a * b + c`; fused only where that is one instruction.
-#[inline(always)]
-fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FUSED { a.mul_add(b, c) } else { a * b + c }
-}
-
 #[inline(always)]
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
@@ -409,7 +396,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// Loss of one window and, times `scale`, its slopes by the logits.
 #[inline(always)]
-fn loss_of(
+fn loss_of<const FUSED: bool>(
     logits: &[f32],
     shares: &[f32],
     slopes: &mut [f32],
@@ -418,13 +405,13 @@ fn loss_of(
     rng: &mut fastrand::Rng,
 ) -> f32 {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let log_sum = ln(logits.iter().map(|logit| exp(logit - largest)).sum()) + largest;
+    let log_sum = ln::<FUSED>(logits.iter().map(|logit| exp::<FUSED>(logit - largest)).sum()) + largest;
     let total: f32 = shares.iter().sum();
     let (mut loss, mut pull) = (0.0, 0.0);
     for ((logit, share), slope) in logits.iter().zip(shares).zip(slopes.iter_mut()) {
         let log_expected = logit - log_sum;
-        let expected = exp(log_expected);
-        loss += share * (ln(share.max(1e-9)) - log_expected);
+        let expected = exp::<FUSED>(log_expected);
+        loss += share * (ln::<FUSED>(share.max(1e-9)) - log_expected);
         // by the root distance: d/dl of (sqrt p - sqrt s)^2 before the softmax's own coupling
         let root = (expected * share).sqrt();
         loss += weights.count * (expected + share - 2.0 * root);
@@ -433,13 +420,13 @@ fn loss_of(
         *slope = total * expected - share + coupled;
     }
     for (logit, slope) in logits.iter().zip(slopes.iter_mut()) {
-        *slope -= exp(logit - log_sum) * pull;
+        *slope -= exp::<FUSED>(logit - log_sum) * pull;
     }
     if weights.order > 0.0 && logits.len() > 1 {
         // ordered pairs count from the side of the larger share; a circular offset holds each pair once
         let part = 0.5 * weights.order / PAIRINGS as f32;
         for _ in 0..PAIRINGS {
-            loss += order_at(rng.usize(1..logits.len()), logits, shares, slopes, part);
+            loss += order_at::<FUSED>(rng.usize(1..logits.len()), logits, shares, slopes, part);
         }
     }
     slopes.iter_mut().for_each(|slope| *slope *= scale);
@@ -448,15 +435,15 @@ fn loss_of(
 
 /// The order term of all pairs at one offset: each segment with the one `offset` to its right, round the end.
 #[inline(always)]
-fn order_at(offset: usize, logits: &[f32], shares: &[f32], slopes: &mut [f32], part: f32) -> f32 {
+fn order_at<const FUSED: bool>(offset: usize, logits: &[f32], shares: &[f32], slopes: &mut [f32], part: f32) -> f32 {
     let turn = logits.len() - offset;
-    order_between(0, offset, turn, logits, shares, slopes, part)
-        + order_between(turn, 0, offset, logits, shares, slopes, part)
+    order_between::<FUSED>(0, offset, turn, logits, shares, slopes, part)
+        + order_between::<FUSED>(turn, 0, offset, logits, shares, slopes, part)
 }
 
 /// The order term of the pairs (`first + i`, `second + i`), `len` of them, in blocks without a branch.
 #[inline(always)]
-fn order_between(
+fn order_between<const FUSED: bool>(
     first: usize,
     second: usize,
     len: usize,
@@ -465,20 +452,20 @@ fn order_between(
     slopes: &mut [f32],
     part: f32,
 ) -> f32 {
-    let mut losses = [0.0f32; LANES];
+    let mut losses = Lanes::ZERO;
     for at in (0..len).step_by(LANES) {
         let block = LANES.min(len - at);
         let (a, b) = (lanes(&logits[first + at..], block), lanes(&logits[second + at..], block));
         let (share_a, share_b) = (lanes(&shares[first + at..], block), lanes(&shares[second + at..], block));
-        let mut slope = [0.0f32; LANES];
+        let mut slope = Lanes::ZERO;
         for lane in 0..LANES {
             // past the end both shares are 0, and so is the cost
             let stake = share_a[lane] - share_b[lane];
             let sign = if stake >= 0.0 { 1.0 } else { -1.0 };
             let behind = (b[lane] - a[lane]) * sign;
             let cost = stake.abs() * part;
-            losses[lane] += cost * (ln(1.0 + exp(-behind.abs())) + behind.max(0.0));
-            slope[lane] = cost * sigmoid(behind) * sign;
+            losses[lane] += cost * (ln::<FUSED>(1.0 + exp::<FUSED>(-behind.abs())) + behind.max(0.0));
+            slope[lane] = cost * sigmoid::<FUSED>(behind) * sign;
         }
         slopes[first + at..].iter_mut().zip(&slope[..block]).for_each(|(to, slope)| *to -= slope);
         slopes[second + at..].iter_mut().zip(&slope[..block]).for_each(|(to, slope)| *to += slope);
@@ -489,7 +476,7 @@ fn order_between(
 /// The first `len` values, and zeros.
 #[inline(always)]
 fn lanes(values: &[f32], len: usize) -> Lanes {
-    let mut lanes = [0.0; LANES];
+    let mut lanes = Lanes::ZERO;
     if len == LANES {
         lanes.copy_from_slice(&values[..LANES]);
     } else {

@@ -59,7 +59,7 @@ impl Replay {
         window.accesses.clear();
         window.accesses.extend(counts.iter().map(|counts| counts.accesses() as f32));
         window.features.clear();
-        let mut tile: [Lanes; FEATURES] = [[0.0; LANES]; FEATURES];
+        let mut tile: [Lanes; FEATURES] = [Lanes::ZERO; FEATURES];
         for first in (0..counts.len()).step_by(LANES) {
             features.tile(first, &mut tile);
             for lane in 0..LANES.min(counts.len() - first) {

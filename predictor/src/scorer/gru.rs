@@ -41,24 +41,12 @@ impl Gru {
         let cell = Cell::new(model);
         Gru {
             features: Features::new(segments),
-            state: vec![[0.0; LANES]; segments.div_ceil(LANES) * cell.hidden()],
+            state: vec![Lanes::ZERO; segments.div_ceil(LANES) * cell.hidden()],
             softmax: Softmax::new(segments),
             phase: Phase::Done,
             cursor: 0,
             horizon: model.horizon() as f32,
             cell,
-        }
-    }
-
-    /// Replaces the weights, e.g. by newly trained ones; the hidden state starts anew where the size differs.
-    pub fn set_model(&mut self, model: &Model) {
-        while !self.step(usize::MAX) {}
-        let same_size = model.hidden() == self.cell.hidden();
-        self.cell = Cell::new(model);
-        self.horizon = model.horizon() as f32;
-        if !same_size {
-            let tiles = self.features.len().div_ceil(LANES);
-            self.state = vec![[0.0; LANES]; tiles * self.cell.hidden()];
         }
     }
 
@@ -69,7 +57,7 @@ impl Gru {
         let tiles = (budget / LANES).max(1);
         let end = segments.min(first.saturating_add(tiles.saturating_mul(LANES)));
         let hidden = self.cell.hidden();
-        let mut x: [Lanes; FEATURES] = [[0.0; LANES]; FEATURES];
+        let mut x: [Lanes; FEATURES] = [Lanes::ZERO; FEATURES];
         for tile in (first..end).step_by(LANES) {
             self.features.tile(tile, &mut x);
             let rows = tile / LANES * hidden;
@@ -131,7 +119,7 @@ impl Gru {
     /// Rebuilds the tiles for `columns`, one hidden state a segment.
     fn set_columns(&mut self, columns: &[Vec<f32>]) {
         self.state.clear();
-        self.state.resize(columns.len().div_ceil(LANES) * self.cell.hidden(), [0.0; LANES]);
+        self.state.resize(columns.len().div_ceil(LANES) * self.cell.hidden(), Lanes::ZERO);
         for (segment, values) in columns.iter().enumerate() {
             self.set_column(segment, values);
         }
@@ -189,8 +177,20 @@ impl Scorer for Gru {
     fn reset(&mut self, segments: usize) {
         self.features = Features::new(segments);
         self.state.clear();
-        self.state.resize(segments.div_ceil(LANES) * self.cell.hidden(), [0.0; LANES]);
+        self.state.resize(segments.div_ceil(LANES) * self.cell.hidden(), Lanes::ZERO);
         self.softmax = Softmax::new(segments);
         self.phase = Phase::Done;
+    }
+
+    /// The hidden state starts anew where the size differs.
+    fn set_model(&mut self, model: &Model) {
+        while !self.step(usize::MAX) {}
+        let same_size = model.hidden() == self.cell.hidden();
+        self.cell = Cell::new(model);
+        self.horizon = model.horizon() as f32;
+        if !same_size {
+            let tiles = self.features.len().div_ceil(LANES);
+            self.state = vec![Lanes::ZERO; tiles * self.cell.hidden()];
+        }
     }
 }

@@ -37,10 +37,10 @@ impl Linear {
     fn logits(&mut self, first: usize, budget: usize) -> usize {
         let segments = self.features.len();
         let end = segments.min(first.saturating_add((budget / LANES).max(1).saturating_mul(LANES)));
-        let mut x: [Lanes; FEATURES] = [[0.0; LANES]; FEATURES];
+        let mut x: [Lanes; FEATURES] = [Lanes::ZERO; FEATURES];
         for tile in (first..end).step_by(LANES) {
             self.features.tile(tile, &mut x);
-            let mut logits = [0.0; LANES];
+            let mut logits = Lanes::ZERO;
             for (weight, row) in self.weights.iter().zip(&x) {
                 logits.iter_mut().zip(row).for_each(|(logit, x)| *logit += weight * x);
             }
@@ -108,5 +108,11 @@ impl Scorer for Linear {
         self.features = Features::new(segments);
         self.softmax = Softmax::new(segments);
         self.cursor = Some(segments);
+    }
+
+    fn set_model(&mut self, model: &Model) {
+        self.finish();
+        self.weights.copy_from_slice(&model.weights().linear);
+        self.horizon = model.horizon() as f32;
     }
 }

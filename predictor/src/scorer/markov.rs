@@ -1,7 +1,10 @@
 //! Simple co-access: what has followed the segments that are active now.
 
+use std::ops::Range;
+
 use super::{HORIZON_WINDOWS, Scorer};
-use crate::features::CoAccess;
+use crate::features::{CoAccess, LANES, Lanes};
+use crate::simd::{self, for_each_level};
 use crate::window::{SegmentCounts, checked_share};
 
 /// Share of one window in the average that ranks what the chain does not know.
@@ -29,7 +32,7 @@ impl Markov {
     pub fn new(segments: usize) -> Self {
         Markov {
             counts: vec![SegmentCounts::default(); segments],
-            chain: CoAccess::new(segments),
+            chain: CoAccess::new(segments, &[1]),
             average: vec![0.0; segments],
             accesses: 0.0,
             accesses_average: 0.0,
@@ -38,12 +41,25 @@ impl Markov {
             cursor: 2 * segments,
         }
     }
+}
 
-    fn take_in(&mut self, index: usize) {
-        let count = self.counts[index].accesses() as f32;
-        let share = if self.accesses > 0.0 { count / self.accesses } else { 0.0 };
-        self.chain.offer(index, share);
-        self.average[index] += ALPHA * (count - self.average[index]);
+for_each_level! {
+    fn take_in_at(level, markov: &mut Markov, range: Range<usize>) = take_in_on
+}
+
+#[inline(always)]
+fn take_in_on<const FUSED: bool>(markov: &mut Markov, range: Range<usize>) {
+    let per_access = if markov.accesses > 0.0 { 1.0 / markov.accesses } else { 0.0 };
+    for first in range.clone().step_by(LANES) {
+        let end = range.end.min(first + LANES);
+        let mut shares = Lanes::ZERO;
+        let columns = markov.counts[first..end].iter().zip(&mut markov.average[first..end]);
+        for ((counts, average), share) in columns.zip(&mut shares) {
+            let count = counts.accesses() as f32;
+            *share = count * per_access;
+            *average += ALPHA * (count - *average);
+        }
+        markov.chain.offer::<FUSED>(first / LANES, &shares);
     }
 }
 
@@ -61,30 +77,33 @@ impl Scorer for Markov {
         self.cursor = 0;
     }
 
+    /// As [`Scorer::step`]; segments are taken in by whole tiles.
     fn step(&mut self, budget: usize) -> bool {
         let segments = self.counts.len();
-        if self.cursor == 2 * segments {
-            return true;
-        }
-        let end = (2 * segments).min(self.cursor.saturating_add(budget));
-        for visit in self.cursor..end {
-            if visit < segments {
-                self.take_in(visit);
-                continue;
-            }
-            if visit == segments {
+        let mut left = budget.min(2 * segments);
+        if self.cursor < segments && left > 0 {
+            let end = segments.min((self.cursor + left).next_multiple_of(LANES));
+            take_in_at(simd::level(), self, self.cursor..end);
+            left = left.saturating_sub(end - self.cursor);
+            self.cursor = end;
+            if end == segments {
                 self.chain.finish();
             }
-            let index = visit - segments;
-            let expected = self.chain.expected()[index] * self.accesses_average;
-            let mixed = CHAIN * expected + (1.0 - CHAIN) * self.average[index];
-            self.working[index] = mixed * HORIZON_WINDOWS as f32;
         }
-        self.cursor = end;
-        if end == 2 * segments {
-            std::mem::swap(&mut self.working, &mut self.scores);
+        if self.cursor >= segments {
+            let first = self.cursor - segments;
+            let range = first..segments.min(first + left);
+            self.cursor += range.len();
+            let expected = self.chain.expected(0).skip(first).zip(&self.average[range.clone()]);
+            for (slot, (expected, average)) in self.working[range.clone()].iter_mut().zip(expected) {
+                let mixed = CHAIN * expected * self.accesses_average + (1.0 - CHAIN) * average;
+                *slot = mixed * HORIZON_WINDOWS as f32;
+            }
+            if self.cursor == 2 * segments && !range.is_empty() {
+                std::mem::swap(&mut self.working, &mut self.scores);
+            }
         }
-        end == 2 * segments
+        self.cursor == 2 * segments
     }
 
     fn scores(&self) -> &[f32] {

@@ -6,6 +6,7 @@
 //! Learning, and Games", chapter 2): one point of share behind the best costs a candidate most of its weight.
 
 use super::{Choice, Scorer, panel::Panel};
+use crate::model::Model;
 use crate::window::SegmentCounts;
 
 /// What the weight falls by a unit of trailing share (0..1), as an exponent.
@@ -175,5 +176,10 @@ impl Scorer for Mixture {
             column.resize(segments, 0.0);
         }
         self.phase = Phase::Done;
+    }
+
+    fn set_model(&mut self, model: &Model) {
+        self.finish();
+        self.panel.candidates.iter_mut().for_each(|candidate| candidate.set_model(model));
     }
 }

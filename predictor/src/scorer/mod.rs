@@ -68,6 +68,9 @@ pub trait Scorer {
     /// Forgets everything and starts with `segments` segments. May allocate.
     fn reset(&mut self, segments: usize);
 
+    /// Goes on with other weights; the rules have none. A pass under way is completed first; may allocate.
+    fn set_model(&mut self, _model: &Model) {}
+
     /// A whole pass at once.
     fn observe(&mut self, counts: &[SegmentCounts]) {
         self.begin(counts);

@@ -2,8 +2,8 @@
 //!
 //! A move takes [`Contest::copy_windows`] from the signal to the switchover; from then on the host serves half of its
 //! load. Copying itself costs a little of the host's capacity. A window whose load is over the limit is a violation. A
-//! shadow that is ready before it is needed waits, kept current; it is dropped when the signal clears, and its bytes
-//! are wasted then. The move is made when the load is over the limit, or has come within a hair of it.
+//! shadow that is ready before it is needed waits, kept current; it is dropped when the signal clears, and what was
+//! copied by then is wasted. The move is made when the load is over the limit, or has come within a hair of it.
 
 use serde::Serialize;
 
@@ -54,6 +54,10 @@ pub struct Outcome {
     pub shadows: u64,
     /// Shadows dropped unused.
     pub wasted: u64,
+    /// Windows spent copying.
+    pub copying: u64,
+    /// Windows spent copying what was not used.
+    pub copied_in_vain: u64,
     /// Windows from the first signal to the first crossing; negative when it came after. None without one of them.
     pub lead_windows: Option<i64>,
 }
@@ -75,9 +79,13 @@ impl Contest {
         let crossing = scenario.crossing();
         let mut outcome = Outcome::default();
         let (mut shadow, mut share, mut first) = (Shadow::None, 1.0, None);
+        // windows of copying that the present shadow has cost
+        let mut spent = 0;
         for (window, metrics) in scenario.metrics.iter().enumerate() {
-            let copying = if matches!(shadow, Shadow::Copying { .. }) { self.copy_load } else { 0.0 };
-            let load = share * scenario.load[window] + copying;
+            let is_copying = matches!(shadow, Shadow::Copying { .. });
+            spent += u64::from(is_copying);
+            outcome.copying += u64::from(is_copying);
+            let load = share * scenario.load[window] + if is_copying { self.copy_load } else { 0.0 };
             outcome.violations += u64::from(load >= 1.0);
             let seen = metrics.values().map(|value| value * share);
             let wanted = signal.observe(window, seen, crossing, share < 1.0);
@@ -85,10 +93,12 @@ impl Contest {
                 (Shadow::None, Some(true)) if share == 1.0 => {
                     outcome.shadows += 1;
                     first = first.or(Some(window));
+                    spent = 0;
                     Shadow::Copying { left: self.copy_windows }
                 }
                 (Shadow::Copying { .. } | Shadow::Ready, Some(false)) => {
                     outcome.wasted += 1;
+                    outcome.copied_in_vain += spent;
                     Shadow::None
                 }
                 (Shadow::Copying { left }, _) if left <= 1 => Shadow::Ready,
@@ -102,7 +112,10 @@ impl Contest {
             }
         }
         // what was started and never needed
-        outcome.wasted += u64::from(shadow != Shadow::None && scenario.shape.is_harmless());
+        if shadow != Shadow::None && scenario.shape.is_harmless() {
+            outcome.wasted += 1;
+            outcome.copied_in_vain += spent;
+        }
         outcome.lead_windows = crossing.zip(first).map(|(crossing, first)| crossing as i64 - first as i64);
         Ok(outcome)
     }
@@ -214,6 +227,7 @@ pub fn summarise(contest: &Contest, scenarios: &[Scenario], trigger: Trigger) ->
     let shadows_on_hurting: u64 =
         both().filter(|(scenario, _)| hurting(scenario)).map(|(_, outcome)| outcome.shadows - outcome.wasted).sum();
     let shadows = sum(|outcome| outcome.shadows);
+    let bytes = |windows: u64| windows * contest.copy_bytes / contest.copy_windows.max(1) as u64;
     Ok(Summary {
         violations: sum(|outcome| outcome.violations),
         violations_foreseeable: both()
@@ -221,8 +235,8 @@ pub fn summarise(contest: &Contest, scenarios: &[Scenario], trigger: Trigger) ->
             .map(|(_, outcome)| outcome.violations)
             .sum(),
         shadows,
-        wasted_bytes: sum(|outcome| outcome.wasted) * contest.copy_bytes,
-        copied_bytes: shadows * contest.copy_bytes,
+        wasted_bytes: bytes(sum(|outcome| outcome.copied_in_vain)),
+        copied_bytes: bytes(sum(|outcome| outcome.copying)),
         signalled: part(&growing, &early),
         ready: part(&growing, &|outcome| outcome.lead_windows.is_some_and(|lead| lead >= contest.copy_windows as i64)),
         lead_windows: leads.get(leads.len() / 2).map_or(0.0, |lead| *lead as f64),
@@ -246,12 +260,15 @@ pub struct Table {
     pub predictive: Summary,
     /// The reactive trigger at the limit itself.
     pub reactive: Summary,
-    /// The reactive trigger at the highest level at which it copies at least as many bytes as the predictive one.
+    /// The best of the reactive trigger's levels down to the first that copies more bytes than the predictive one.
     pub reactive_equal_cost: Summary,
     /// That level, as a part of the limit.
     pub reactive_equal_cost_level: f64,
     /// The trigger that knows the future.
     pub oracle: Summary,
+    /// Part of the violations of the reactive trigger at equal cost that one avoids which foresees all but steps, and
+    /// copies as much as the predictive one: the oracle, but late on steps by the copy's time.
+    pub bound_equal_cost: f64,
     /// Part of the violations of the reactive trigger (0..1) that the predictive one avoids.
     pub fewer_violations: f64,
     /// The same without steps.
@@ -271,13 +288,26 @@ pub fn table(contest: &Contest, config: WatchConfig, first_seed: u64, count: usi
     let of = |trigger| summarise(contest, &scenarios, trigger);
     let predictive = of(Trigger::Predictive(config))?;
     let reactive = of(Trigger::Reactive { level: 1.0 })?;
-    let (mut equal, mut level) = (reactive.clone(), 1.0);
-    while equal.copied_bytes < predictive.copied_bytes && level > 0.3 {
+    // levels down to the first that copies more than the predictive trigger, which the rival is granted
+    let (mut equal, mut equal_level, mut level) = (reactive.clone(), 1.0, 1.0);
+    loop {
         level -= 0.01;
-        equal = of(Trigger::Reactive { level })?;
+        let tried = of(Trigger::Reactive { level })?;
+        let is_dearer = tried.copied_bytes > predictive.copied_bytes;
+        if tried.violations < equal.violations {
+            (equal, equal_level) = (tried, level);
+        }
+        if is_dearer || level < 0.3 {
+            break;
+        }
     }
     let fewer = |ours: u64, theirs: u64| 1.0 - ours as f64 / theirs.max(1) as f64;
+    // a step is seen when it hurts, and hurts until the copy is made
+    let steps = scenarios.iter().filter(|scenario| scenario.shape == Shape::Step).count();
+    let oracle = of(Trigger::Oracle)?;
+    let bound = oracle.violations_foreseeable + (steps * (contest.copy_windows + 1)) as u64;
     Ok(Table {
+        bound_equal_cost: fewer(bound, equal.violations),
         scenarios: count,
         first_seed,
         fewer_violations: fewer(predictive.violations, reactive.violations),
@@ -287,8 +317,8 @@ pub fn table(contest: &Contest, config: WatchConfig, first_seed: u64, count: usi
         predictive,
         reactive,
         reactive_equal_cost: equal,
-        reactive_equal_cost_level: level,
-        oracle: of(Trigger::Oracle)?,
+        reactive_equal_cost_level: equal_level,
+        oracle,
     })
 }
 
@@ -313,7 +343,10 @@ mod tests {
         let table = table(&contest, WatchConfig::for_copy(20.0), 200_000, 300).unwrap();
         let ours = &table.predictive;
         assert!(ours.signalled >= 0.9 && ours.false_alarms <= 0.1, "{ours:?}");
-        assert!(table.fewer_violations >= 0.7 && table.fewer_foreseeable_equal_cost >= 0.7, "{table:?}");
+        assert!(table.fewer_violations >= 0.72 && table.fewer_foreseeable_equal_cost >= 0.85, "{table:?}");
+        // steps, which hurt until the copy is made, keep all but the oracle below the goal of 72 %
+        assert!(table.fewer_violations_equal_cost >= 0.6 && table.bound_equal_cost < 0.75, "{table:?}");
+        assert!(ours.false_alarms_oscillating <= 0.15 && ours.precision >= 0.9, "{ours:?}");
     }
 
     #[test]

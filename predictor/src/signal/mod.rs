@@ -13,6 +13,7 @@
 //! and is what a host runs. [`contest`] tries it against a reactive trigger and one that knows the future.
 
 pub mod contest;
+mod forecast;
 pub mod scenario;
 mod watch;
 

@@ -64,7 +64,7 @@ fn slide(ahead: &mut [u64], windowed: &Windowed, window: usize, horizon: usize) 
 }
 
 fn write_rows(state: &Features, rows: &mut [f32]) {
-    let mut tile: [Lanes; FEATURES] = [[0.0; LANES]; FEATURES];
+    let mut tile: [Lanes; FEATURES] = [Lanes::ZERO; FEATURES];
     for (at, rows) in rows.chunks_mut(LANES * FEATURES).enumerate() {
         state.tile(at * LANES, &mut tile);
         for (lane, row) in rows.chunks_exact_mut(FEATURES).enumerate() {

@@ -15,7 +15,7 @@ fn largest_difference(model: &Model, windows: &[[Lanes; FEATURES]]) -> f32 {
     let net = Net::new(model, &vars).expect("a net");
     let mut cell = Cell::new(model);
     let hidden = model.hidden();
-    let mut state = vec![[0.0; LANES]; hidden];
+    let mut state = vec![Lanes::ZERO; hidden];
     let mut torch_state = net.zero_state(LANES as i64).expect("a state");
     let mut largest = 0.0f32;
     for x in windows {
@@ -41,7 +41,7 @@ fn cell_random_weights_and_inputs_agree_with_libtorch() {
         let model = Model::random(hidden, 8, seed);
         let mut rng = fastrand::Rng::with_seed(seed);
         let windows: Vec<[Lanes; FEATURES]> =
-            (0..40).map(|_| std::array::from_fn(|_| std::array::from_fn(|_| rng.f32() * 4.0 - 1.0))).collect();
+            (0..40).map(|_| std::array::from_fn(|_| Lanes(std::array::from_fn(|_| rng.f32() * 4.0 - 1.0)))).collect();
         let largest = largest_difference(&model, &windows);
         assert!(largest < TOLERANCE, "hidden size {hidden}: {largest}");
     }
@@ -61,7 +61,7 @@ fn cell_shipped_weights_and_real_features_agree_with_libtorch() {
         }
         features.begin(&counts);
         while !features.step(usize::MAX) {}
-        let mut tile = [[0.0; LANES]; FEATURES];
+        let mut tile = [Lanes::ZERO; FEATURES];
         features.tile(16, &mut tile);
         windows.push(tile);
     }
