@@ -134,7 +134,7 @@ mod torch {
             b.iter(|| {
                 if let Ok((logits, next)) = tch::no_grad(|| net.forward(&input, &state)) {
                     state = next;
-                    std::hint::black_box(logits);
+                    drop(std::hint::black_box(logits));
                 }
             });
         });
