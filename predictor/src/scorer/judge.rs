@@ -10,6 +10,8 @@
 //! Ranks come from a histogram of the scores' leading bits instead of a sort, so that the work is linear, can be done in
 //! slices and allocates nothing; segments whose scores differ by less than 1/32 share the middle of their ranks.
 
+use crate::features::LANES;
+
 /// Windows between two orders that are judged; neighbouring ones would say nearly the same.
 const STRIDE: usize = 2;
 /// Windows that an order is judged over.
@@ -118,8 +120,14 @@ impl Judge {
             return;
         }
         for (ranks, share) in order.ranks.chunks_exact(self.segments.max(1)).zip(&mut self.window) {
-            let hit = |(rank, count): (&u16, &f32)| if *rank <= there { *count } else { 0.0 };
-            *share += f64::from(ranks.iter().zip(counts).map(hit).sum::<f32>()) / total;
+            // sums side by side: one sum would wait for itself at every segment
+            let mut hit = [0.0f32; LANES];
+            for (ranks, counts) in ranks.chunks(LANES).zip(counts.chunks(LANES)) {
+                for ((hit, rank), count) in hit.iter_mut().zip(ranks).zip(counts) {
+                    *hit += if *rank <= there { *count } else { 0.0 };
+                }
+            }
+            *share += f64::from(hit.iter().sum::<f32>()) / total;
         }
         self.window_orders += 1;
     }

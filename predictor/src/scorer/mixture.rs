@@ -6,6 +6,7 @@
 //! Learning, and Games", chapter 2): one point of share behind the best costs a candidate most of its weight.
 
 use super::{Choice, Scorer, panel::Panel};
+use crate::features::LANES;
 use crate::model::Model;
 use crate::window::SegmentCounts;
 
@@ -23,6 +24,8 @@ pub struct Mixture {
     /// What each candidate's scores are multiplied with: the weights are of shares, so that a candidate that expects
     /// more accesses counts no more.
     factors: Vec<f64>,
+    /// What each candidate expects of all segments together.
+    sums: Vec<f64>,
     scores: Vec<f32>,
     working: Vec<f32>,
     phase: Phase,
@@ -31,6 +34,8 @@ pub struct Mixture {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Phase {
     Panel,
+    /// Sums up the scores of the candidate of this number.
+    Sum(usize),
     /// Adds the scores of the candidate of this number.
     Add(usize),
     Done,
@@ -47,6 +52,7 @@ impl Mixture {
             name,
             weights: vec![0.0; candidates.len()],
             factors: vec![0.0; candidates.len()],
+            sums: vec![0.0; candidates.len()],
             panel: Panel::new(candidates, segments),
             scores: vec![0.0; segments],
             working: vec![0.0; segments],
@@ -76,6 +82,15 @@ impl Mixture {
             .map_or(&[], |candidate| candidate.scores())
     }
 
+    fn sum_up(&mut self, candidate: usize) {
+        // sums side by side: one sum would wait for itself at every segment
+        let mut sums = [0.0; LANES];
+        for scores in self.panel.candidates[candidate].scores().chunks(LANES) {
+            sums.iter_mut().zip(scores).for_each(|(sum, score)| *sum += f64::from(*score));
+        }
+        self.sums[candidate] = sums.iter().sum();
+    }
+
     /// Forms weights and factors; the mean keeps the mean of the candidates' sums.
     fn weigh(&mut self) {
         let (slow, fast) = (self.panel.judge.means(), self.panel.judge.recent());
@@ -87,10 +102,9 @@ impl Mixture {
         let sum: f64 = self.weights.iter().sum();
         self.weights.iter_mut().for_each(|weight| *weight /= sum);
         let mut expected = 0.0;
-        for ((factor, weight), candidate) in self.factors.iter_mut().zip(&self.weights).zip(&self.panel.candidates) {
-            let scores: f64 = candidate.scores().iter().map(|score| f64::from(*score)).sum();
-            expected += weight * scores;
-            *factor = if scores > 0.0 { weight / scores } else { 0.0 };
+        for ((factor, weight), sum) in self.factors.iter_mut().zip(&self.weights).zip(&self.sums) {
+            expected += weight * sum;
+            *factor = if *sum > 0.0 { weight / sum } else { 0.0 };
         }
         self.factors.iter_mut().for_each(|factor| *factor *= expected);
         self.working.fill(0.0);
@@ -99,7 +113,12 @@ impl Mixture {
     fn advance(&mut self, budget: usize) {
         self.phase = match self.phase {
             Phase::Panel if !self.panel.step(budget) => Phase::Panel,
-            Phase::Panel => {
+            Phase::Panel => Phase::Sum(0),
+            Phase::Sum(at) if at < self.weights.len() => {
+                self.sum_up(at);
+                Phase::Sum(at + 1)
+            }
+            Phase::Sum(_) => {
                 self.weigh();
                 Phase::Add(0)
             }
@@ -125,8 +144,7 @@ impl Mixture {
     fn resized(&mut self) {
         self.working.resize(self.panel.len(), 0.0);
         self.scores.resize(self.panel.len(), 0.0);
-        self.weigh();
-        self.phase = Phase::Add(0);
+        self.phase = Phase::Sum(0);
         self.finish();
     }
 }
