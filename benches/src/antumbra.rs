@@ -1,5 +1,6 @@
 //! Antumbra as a store: one partition a shard, each an equal part of the key space.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::rc::Rc;
@@ -106,6 +107,24 @@ impl Store for Antumbra {
             block_on(partition.compact()).map_err(|cause| Error::store(NAME, cause))?;
         }
         Ok(())
+    }
+
+    fn counts(&self) -> Result<BTreeMap<String, u64>> {
+        let stats = block_on(self.engine.stats()).map_err(|cause| Error::store(NAME, cause))?;
+        let slices = stats.partitions.iter().map(|partition| partition.slices).sum::<usize>();
+        let cache = stats.cache;
+        let counts = [
+            ("segments", stats.segments as u64),
+            ("slices", slices as u64),
+            ("table KiB", stats.table_bytes >> 10),
+            ("memtable KiB", stats.memtable_bytes as u64 >> 10),
+            ("cache budget KiB", cache.budget_bytes as u64 >> 10),
+            ("cached KiB", cache.block_bytes as u64 >> 10),
+            ("charged KiB", cache.charged_bytes as u64 >> 10),
+            ("mapped KiB", cache.mapped_bytes as u64 >> 10),
+            ("blocks read", cache.blocks_read),
+        ];
+        Ok(counts.into_iter().map(|(name, count)| (name.to_string(), count)).collect())
     }
 
     fn close(self: Box<Self>) -> Result<()> {

@@ -118,6 +118,11 @@ impl Report {
                 );
             }
             self.spread(&mut text, &rows);
+            for row in rows.iter().filter(|row| !row.rounds[0].counts.is_empty()) {
+                let last = row.rounds[row.rounds.len() - 1];
+                let counts: Vec<String> = last.counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+                let _ = writeln!(text, "    {} at the end: {}", row.store, counts.join(", "));
+            }
         }
         text
     }

@@ -67,6 +67,9 @@ pub struct PhaseResult {
     pub resident_bytes: u64,
     /// Bytes of the store's files at the end.
     pub disk_bytes: u64,
+    /// What the store counts of itself, as it is at the end.
+    #[serde(default)]
+    pub counts: BTreeMap<String, u64>,
 }
 
 /// An open store and what it is measured with.
@@ -178,6 +181,7 @@ impl Runner {
             read_bytes: used.read_bytes,
             resident_bytes: process::resident_bytes(),
             disk_bytes: process::disk_bytes(&self.dir),
+            counts: self.store.counts()?,
         })
     }
 }

@@ -1,5 +1,6 @@
 //! What a store has to offer to be measured.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,6 +44,14 @@ pub trait Store {
     /// # Errors
     /// As the store says.
     fn settle(&self) -> Result<()>;
+
+    /// What it counts of itself, by name.
+    ///
+    /// # Errors
+    /// As the store says.
+    fn counts(&self) -> Result<BTreeMap<String, u64>> {
+        Ok(BTreeMap::new())
+    }
 
     /// Closes it.
     ///

@@ -95,6 +95,9 @@ pub const WAL_FILE_BYTES_MIN: u64 = 32 << 20;
 /// Smallest memory budget.
 pub const MEMORY_BUDGET_BYTES_MIN: usize = 16 << 20;
 
+/// Memory of a shard's budget that is left to the holes of the heap at most.
+const HOLES_BYTES_MAX: usize = 10 << 20;
+
 impl EngineConfig {
     /// The defaults for data in `dir`.
     pub fn new(dir: impl AsRef<Path>) -> EngineConfig {
@@ -162,8 +165,9 @@ impl EngineConfig {
         let share = self.memory_budget_bytes / self.shards;
         // Log batches being filled and in flight, tables being read and written.
         let buffers = share / 16;
-        // The heap keeps holes between what lives: under sustained updates about a sixth of the budget.
-        let holes = share / 6;
+        // The heap keeps holes between what lives. They come from the metadata of tables and from buffers under way: with
+        // more memory there are not more of either for each shard.
+        let holes = (share / 8).min(HOLES_BYTES_MAX);
         share - buffers - holes
     }
 

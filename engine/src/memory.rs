@@ -1,15 +1,18 @@
-//! Large pieces of memory that the kernel is asked to back with huge pages, and pieces of files that are kept in memory.
+//! Large pieces of memory that do not come from the general allocator, some of which the kernel is asked to back with
+//! huge pages, and pieces of files that are kept in memory.
 //!
 //! Data that is read at random over hundreds of MiB misses the address translation cache on nearly every access, and on
 //! a virtual machine each miss walks two page tables. Measured here: a dependent load from 320 MiB took 1.2 to 1.5 us on
 //! 4 KiB pages and 0.55 us on 2 MiB pages (busy machine, same process). Many systems give huge pages only to those who
 //! ask (`transparent_hugepage/enabled` = `madvise`), and the general allocator does not.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::path::Path;
 use std::ptr::NonNull;
 
 use memmap2::{Advice, Mmap, MmapMut, MmapOptions};
+use rkyv::util::AlignedVec;
 
 /// Size and alignment of a huge page.
 pub(crate) const HUGE_BYTES: usize = 2 << 20;
@@ -62,6 +65,163 @@ impl Region {
     }
 }
 
+/// Memory of this size and above is taken from the system, not from the general allocator: what lives longer would settle
+/// in the holes that it leaves there.
+pub(crate) const LARGE_BYTES: usize = 64 << 10;
+/// Large memory that a thread keeps to use again.
+const IDLE_BYTES_MAX: usize = 2 << 20;
+
+thread_local! {
+    static IDLE: RefCell<Vec<Region>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Large memory for short use, content undefined; the thread that drops it keeps some for the next who asks.
+#[derive(Debug)]
+struct Lent(Option<Region>);
+
+impl Lent {
+    /// At least `len` bytes.
+    fn new(len: usize) -> Lent {
+        let idle = IDLE.with_borrow_mut(|idle| {
+            let fits = |region: &Region| (len..=len * 2).contains(&region.len());
+            idle.iter().position(fits).map(|place| idle.swap_remove(place))
+        });
+        Lent(Some(idle.unwrap_or_else(|| Region::plain(len.next_multiple_of(LARGE_BYTES)))))
+    }
+
+    fn region(&self) -> &Region {
+        self.0.as_ref().unwrap_or_else(|| unreachable!("lent memory goes back when it is dropped"))
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let Some(region) = self.0.take() else {
+            return;
+        };
+        // Where the thread is ending the memory goes back to the system.
+        let _ = IDLE.try_with(|idle| {
+            let mut idle = idle.borrow_mut();
+            if idle.iter().map(Region::len).sum::<usize>() + region.len() <= IDLE_BYTES_MAX {
+                idle.push(region);
+            }
+        });
+    }
+}
+
+/// Bytes in memory that archives may lie in: aligned to 16.
+#[derive(Debug)]
+pub struct AlignedBytes(Held);
+
+#[derive(Debug)]
+enum Held {
+    Small(AlignedVec<16>),
+    Large { memory: Lent, len: usize },
+}
+
+impl AlignedBytes {
+    /// None yet, with room for `capacity`.
+    #[must_use]
+    pub fn with_capacity(capacity: usize) -> AlignedBytes {
+        AlignedBytes(if capacity < LARGE_BYTES {
+            Held::Small(AlignedVec::with_capacity(capacity))
+        } else {
+            Held::Large { memory: Lent::new(capacity), len: 0 }
+        })
+    }
+
+    /// Appends bytes.
+    pub fn extend_from_slice(&mut self, bytes: &[u8]) {
+        match &mut self.0 {
+            Held::Small(held) if held.len() + bytes.len() < LARGE_BYTES => held.extend_from_slice(bytes),
+            Held::Large { memory, len } if *len + bytes.len() <= memory.region().len() => {
+                // SAFETY: the region reaches beyond its first `len` bytes, or ends there.
+                let end = unsafe { memory.region().as_ptr().add(*len) };
+                // SAFETY: there is room for the bytes behind the first `len`, and nobody else knows of that memory.
+                unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), end.as_ptr(), bytes.len()) };
+                *len += bytes.len();
+            }
+            Held::Small(_) | Held::Large { .. } => {
+                let needed = (self.len() + bytes.len()).max(LARGE_BYTES);
+                let mut grown = AlignedBytes::with_capacity(needed.max(self.len() * 2));
+                grown.extend_from_slice(self);
+                grown.extend_from_slice(bytes);
+                *self = grown;
+            }
+        }
+    }
+}
+
+impl std::ops::Deref for AlignedBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Held::Small(held) => held,
+            // SAFETY: the first `len` bytes of the region were written (it was zeroed before), and are borrowed with `self`.
+            Held::Large { memory, len } => unsafe {
+                std::slice::from_raw_parts(memory.region().as_ptr().as_ptr(), *len)
+            },
+        }
+    }
+}
+
+impl From<AlignedVec<16>> for AlignedBytes {
+    fn from(held: AlignedVec<16>) -> AlignedBytes {
+        AlignedBytes(Held::Small(held))
+    }
+}
+
+/// Zeroed words in memory of their own where they are many.
+#[derive(Debug)]
+pub(crate) enum Words {
+    Small(Box<[u64]>),
+    Large { memory: Region, len: usize },
+}
+
+impl Words {
+    /// So many zeros.
+    pub fn zeroed(len: usize) -> Words {
+        if len * size_of::<u64>() < LARGE_BYTES {
+            Words::Small(vec![0; len].into())
+        } else {
+            Words::Large { memory: Region::plain(len * size_of::<u64>()), len }
+        }
+    }
+}
+
+impl Default for Words {
+    fn default() -> Words {
+        Words::zeroed(0)
+    }
+}
+
+impl std::ops::Deref for Words {
+    type Target = [u64];
+
+    fn deref(&self) -> &[u64] {
+        match self {
+            Words::Small(words) => words,
+            // SAFETY: the region holds `len` words, aligned to a page and zeroed, and belongs to `self`.
+            Words::Large { memory, len } => unsafe {
+                std::slice::from_raw_parts(memory.as_ptr().cast().as_ptr(), *len)
+            },
+        }
+    }
+}
+
+impl std::ops::DerefMut for Words {
+    fn deref_mut(&mut self) -> &mut [u64] {
+        match self {
+            Words::Small(words) => words,
+            // SAFETY: as above, borrowed for writing.
+            Words::Large { memory, len } => unsafe {
+                std::slice::from_raw_parts_mut(memory.as_ptr().cast().as_ptr(), *len)
+            },
+        }
+    }
+}
+
 /// A piece of an immutable file, mapped and locked: reading it never faults.
 #[derive(Debug)]
 pub(crate) struct LockedMap {
@@ -84,5 +244,52 @@ impl LockedMap {
 
     pub fn bytes(&self) -> &[u8] {
         &self.map
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn aligned_bytes_of_any_growth_hold_what_was_added(
+            capacity in 0..200_000usize, pieces in prop::collection::vec(0..90_000usize, 0..6)
+        ) {
+            let mut bytes = AlignedBytes::with_capacity(capacity);
+            let mut expected = Vec::new();
+            for (mark, len) in pieces.into_iter().enumerate() {
+                let piece = vec![mark as u8 + 1; len];
+                bytes.extend_from_slice(&piece);
+                expected.extend_from_slice(&piece);
+            }
+            prop_assert!(bytes.as_ptr().addr().is_multiple_of(16));
+            prop_assert!(*bytes == *expected);
+        }
+    }
+
+    #[test]
+    fn words_many_or_few_are_zero_and_keep_what_is_written() {
+        for len in [0, 1, 100, LARGE_BYTES / 8, 100_000] {
+            let mut words = Words::zeroed(len);
+            assert_eq!(words.len(), len);
+            assert!(words.iter().all(|word| *word == 0));
+            words.iter_mut().enumerate().for_each(|(index, word)| *word = index as u64);
+            assert!(words.iter().enumerate().all(|(index, word)| *word == index as u64));
+        }
+    }
+
+    #[test]
+    fn lent_memory_is_used_again_up_to_a_bound() {
+        let first = Lent::new(LARGE_BYTES * 2);
+        let place = first.region().as_ptr();
+        drop(first);
+        let again = Lent::new(LARGE_BYTES + 1);
+        assert_eq!(again.region().as_ptr(), place);
+        let many: Vec<Lent> = (0..100).map(|_| Lent::new(LARGE_BYTES)).collect();
+        drop((again, many));
+        IDLE.with_borrow(|idle| assert!(idle.iter().map(Region::len).sum::<usize>() <= IDLE_BYTES_MAX));
     }
 }

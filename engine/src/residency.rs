@@ -24,6 +24,9 @@ use crate::table::{Charge, TablePlace};
 const LOADS_PER_WINDOW: usize = 4;
 /// A resident segment counts this much more than one that would have to be loaded: scores tremble.
 const STAY_BONUS: f32 = 1.5;
+/// A segment is worth its memory when it is expected to be read so much more for each of its bytes than the whole is: else
+/// the cache, which holds single blocks, makes better use of it.
+const WORTH_FACTOR: f32 = 2.0;
 /// The cache is short of memory when this many per cent of it are in use.
 const CACHE_SHORT_PERCENT: usize = 90;
 
@@ -66,11 +69,14 @@ fn choose(segments: &[Hotness], budget: usize) -> Vec<usize> {
         let stays = hot.tables.iter().all(|table| table.is_resident());
         hot.score / hot.bytes as f32 * if stays { STAY_BONUS } else { 1.0 }
     };
+    let (score, bytes) = segments.iter().fold((0.0, 0), |(score, bytes), hot| (score + hot.score, bytes + hot.bytes));
+    let least = score / bytes as f32 * WORTH_FACTOR;
     let mut order: Vec<(f32, usize)> = segments
         .iter()
         .enumerate()
         .filter(|(_, hot)| hot.score > 0.0 && hot.bytes > 0)
         .map(|(index, hot)| (rank(hot), index))
+        .filter(|(rank, _)| *rank >= least)
         .collect();
     order.sort_by(|a, b| b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal));
     let mut left = budget;
@@ -156,9 +162,15 @@ mod tests {
     #[test]
     fn choose_takes_the_best_per_byte_that_fit() {
         let segments = [hot(10.0, 100), hot(30.0, 100), hot(50.0, 1_000), hot(0.0, 10), hot(9.0, 50)];
-        assert_eq!(choose(&segments, 260), [1, 4, 0]);
+        assert_eq!(choose(&segments, 260), [1, 4]);
         assert_eq!(choose(&segments, 100), [1]);
         assert_eq!(choose(&segments, 20), Vec::<usize>::new());
-        assert_eq!(choose(&segments, 10_000), [1, 4, 0, 2]);
+        assert_eq!(choose(&segments, 10_000), [1, 4], "the others are hardly read more than the whole");
+    }
+
+    #[test]
+    fn choose_of_segments_that_are_read_alike_leaves_them_to_the_cache() {
+        let segments: Vec<Hotness> = (0..50).map(|index| hot(90.0 + (index % 20) as f32, 1_000)).collect();
+        assert_eq!(choose(&segments, 10_000), Vec::<usize>::new());
     }
 }

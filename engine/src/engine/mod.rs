@@ -26,6 +26,7 @@ use crate::keyspace::Keyspaces;
 use crate::merge_operator::MergeOperators;
 use crate::partition::PartitionStats;
 use crate::shard::{PartitionSpec, Shard};
+use crate::table::CacheStats;
 use crate::types::{PartitionId, ShardId};
 
 use start::{ShardSender, Started};
@@ -61,6 +62,8 @@ pub struct EngineStats {
     /// Number of the last batch of each shard's log that is on the device, added up; what two looks differ by is how many
     /// were written in between.
     pub log_batches: u64,
+    /// Block caches.
+    pub cache: CacheStats,
 }
 
 struct Inner {
@@ -261,11 +264,12 @@ impl Engine {
             let of_shard = self.on_shard(ShardId(index as u16), |shard| async move {
                 let partitions: Vec<PartitionStats> =
                     shard.partitions().iter().map(|partition| partition.stats()).collect();
-                (partitions, shard.wal().durable().0)
+                (partitions, shard.wal().durable().0, shard.cache().stats())
             });
-            let (partitions, log_batches) = of_shard.await?;
+            let (partitions, log_batches, cache) = of_shard.await?;
             stats.partitions.extend(partitions);
             stats.log_batches += log_batches;
+            stats.cache += cache;
         }
         stats.segments = stats.partitions.iter().map(|partition| partition.segments).sum();
         stats.table_bytes = stats.partitions.iter().map(|partition| partition.table_bytes).sum();

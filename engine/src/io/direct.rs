@@ -1,12 +1,14 @@
 //! Files read and written past the page cache through the executor's ring.
 
+use std::cell::RefCell;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions};
-use rkyv::util::AlignedVec;
 
 use crate::error::{Error, Result};
+use crate::memory::{AlignedBytes, LARGE_BYTES};
 
 #[cfg(any(test, feature = "sim"))]
 use super::fs::Mode;
@@ -14,6 +16,25 @@ use super::runtime;
 
 /// Offsets and lengths of writes are multiples of this: the largest block of the devices in use.
 pub(crate) const BLOCK_BYTES: usize = 4096;
+
+/// Large buffers that a thread keeps after they were written, to be used again.
+const SPARE_BUFFERS: usize = 2;
+const SPARE_BYTES_MAX: usize = 512 << 10;
+
+thread_local! {
+    static SPARE: RefCell<Vec<DmaBuffer>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Keeps a buffer of full length; a shorter one would stay short.
+fn keep_spare(buffer: DmaBuffer) {
+    if (LARGE_BYTES..=SPARE_BYTES_MAX).contains(&buffer.len()) {
+        SPARE.with_borrow_mut(|spare| {
+            if spare.len() < SPARE_BUFFERS {
+                spare.push(buffer);
+            }
+        });
+    }
+}
 
 /// A growable buffer that the device can write from directly.
 pub(crate) struct AlignedBuf {
@@ -31,7 +52,10 @@ impl AlignedBuf {
     /// An empty buffer with room for `capacity` bytes.
     pub fn with_capacity(capacity: usize) -> AlignedBuf {
         let capacity = capacity.max(BLOCK_BYTES).next_multiple_of(BLOCK_BYTES);
-        AlignedBuf { buffer: glommio::allocate_dma_buffer_global(capacity), len: 0 }
+        let spare = SPARE.with_borrow_mut(|spare| {
+            spare.iter().position(|buffer| buffer.len() == capacity).map(|place| spare.swap_remove(place))
+        });
+        AlignedBuf { buffer: spare.unwrap_or_else(|| glommio::allocate_dma_buffer_global(capacity)), len: 0 }
     }
 
     pub fn len(&self) -> usize {
@@ -178,8 +202,8 @@ impl DirectFile {
     ///
     /// Errors: [`Error::Corruption`] when the file ends before, [`Error::Io`].
     /// Cost: one copy, since a device buffer kept would pin the ring's registered memory.
-    pub async fn read(&self, offset: u64, len: usize) -> Result<AlignedVec<16>> {
-        let mut bytes = AlignedVec::with_capacity(len);
+    pub async fn read(&self, offset: u64, len: usize) -> Result<AlignedBytes> {
+        let mut bytes = AlignedBytes::with_capacity(len);
         // A device may return less than it was asked for before the file ends.
         while bytes.len() < len {
             let before = bytes.len();
@@ -193,7 +217,7 @@ impl DirectFile {
     }
 
     /// Appends up to `len` bytes at `offset` to `bytes`; none at the end of the file.
-    async fn read_some(&self, offset: u64, len: usize, bytes: &mut AlignedVec<16>) -> Result<()> {
+    async fn read_some(&self, offset: u64, len: usize, bytes: &mut AlignedBytes) -> Result<()> {
         match &self.backend {
             Backend::Ring(file) => {
                 let found =
@@ -217,7 +241,15 @@ impl DirectFile {
             "INV-DIRECT: writes are made of whole blocks"
         );
         let written = match &self.backend {
-            Backend::Ring(file) => file.write_at(buffer.into_dma(), offset).await.map_err(std::io::Error::from),
+            Backend::Ring(file) => {
+                let is_whole = len == buffer.buffer.len();
+                let buffer = Rc::new(buffer.into_dma());
+                let written = file.write_rc_at(Rc::clone(&buffer), offset).await.map_err(std::io::Error::from);
+                if let Some(buffer) = Rc::into_inner(buffer).filter(|_| is_whole) {
+                    keep_spare(buffer);
+                }
+                written
+            }
             #[cfg(any(test, feature = "sim"))]
             Backend::Simulated(file) => file.write_at(offset, buffer.as_slice().to_vec()).await,
         };

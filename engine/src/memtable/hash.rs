@@ -4,6 +4,8 @@
 //! when those bits agree. A table that has to grow is moved a few slots with each insertion: to move a large one at once
 //! would take milliseconds.
 
+use crate::memory::Words;
+
 use super::arena::NodeRef;
 
 const SLOTS_MIN: usize = 64;
@@ -13,9 +15,9 @@ const MOVED_PER_INSERT: usize = 8;
 #[derive(Debug, Default)]
 pub(super) struct HashIndex {
     /// A power of two, at most three quarters in use; 0 is free.
-    slots: Vec<u64>,
+    slots: Words,
     /// What `slots` was before it grew. Slots below `moved` are in both.
-    old: Vec<u64>,
+    old: Words,
     moved: usize,
     used: usize,
 }
@@ -42,16 +44,17 @@ impl HashIndex {
     }
 
     fn place(&mut self, slot: u64) {
-        let mut at = home(&self.slots, (slot >> 32) as u32);
-        while self.slots[at] != 0 {
-            at = (at + 1) & (self.slots.len() - 1);
+        let slots = &mut *self.slots;
+        let mut at = home(slots, (slot >> 32) as u32);
+        while slots[at] != 0 {
+            at = (at + 1) & (slots.len() - 1);
         }
-        self.slots[at] = slot;
+        slots[at] = slot;
     }
 
     fn grow(&mut self) {
         assert!(self.old.is_empty(), "INV-HASH: a table has been moved before it is full");
-        let slots = vec![0; (self.slots.len() * 2).max(SLOTS_MIN)];
+        let slots = Words::zeroed((self.slots.len() * 2).max(SLOTS_MIN));
         self.old = std::mem::replace(&mut self.slots, slots);
         self.moved = 0;
     }
@@ -68,7 +71,7 @@ impl HashIndex {
         }
         self.moved = until;
         if until == self.old.len() {
-            self.old = Vec::new();
+            self.old = Words::default();
         }
     }
 }

@@ -180,6 +180,8 @@ pub struct PartitionStats {
     pub serving: Serving,
     /// Number of segments.
     pub segments: usize,
+    /// Tables that flushes left on top of the segments' compacted ones.
+    pub slices: usize,
     /// Segments that are still at the host that owned the partition before.
     pub missing_segments: usize,
     /// Bytes in tables.
@@ -315,6 +317,7 @@ impl Partition {
             epoch: self.epoch.get(),
             serving: self.serving.get(),
             segments: layout.segments.len(),
+            slices: layout.segments.iter().map(|segment| segment.slices.len()).sum(),
             missing_segments: self.missing_segments().len(),
             table_bytes: layout.segments.iter().map(|segment| segment.bytes()).sum(),
             memtable_bytes: self.memtable_bytes(),

@@ -69,7 +69,7 @@ impl TableFileWriter {
     pub async fn create(shard: &Rc<Shard>, options: PartitionOptions, class: IoClass) -> Result<TableFileWriter> {
         let id = shard.allocate_file();
         let file = DirectFile::create(&shard.table_path(id)).await?;
-        let builder = TableBuilder::new(table_options(options));
+        let builder = TableBuilder::reusing(table_options(options), shard.take_build_buffers());
         let shard = Rc::clone(shard);
         Ok(TableFileWriter {
             shard,
@@ -94,7 +94,8 @@ impl TableFileWriter {
         self.prepare(collected)?;
         self.pack_backlog(false).await?;
         let mut chunk = None;
-        self.builder.take_ready(WRITE_CHUNK_BYTES, TABLE_ALIGN_BYTES, |ready| chunk = Some(copy_out(ready)));
+        // All of one size, so that their memory can be used again.
+        self.builder.take_ready(WRITE_CHUNK_BYTES, WRITE_CHUNK_BYTES, |ready| chunk = Some(copy_out(ready)));
         if let Some(chunk) = chunk {
             self.write_chunk(chunk).await?;
         }
@@ -114,7 +115,7 @@ impl TableFileWriter {
     fn prepare(&mut self, collected: Vec<WarmBlock>) -> Result<()> {
         for WarmBlock { block, crc, warmth, archive } in collected {
             let corrupt = |what| Error::Invalid { what: format!("a block that was just built is wrong: {what}") };
-            let verified = VerifiedBlock::new(archive, crc).map_err(corrupt)?;
+            let verified = VerifiedBlock::new(archive.into(), crc).map_err(corrupt)?;
             self.prepared.push((block, self.shard.cache().prepare(verified, warmth)));
         }
         Ok(())
@@ -127,11 +128,12 @@ impl TableFileWriter {
         }
         self.pack_backlog(true).await?;
         let builder = std::mem::replace(&mut self.builder, TableBuilder::new(table_options(self.options)));
-        let built = builder.finish()?;
-        self.prepare(built.collected)?;
+        let mut built = builder.finish()?;
+        self.prepare(std::mem::take(&mut built.collected))?;
         self.write_rest(&built.bytes).await?;
         let location =
             TableRef { file: self.id, offset: self.table_start, len: built.meta.len, max_lsn: built.meta.max_lsn };
+        self.builder = TableBuilder::reusing(table_options(self.options), built.buffers());
         self.table_start = self.offset;
         Ok(Some(WrittenTable { location, prepared: std::mem::take(&mut self.prepared) }))
     }
@@ -171,6 +173,7 @@ impl TableFileWriter {
 
     /// Makes the file and its name durable and opens it for reading.
     pub async fn finish(self) -> Result<Rc<TableFile>> {
+        self.shard.keep_build_buffers(self.builder.into_buffers());
         let dir = self.shard.dir().to_path_buf();
         self.file.close_durable().await?;
         if !planted(Bug::ReorderManifest) {

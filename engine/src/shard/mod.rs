@@ -31,7 +31,7 @@ use crate::memtable::Memtable;
 use crate::partition::layout::{Layout, Segment};
 use crate::partition::{Partition, PartitionInit, Serving, SnapshotPin};
 use crate::residency::Residency;
-use crate::table::{Charge, ShardBlockCache};
+use crate::table::{BuildBuffers, Charge, ShardBlockCache};
 use crate::types::{AttemptId, Epoch, FileId, KeyRange, Lsn, PartitionId, SegmentId, ShardId};
 use crate::wal::Wal;
 
@@ -40,6 +40,9 @@ use manifest::ShardManifest;
 
 /// The memtables' memory is accounted for in steps of this.
 const MEMTABLE_CHARGE_STEP: usize = 256 << 10;
+
+/// Memory to build tables in that is kept between two table files.
+const BUILD_BUFFER_BYTES_MAX: usize = 1 << 20;
 
 /// What a new partition is to be.
 #[derive(Clone, Debug)]
@@ -81,6 +84,8 @@ pub struct Shard {
     task_ended: Event,
     maintenance_ended: Cell<bool>,
     removals_ended: Cell<bool>,
+    /// What the last table file was built in.
+    build_buffers: RefCell<BuildBuffers>,
     /// Snapshots that other threads hold, by number.
     pins: RefCell<BTreeMap<u64, SnapshotPin>>,
     next_pin: Cell<u64>,
@@ -342,6 +347,18 @@ impl Shard {
 
     pub(crate) async fn open_table(&self, file: &Rc<TableFile>, location: TableRef) -> Result<Rc<Table>> {
         Table::open(Rc::clone(file), location, Rc::clone(&self.cache)).await
+    }
+
+    /// Memory to build tables in.
+    pub(crate) fn take_build_buffers(&self) -> BuildBuffers {
+        self.build_buffers.take()
+    }
+
+    /// Keeps that memory for the next one.
+    pub(crate) fn keep_build_buffers(&self, buffers: BuildBuffers) {
+        if buffers.bytes() <= BUILD_BUFFER_BYTES_MAX {
+            self.build_buffers.replace(buffers);
+        }
     }
 
     /// Bytes at which one partition's active memtable is closed: half the shard's budget, shared by those that write.

@@ -94,6 +94,7 @@ impl Shard {
             maintenance_ended: Cell::new(false),
             removals_ended: Cell::new(false),
             pins: RefCell::default(),
+            build_buffers: RefCell::default(),
             next_pin: Cell::new(0),
             lateness: Default::default(),
         });

@@ -22,7 +22,7 @@ use rkyv::{Archive, Serialize};
 use crate::error::{Error, Result};
 use crate::io::{Bug, planted};
 use crate::limits::KEY_LEN_MAX;
-use crate::memory::LockedMap;
+use crate::memory::{AlignedBytes, LockedMap};
 use crate::record::{RecordKind, RecordView};
 use crate::types::{Hlc, Lsn};
 
@@ -167,7 +167,7 @@ const POSITION_WORDS: usize = 2;
 #[derive(Debug)]
 enum Memory {
     /// The archive where it was read, perhaps with others beside it.
-    Read { bytes: Rc<AlignedVec>, start: u32, archive_len: u32, directory: Box<[u64]> },
+    Read { bytes: Rc<AlignedBytes>, start: u32, archive_len: u32, directory: Box<[u64]> },
     /// The directory at the start of the frame, the archive behind it.
     Cached { frame: Frame, directory_words: u32, archive_len: u32 },
     /// The archive where it lies in a table that is kept in memory.
@@ -324,7 +324,7 @@ impl VerifiedBlock {
     ///
     /// # Errors
     /// What is wrong, without the place; the caller knows the file and the offset.
-    pub fn new(bytes: AlignedVec, expected_crc: u32) -> std::result::Result<VerifiedBlock, String> {
+    pub fn new(bytes: AlignedBytes, expected_crc: u32) -> std::result::Result<VerifiedBlock, String> {
         let len = bytes.len();
         VerifiedBlock::among(&Rc::new(bytes), 0..len, expected_crc)
     }
@@ -352,7 +352,7 @@ impl VerifiedBlock {
     ///
     /// Errors: as [`VerifiedBlock::new`].
     pub(super) fn among(
-        bytes: &Rc<AlignedVec>,
+        bytes: &Rc<AlignedBytes>,
         range: std::ops::Range<usize>,
         expected_crc: u32,
     ) -> std::result::Result<VerifiedBlock, String> {
@@ -360,7 +360,7 @@ impl VerifiedBlock {
         Ok(VerifiedBlock::read(Rc::clone(bytes), range, checked))
     }
 
-    fn read(bytes: Rc<AlignedVec>, range: std::ops::Range<usize>, checked: CheckedBlock) -> VerifiedBlock {
+    fn read(bytes: Rc<AlignedBytes>, range: std::ops::Range<usize>, checked: CheckedBlock) -> VerifiedBlock {
         let CheckedBlock { directory, count, is_distinct } = checked;
         let (start, archive_len) = (range.start as u32, range.len() as u32);
         VerifiedBlock { count, is_distinct, memory: Memory::Read { bytes, start, archive_len, directory } }

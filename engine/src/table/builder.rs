@@ -54,6 +54,20 @@ pub struct TableMeta {
     pub stale_at_ms: Option<u64>,
 }
 
+/// Memory of a builder that the next one can have.
+#[derive(Debug, Default)]
+pub(crate) struct BuildBuffers {
+    bytes: Vec<u8>,
+    hashes: Vec<u64>,
+}
+
+impl BuildBuffers {
+    /// Bytes of memory.
+    pub fn bytes(&self) -> usize {
+        self.bytes.capacity() + self.hashes.capacity() * size_of::<u64>()
+    }
+}
+
 /// A finished table.
 #[derive(Debug)]
 pub struct BuiltTable {
@@ -63,6 +77,14 @@ pub struct BuiltTable {
     pub meta: TableMeta,
     /// Warm blocks that were not taken before.
     pub(crate) collected: Vec<WarmBlock>,
+    hashes: Vec<u64>,
+}
+
+impl BuiltTable {
+    /// Its memory, for the next builder.
+    pub(crate) fn buffers(self) -> BuildBuffers {
+        BuildBuffers { bytes: self.bytes, hashes: self.hashes }
+    }
 }
 
 /// Takes records in (key ascending, LSN descending) order.
@@ -120,13 +142,21 @@ impl TableBuilder {
     /// An empty table.
     #[must_use]
     pub fn new(options: TableOptions) -> TableBuilder {
+        TableBuilder::reusing(options, BuildBuffers::default())
+    }
+
+    /// An empty table in memory that another was built in.
+    pub(crate) fn reusing(options: TableOptions, buffers: BuildBuffers) -> TableBuilder {
+        let BuildBuffers { mut bytes, mut hashes } = buffers;
+        bytes.clear();
+        hashes.clear();
         TableBuilder {
             options,
-            bytes: Vec::new(),
+            bytes,
             taken: 0,
             open: Columns::default(),
             index: Index::default(),
-            hashes: Vec::new(),
+            hashes,
             last_key: Vec::new(),
             last_lsn: Lsn(0),
             digest: RecordDigest::default(),
@@ -275,7 +305,12 @@ impl TableBuilder {
         let footer = self.footer.encode();
         self.bytes.extend_from_slice(&footer);
         let meta = meta_of(&self.footer);
-        Ok(BuiltTable { bytes: self.bytes, meta, collected: self.collected })
+        Ok(BuiltTable { bytes: self.bytes, meta, collected: self.collected, hashes: self.hashes })
+    }
+
+    /// Its memory, for the next builder.
+    pub(crate) fn into_buffers(self) -> BuildBuffers {
+        BuildBuffers { bytes: self.bytes, hashes: self.hashes }
     }
 
     fn close_block(&mut self) -> Result<()> {

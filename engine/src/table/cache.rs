@@ -216,12 +216,38 @@ struct Queues {
     drops: u32,
 }
 
+/// Sizes and counts of a shard's memory, or of several shards' together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// Bytes that blocks and everything charged beside them may take.
+    pub budget_bytes: usize,
+    /// Bytes of cached blocks.
+    pub block_bytes: usize,
+    /// Bytes charged: memtables, indexes and filters of open tables, resident segments.
+    pub charged_bytes: usize,
+    /// Bytes taken from the system for cached blocks, what is free between them included.
+    pub mapped_bytes: usize,
+    /// Blocks that readers had to fetch from the device so far.
+    pub blocks_read: u64,
+}
+
+impl std::ops::AddAssign for CacheStats {
+    fn add_assign(&mut self, other: CacheStats) {
+        self.budget_bytes += other.budget_bytes;
+        self.block_bytes += other.block_bytes;
+        self.charged_bytes += other.charged_bytes;
+        self.mapped_bytes += other.mapped_bytes;
+        self.blocks_read += other.blocks_read;
+    }
+}
+
 /// Scan-resistant cache bounded by bytes.
 pub struct ShardBlockCache {
     frames: Rc<FramePool>,
     queues: RefCell<Queues>,
     usage: Rc<Usage>,
     capacity: Cell<usize>,
+    blocks_read: Cell<u64>,
 }
 
 impl std::fmt::Debug for ShardBlockCache {
@@ -239,6 +265,18 @@ impl ShardBlockCache {
             queues: RefCell::default(),
             usage: Rc::default(),
             capacity: Cell::new(capacity),
+            blocks_read: Cell::new(0),
+        }
+    }
+
+    /// Sizes and counts.
+    pub(crate) fn stats(&self) -> CacheStats {
+        CacheStats {
+            budget_bytes: self.capacity.get(),
+            block_bytes: self.usage.blocks(),
+            charged_bytes: self.usage.charged.get(),
+            mapped_bytes: self.frames.mapped_bytes(),
+            blocks_read: self.blocks_read.get(),
         }
     }
 
@@ -476,6 +514,7 @@ impl BlockCache for ShardBlockCache {
     }
 
     fn insert(&self, slots: &Rc<BlockSlots>, block: usize, verified: VerifiedBlock) -> Rc<VerifiedBlock> {
+        self.blocks_read.update(|blocks| blocks + 1);
         let held = self.place(slots, block, Rc::new(verified.into_frame(&self.frames)), Warmth::Warm);
         self.shrink();
         held

@@ -5,6 +5,8 @@
 //! Source: Putze, Sanders, Singler, "Cache-, Hash- and Space-Efficient Bloom Filters", 2007; constants as in the
 //! Apache Parquet format.
 
+use crate::memory::AlignedBytes;
+
 const BLOCK_BYTES: usize = 32;
 const SALT: [u32; 8] =
     [0x47b6_137b, 0x4497_4d91, 0x8824_ad5b, 0xa2b7_289d, 0x7054_95c7, 0x2df1_424b, 0x9efc_4947, 0x5c6b_fb31];
@@ -31,8 +33,8 @@ pub(crate) fn build(hashes: &[u64]) -> Vec<u8> {
 }
 
 /// The filter that says yes to every key.
-pub(crate) fn of_everything() -> rkyv::util::AlignedVec<16> {
-    let mut filter = rkyv::util::AlignedVec::with_capacity(BLOCK_BYTES);
+pub(crate) fn of_everything() -> AlignedBytes {
+    let mut filter = AlignedBytes::with_capacity(BLOCK_BYTES);
     filter.extend_from_slice(&[0xFF; BLOCK_BYTES]);
     filter
 }

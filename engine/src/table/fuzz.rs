@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use futures_lite::future::block_on;
-use rkyv::util::AlignedVec;
 
+use crate::memory::AlignedBytes;
 use crate::record::Record;
 use crate::types::Lsn;
 
@@ -16,8 +16,8 @@ use super::index::LoadedIndex;
 use super::reader::{HashedKey, TableReader};
 use super::{decode_records, encode_records, filter, verify_image};
 
-fn aligned(bytes: &[u8]) -> AlignedVec<16> {
-    let mut aligned = AlignedVec::with_capacity(bytes.len());
+fn aligned(bytes: &[u8]) -> AlignedBytes {
+    let mut aligned = AlignedBytes::with_capacity(bytes.len());
     aligned.extend_from_slice(bytes);
     aligned
 }

@@ -58,7 +58,7 @@ impl Index {
     }
 
     /// Decodes an index whose data blocks end at `data_len`.
-    fn decode(bytes: &AlignedVec, data_len: u64) -> std::result::Result<Index, String> {
+    fn decode(bytes: &[u8], data_len: u64) -> std::result::Result<Index, String> {
         let archived = rkyv::access::<ArchivedIndex, rancor::Error>(bytes).map_err(|cause| cause.to_string())?;
         let index = Index {
             key_bytes: archived.key_bytes.to_vec(),
@@ -101,7 +101,7 @@ pub(super) struct LoadedIndex {
 
 impl LoadedIndex {
     /// Decodes an index whose data blocks end at `data_len`.
-    pub fn decode(bytes: &AlignedVec, data_len: u64) -> std::result::Result<LoadedIndex, String> {
+    pub fn decode(bytes: &[u8], data_len: u64) -> std::result::Result<LoadedIndex, String> {
         let columns = Index::decode(bytes, data_len)?;
         let heads = KeyHeads::new((0..columns.len()).map(|block| columns.last_key(block)));
         Ok(LoadedIndex { columns, heads })

@@ -37,10 +37,10 @@ mod salvage;
 
 pub use batch::{decode_records, encode_records};
 pub use block::{BlockRecord, VerifiedBlock};
-pub(crate) use builder::WarmBlock;
+pub(crate) use builder::{BuildBuffers, WarmBlock};
 pub use builder::{BuiltTable, TableBuilder, TableMeta, TableOptions};
 pub(crate) use cache::PreparedBlock;
-pub use cache::{BlockCache, BlockSlots, Charge, NoCache, ShardBlockCache, Warmth};
+pub use cache::{BlockCache, BlockSlots, CacheStats, Charge, NoCache, ShardBlockCache, Warmth};
 pub(crate) use footer::FOOTER_LEN;
 pub use iter::{Purpose, TableIter};
 pub use reader::{BlockSource, Frame, HashedKey, Lookup, TableReader, verify_image};

@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use rkyv::util::AlignedVec;
-
 use crate::chain::RecordDigest;
 use crate::error::{Error, Result};
 use crate::memory::LockedMap;
@@ -22,7 +20,7 @@ use super::footer::{FOOTER_LEN, Footer, Part};
 use super::index::LoadedIndex;
 
 /// Bytes of one read, aligned to 16 for the archives.
-pub type Frame = AlignedVec<16>;
+pub use crate::memory::AlignedBytes as Frame;
 
 /// Where a table's bytes come from.
 pub trait BlockSource {
