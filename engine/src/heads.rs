@@ -49,6 +49,29 @@ pub(crate) fn position(heads: &[u64], head: u64, is_before: impl Fn(usize) -> bo
     low
 }
 
+/// A key that others are compared with, all of which begin with the same `skip` bytes as it does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bound<'a> {
+    key: &'a [u8],
+    head: u64,
+    skip: usize,
+}
+
+impl<'a> Bound<'a> {
+    pub fn new(key: &'a [u8], skip: usize) -> Bound<'a> {
+        Bound { key, head: head_of(key, skip), skip }
+    }
+
+    /// Whether `key` is not before it.
+    pub fn is_reached_by(&self, key: &[u8]) -> bool {
+        match head_of(key, self.skip).cmp(&self.head) {
+            Ordering::Less => false,
+            Ordering::Equal => key >= self.key,
+            Ordering::Greater => true,
+        }
+    }
+}
+
 /// The heads of a sorted list of keys that no longer changes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KeyHeads {
@@ -114,6 +137,10 @@ mod tests {
                 let up_to = keys.partition_point(|key| *key <= probe);
                 prop_assert_eq!(heads.count_below(&probe, |index| &keys[index]), below);
                 prop_assert_eq!(heads.count_up_to(&probe, |index| &keys[index]), up_to);
+                if probe.starts_with(&prefix) {
+                    let bound = Bound::new(&probe, prefix.len());
+                    prop_assert!(keys.iter().all(|key| bound.is_reached_by(key) == (*key >= probe)));
+                }
             }
         }
     }

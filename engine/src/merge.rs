@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::erasure::{self, Erasure};
 use crate::error::Result;
-use crate::heads::head_of;
+use crate::heads::{Bound, head_of};
 use crate::io::runtime;
 use crate::memtable::MemtableCursor;
 use crate::record::{RecordKind, RecordView};
@@ -190,6 +190,8 @@ pub(crate) struct MergeIter {
     /// Range deletions of the sources, and the LSNs of those that cover `key`.
     erasures: Vec<Erasure>,
     covering: Vec<Lsn>,
+    /// Bytes that all keys have in common at their start.
+    shared: usize,
 }
 
 impl MergeIter {
@@ -206,7 +208,14 @@ impl MergeIter {
             seen_any: false,
             erasures: Vec::new(),
             covering: Vec::new(),
+            shared: 0,
         }
+    }
+
+    /// Says that all keys have their first `shared` bytes in common: they are compared by those behind.
+    pub fn sharing(mut self, shared: usize) -> MergeIter {
+        self.shared = shared;
+        self
     }
 
     /// Hides what these range deletions hide (`INV-ERASE`).
@@ -296,7 +305,8 @@ impl MergeIter {
                 if is_live { visit(record.key, record.value) } else { ControlFlow::Continue(()) }
             }
             Source::Tables { open: Some(records), .. } if records.max_lsn() <= self.retain.bounds[0] => {
-                records.visit(next.map(Source::current_key), self.retain.now_ms, visit)?
+                let bound = next.map(|next| Bound::new(next.current_key(), self.shared));
+                records.visit(bound, self.retain.now_ms, visit)?
             }
             _ => return None,
         };
@@ -351,7 +361,7 @@ impl MergeIter {
         }
         let index = self.order[0].1;
         let key = self.sources[index].current_key();
-        let head = head_of(key, 0);
+        let head = head_of(key, self.shared);
         self.order[0].0 = head;
         let mut at = 0;
         while let Some((next_head, next)) = self.order.get(at + 1).copied() {

@@ -8,6 +8,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use crate::clock;
 use crate::erasure::{self, Erasure};
 use crate::error::Result;
+use crate::heads::common_len;
 use crate::memtable::{Memtable, MemtableCursor, VersionRef};
 use crate::merge::{MergeIter, Retain, Source};
 use crate::record::{RecordKind, RecordView};
@@ -397,7 +398,9 @@ impl ReadView {
         let tables = segment.tables().filter(|table| table.location.max_lsn > retain.after());
         let sources = in_memtables.chain(tables.map(table)).collect();
         let erasures = self.erasures(&start, end.as_ref(), Lsn(0), lsn);
-        MergeIter::new(sources, retain).erased_by(erasures)
+        // What both ends of a range begin with, every key between them begins with.
+        let shared = end.as_ref().map_or(0, |end| common_len(&start, end));
+        MergeIter::new(sources, retain).erased_by(erasures).sharing(shared)
     }
 
     /// The range deletions within `[start, end)` above `after` and at or below `up_to`.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::error::Result;
+use crate::heads::Bound;
 use crate::io::direct::DirectFile;
 use crate::io::runtime;
 use crate::manifest::TableRef;
@@ -258,7 +259,7 @@ impl TableRecords {
     /// See [`TableIter::visit`].
     pub fn visit(
         &mut self,
-        bound: Option<&[u8]>,
+        bound: Option<Bound<'_>>,
         now_ms: u64,
         visit: &mut impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) -> Option<ControlFlow<()>> {

@@ -20,6 +20,7 @@ use rkyv::util::AlignedVec;
 use rkyv::{Archive, Serialize};
 
 use crate::error::{Error, Result};
+use crate::heads::Bound;
 use crate::io::{Bug, planted};
 use crate::limits::KEY_LEN_MAX;
 use crate::memory::{AlignedBytes, LockedMap};
@@ -483,7 +484,7 @@ impl VerifiedBlock {
     pub(crate) fn visit_live(
         &self,
         range: std::ops::Range<usize>,
-        bound: Option<&[u8]>,
+        bound: Option<Bound<'_>>,
         now_ms: u64,
         visit: &mut impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) -> (usize, ControlFlow<()>) {
@@ -494,7 +495,7 @@ impl VerifiedBlock {
             let at = index * POSITION_WORDS;
             let position = Position::unpack([positions[at], positions[at + 1]]);
             let key = bytes(position.key_start, usize::from(position.key_len));
-            if index > range.start && bound.is_some_and(|bound| key >= bound) {
+            if index > range.start && bound.is_some_and(|bound| bound.is_reached_by(key)) {
                 return (index - range.start, ControlFlow::Continue(()));
             }
             let is_put = position.kind == RecordKind::Put as u8;

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use crate::error::Result;
+use crate::heads::Bound;
 use crate::record::RecordView;
 
 use super::block::VerifiedBlock;
@@ -96,7 +97,7 @@ impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
     /// off. `None`, and nothing happened, if a key has two versions in the block.
     pub(crate) fn visit(
         &mut self,
-        bound: Option<&[u8]>,
+        bound: Option<Bound<'_>>,
         now_ms: u64,
         visit: &mut impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) -> Option<ControlFlow<()>> {
