@@ -171,6 +171,11 @@ impl EngineConfig {
         share - buffers - holes
     }
 
+    /// Bytes that the hot rows of one shard may take.
+    pub(crate) fn rows_budget_bytes(&self) -> usize {
+        self.memory_budget_bytes / self.shards / 32
+    }
+
     /// Bytes that resident tables of one shard may take: half of what full memtables leave.
     pub(crate) fn resident_budget_bytes(&self) -> usize {
         (self.cache_budget_bytes() - self.memtable_budget_bytes()) / 2

@@ -101,9 +101,15 @@ impl Partition {
         if let Err(cause) = self.read_gate()? {
             return Some(Err(cause));
         }
-        let (index, found) = self.find_in_memory(HashedKey::from(key), self.progress.borrow().visible())?;
+        let key = HashedKey::from(key);
+        if let Some(row) = self.shard.rows().find(self.id, key) {
+            let value = Bytes::copy_from_slice(row.value());
+            self.count_read(row.segment(), key.bytes, key.bytes.len() + value.len());
+            return Some(Ok(Some(value)));
+        }
+        let (index, found) = self.find_latest_in_memory(key)?;
         let value = found.as_ref().and_then(|found| found.live_value(None));
-        self.count_read(index, key, key.len() + value.map_or(0, <[u8]>::len));
+        self.count_read(index, key.bytes, key.bytes.len() + value.map_or(0, <[u8]>::len));
         Some(Ok(value.map(Bytes::copy_from_slice)))
     }
 
@@ -114,11 +120,19 @@ impl Partition {
     /// Cost: as [`Partition::get`], without a copy and without an allocation when nothing has to be read; the future is
     /// then ready at its first poll.
     pub async fn get_with<T>(&self, key: &[u8], read: impl FnOnce(Option<&[u8]>) -> T) -> Result<T> {
+        self.check_key(key)?;
+        self.wait_readable().await?;
+        let key = HashedKey::from(key);
+        if let Some(row) = self.shard.rows().find(self.id, key) {
+            let result = read(Some(row.value()));
+            self.count_read(row.segment(), key.bytes, key.bytes.len() + row.value().len());
+            return Ok(result);
+        }
         let read = |found: Option<&Found>| {
             let value = found.and_then(|found| found.live_value(None));
             (value.map_or(0, <[u8]>::len), read(value))
         };
-        self.read_with(key, None, read).await
+        self.read_hashed(key, None, read).await
     }
 
     /// The value of `key` with its version and deadline.
@@ -177,15 +191,58 @@ impl Partition {
     ) -> Result<T> {
         self.check_key(key)?;
         self.wait_readable().await?;
-        let snapshot = snapshot.unwrap_or_else(|| self.progress.borrow().visible());
-        let hashed = HashedKey::from(key);
-        let (index, found) = match self.find_in_memory(hashed, snapshot) {
+        self.read_hashed(key.into(), snapshot, read).await
+    }
+
+    async fn read_hashed<T>(
+        &self,
+        key: HashedKey<'_>,
+        snapshot: Option<Lsn>,
+        read: impl FnOnce(Option<&Found>) -> (usize, T),
+    ) -> Result<T> {
+        let in_memory = match snapshot {
+            Some(snapshot) => self.find_in_memory(key, snapshot),
+            None => self.find_latest_in_memory(key),
+        };
+        let (index, found) = match in_memory {
             Some(found) => found,
-            None => self.find(hashed, snapshot).await?,
+            None => {
+                let snapshot = snapshot.unwrap_or_else(|| self.progress.borrow().visible());
+                self.find(key, snapshot).await?
+            }
         };
         let (bytes, result) = read(found.as_ref());
-        self.count_read(index, key, key.len() + bytes);
+        self.count_read(index, key.bytes, key.bytes.len() + bytes);
         Ok(result)
+    }
+
+    /// [`Partition::find_in_memory`] of now; what is found in a table may become a hot row.
+    fn find_latest_in_memory(&self, key: HashedKey<'_>) -> Option<(usize, Option<Found>)> {
+        let visible = self.progress.borrow().visible();
+        let (index, found) = self.find_in_memory(key, visible)?;
+        if let Some(Found::Block(record)) = &found {
+            self.offer_row(key, visible, index, record);
+        }
+        Some((index, found))
+    }
+
+    /// Keeps a row that was found at hand, if it is read again and again and `INV-ROW` holds for it.
+    fn offer_row(&self, key: HashedKey<'_>, visible: Lsn, index: usize, record: &BlockRecord) {
+        let (kind, expires_at_ms, value) = record.content();
+        let rows = self.shard.rows();
+        if kind != RecordKind::Put || expires_at_ms != 0 || !rows.wants(self.id, key, value.len()) {
+            return;
+        }
+        let layout = self.layout.borrow();
+        let segment = &layout.segments[index];
+        // Nothing newer may be waiting for its readers, in a table or in a memtable.
+        let is_newest = segment.tables().all(|table| table.location.max_lsn <= visible)
+            && segment.erasures.is_empty()
+            && self.newest_in_memtables(key.bytes) == Lsn(0)
+            && !self.lacks_any();
+        if is_newest {
+            rows.fill(self.id, key, value, index);
+        }
     }
 
     /// The newest state of `key` at or below `base`, expired values left out. Not counted: a write asks.

@@ -278,6 +278,7 @@ impl Partition {
         // Records that came during the write raised the version further.
         segment.version.set(segment.version.get().max(old.version.get()));
         *self.layout.borrow_mut() = layout.replaced(index, 1, vec![segment]);
+        self.shard.rows().forget_all();
         self.note_held(id);
         Ok(())
     }

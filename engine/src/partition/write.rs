@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::limits;
 use crate::memtable::Memtable;
 use crate::record::{Record, RecordKind, RecordView};
+use crate::table::HashedKey;
 use crate::types::{AttemptId, Hlc, Lsn, WalSeq};
 use crate::wal::Entry;
 
@@ -320,6 +321,12 @@ impl Partition {
         let active = self.active.borrow();
         let before = active.bytes();
         active.insert_above(record, horizon);
+        let rows = self.shard.rows();
+        match record.kind {
+            _ if !rows.any() => {}
+            RecordKind::RangeDelete => rows.forget_all(),
+            RecordKind::Put | RecordKind::Delete => rows.forget(self.id, HashedKey::from(record.key).hash),
+        }
         if active.bytes() != before {
             drop(active);
             self.shard.account_memtables();

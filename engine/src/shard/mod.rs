@@ -9,6 +9,7 @@ mod lateness;
 mod maintenance;
 mod manifest;
 pub(crate) mod recovery;
+pub(crate) mod rows;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +38,7 @@ use crate::wal::Wal;
 
 use files::{Table, TableFile};
 use manifest::ShardManifest;
+use rows::HotRows;
 
 /// The memtables' memory is accounted for in steps of this.
 const MEMTABLE_CHARGE_STEP: usize = 256 << 10;
@@ -68,6 +70,7 @@ pub struct Shard {
     wal: Wal,
     manifest: ShardManifest,
     cache: Rc<ShardBlockCache>,
+    rows: HotRows,
     memtable_charge: RefCell<Option<Charge>>,
     residency: Residency,
     clock: HlcClock,
@@ -207,6 +210,8 @@ impl Shard {
                 missing: filled_by.map(|attempt| (attempt, missing)),
             },
         );
+        // An earlier partition may have had the id.
+        self.rows.forget_all();
         self.partitions.borrow_mut().insert(spec.id, Rc::clone(&partition));
         self.directory.insert(spec.id, self.id);
         Ok(partition)
@@ -281,6 +286,10 @@ impl Shard {
 
     pub(crate) fn cache(&self) -> &ShardBlockCache {
         &self.cache
+    }
+
+    pub(crate) fn rows(&self) -> &HotRows {
+        &self.rows
     }
 
     pub(crate) fn residency(&self) -> &Residency {

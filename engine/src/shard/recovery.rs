@@ -29,6 +29,7 @@ use crate::wal::{self, Wal, WalEvent};
 use super::Shard;
 use super::files::{self, TableFile};
 use super::manifest::ShardManifest;
+use super::rows::HotRows;
 
 /// Removals that may wait; more are left to the next start.
 const REMOVALS_MAX: usize = 4096;
@@ -70,10 +71,12 @@ impl Shard {
         let next_file = remove_orphans(&dir, &state)?;
         let wal = Wal::open(recovered, background.clone(), config.wal_batch_bytes()).await?;
         let (removals, removed) = async_channel::bounded(REMOVALS_MAX);
+        let cache = Rc::new(ShardBlockCache::new(config.cache_budget_bytes()));
         let shard = Rc::new(Shard {
             id,
             dir,
-            cache: Rc::new(ShardBlockCache::new(config.cache_budget_bytes())),
+            rows: HotRows::new(config.rows_budget_bytes(), Rc::clone(&cache)),
+            cache,
             memtable_charge: RefCell::default(),
             residency: Residency::default(),
             config,

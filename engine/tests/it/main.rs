@@ -8,6 +8,7 @@ mod common;
 mod atomic;
 mod checkpoints;
 mod golden;
+mod hot_rows;
 mod keyspaces;
 mod model;
 mod offline;
