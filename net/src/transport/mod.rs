@@ -4,7 +4,7 @@
 //! write path and runs in the normal scheduling class. The **bulk** plane carries segment images and runs in the idle
 //! class, so that the kernel pushes it aside when a shard wants the core. Stream priority does not do that: what queues
 //! has been sent already; small windows and connections of their own do. What keeps a core busy for milliseconds
-//! (compression, checks) runs [aside](plane::aside), so that a plane always answers its packets: the kernel's buffer holds
+//! (compression, checks) runs [aside], so that a plane always answers its packets: the kernel's buffer holds
 //! less than a window.
 
 mod call;

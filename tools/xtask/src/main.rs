@@ -90,7 +90,10 @@ fn number(args: &[String], flag: &str) -> Result<Option<u64>> {
 
 /// The workspace's root.
 fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
+    // Cargo says where the program belongs that it runs; what was compiled in may be another checkout's, if the two share a
+    // target directory.
+    let own = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    own.join("../..")
 }
 
 fn cargo() -> Command {
