@@ -8,6 +8,8 @@
 //!  control  Open  ------------------------------------------>  creates the shadow
 //!           Plan, Stale, Position  ------------------------->  picks the next segments
 //!           <-------------------  Opened, Request, Held, MirrorAck, Foreground
+//!           (the link is lost) Resume  --------------------->  goes on where it was
+//!           <-----------------------------------------------  Resumed
 //!  mirror   every record in LSN order ---------------------->  WAL, then acknowledges
 //!  bulk     one stream a segment: image, then its delta  --->  verifies, installs
 //!  control  Seal  ------------------------------------------>  compares, makes ready durable

@@ -42,7 +42,6 @@ pub(super) struct Foreground {
     wish: SetPoint,
     pid: Pid,
     ends: [Seen; 2],
-    sent_bytes: u64,
     limited: [Duration; 3],
 }
 
@@ -52,7 +51,6 @@ impl Foreground {
             wish,
             pid: Pid::new(FLOOR_BYTES_S, cap),
             ends: <[Seen; 2]>::default(),
-            sent_bytes: 0,
             limited: [Duration::ZERO; 3],
         }
     }
@@ -83,10 +81,10 @@ impl Foreground {
         seen.looks += 1;
     }
 
-    /// Decides the rate for the next look from what has been noted; `None` if nothing has, or nothing is governed.
-    pub fn decide(&mut self, sent_bytes: u64, elapsed: Duration) -> Option<(u64, Limit)> {
-        let used = (sent_bytes - self.sent_bytes) as f64 / elapsed.as_secs_f64().max(1e-3);
-        self.sent_bytes = sent_bytes;
+    /// Decides the rate for the next look from what has been noted and the bytes sent since the last; `None` if nothing has
+    /// been noted, or nothing is governed.
+    pub fn decide(&mut self, sent_bytes: u64, elapsed: Duration) -> Option<u64> {
+        let used = sent_bytes as f64 / elapsed.as_secs_f64().max(1e-3);
         let ratio = |seen: &mut Seen| {
             let (latest, set_point) = seen.latest.take().zip(seen.set_point)?;
             Some(latest.as_secs_f64() / set_point.as_secs_f64().max(1e-6))
@@ -97,7 +95,7 @@ impl Foreground {
         }
         let limit = self.pid.observe(worst, used, elapsed);
         self.limited[limit as usize] += elapsed;
-        Some((self.pid.rate(), limit))
+        Some(self.pid.rate())
     }
 
     /// For the operator.
@@ -135,11 +133,9 @@ mod tests {
         quiet(&mut foreground, End::Source, 1_000);
         assert_eq!(foreground.decide(0, LOOK), None);
         assert_eq!(foreground.rate(), Some(FLOOR_BYTES_S));
-        let mut sent = 0;
         for _ in 0..50 {
             foreground.note(End::Source, us(900));
-            sent += foreground.rate().unwrap() / 5;
-            foreground.decide(sent, LOOK).unwrap();
+            foreground.decide(foreground.rate().unwrap() / 5, LOOK).unwrap();
         }
         assert!(foreground.rate().unwrap() > 20 * FLOOR_BYTES_S, "{:?}", foreground.rate());
         assert_eq!(foreground.accounts().set_point_us, [1_100, 0]);
@@ -151,12 +147,10 @@ mod tests {
         quiet(&mut foreground, End::Source, 100);
         quiet(&mut foreground, End::Target, 2_000);
         assert_eq!(foreground.accounts().set_point_us, [300, 2_200], "not less than what timers differ by");
-        let mut sent = 0;
         let mut decide = |source, target| {
-            sent += 1 << 40;
             foreground.note(End::Source, us(source));
             foreground.note(End::Target, us(target));
-            foreground.decide(sent, LOOK).unwrap().0
+            foreground.decide(1 << 40, LOOK).unwrap()
         };
         let rates = [decide(100, 500), decide(100, 500), decide(100, 9_000), decide(900, 500)];
         assert!(rates[1] > rates[0] && rates[2] < rates[1], "{rates:?}");

@@ -2,6 +2,7 @@
 
 mod attempt;
 mod bulk;
+mod copying;
 mod fetching;
 mod foreground;
 mod receiving;

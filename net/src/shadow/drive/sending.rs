@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use antumbra_engine::PartitionHandle;
 use antumbra_engine::partition::{RangeDigest, SegmentSummary};
-use antumbra_engine::types::{HostId, SegmentId};
+use antumbra_engine::types::HostId;
 use tokio::sync::mpsc;
 
 use crate::coordinator::PartitionRecord;
@@ -16,13 +16,12 @@ use crate::routing::Addresses;
 use crate::shadow::accounts::{MoveReport, OrderedSegment, StepTime};
 use crate::shadow::frame::FrameContext;
 use crate::shadow::message::{Message, Opening, Resumed, Sealing};
-use crate::shadow::plan;
 use crate::shadow::recovery::READ_LEASE;
 use crate::shadow::source::{Action, Event, Limits, Source, State};
 use crate::time::{self, Ticker};
 
 use super::attempt::abort_until_known;
-use super::bulk::{Outbound, Pace, Route, SegmentCost};
+use super::bulk::{Pace, SegmentCost};
 use super::foreground::{End, Foreground};
 use super::streams::{Link, NewStreams};
 use super::switching::{OURS, THEIRS};
@@ -32,10 +31,6 @@ use super::{MoveHandle, MoveOptions, Policy};
 const MIRROR_QUEUE_BYTES: u64 = 64 << 20;
 /// Plans are sent this often, and the lag is looked at.
 const PLAN_INTERVAL: Duration = Duration::from_millis(200);
-/// Writes stand still for this long at most: then the attempt is aborted.
-const FREEZE_MAX: Duration = Duration::from_secs(2);
-/// A copy in which nothing is sent and no segment is installed for this long has failed.
-const STALL_MAX: Duration = Duration::from_secs(15);
 /// Wait between two tries of what has to succeed.
 pub(super) const RETRY: Duration = Duration::from_millis(20);
 
@@ -67,29 +62,29 @@ pub(super) struct Driver<'a> {
     pub(super) host: &'a Arc<Host>,
     pub(super) context: FrameContext,
     pub(super) destination: HostId,
-    addresses: Addresses,
-    options: MoveOptions,
-    handle: &'a MoveHandle,
+    pub(super) addresses: Addresses,
+    pub(super) options: MoveOptions,
+    pub(super) handle: &'a MoveHandle,
     pub(super) partition: PartitionHandle,
-    machine: Source,
+    pub(super) machine: Source,
     pub(super) link: Link,
     signals: mpsc::UnboundedReceiver<Signal>,
     pub(super) signal: mpsc::UnboundedSender<Signal>,
-    pace: Pace,
-    foreground: Foreground,
+    pub(super) pace: Pace,
+    pub(super) foreground: Foreground,
     /// Bytes that had been sent at the last look.
-    looked: (u64, Instant),
+    pub(super) looked: (u64, Instant),
     pub(super) report: MoveReport,
     pub(super) sealing: Option<Sealing>,
     pub(super) starts: Vec<Vec<u8>>,
     /// Digests of the two sides, as they come in.
     pub(super) digests: [Option<Vec<RangeDigest>>; 2],
     /// Start of the copy, of the freeze, of the present step.
-    began: Instant,
+    pub(super) began: Instant,
     pub(super) frozen: Option<Instant>,
     pub(super) step: Instant,
     /// When the target last held one more segment, or more of one was sent.
-    progressed: Instant,
+    pub(super) progressed: Instant,
     pub(super) opened: bool,
     pub(super) lost: bool,
     failure: Option<String>,
@@ -203,7 +198,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn note_and_handle(&mut self, event: Event) -> Vec<Action> {
+    pub(super) fn note_and_handle(&mut self, event: Event) -> Vec<Action> {
         if let Event::Failed(what) = &event {
             tracing::warn!(what, state = ?self.machine.state(), "move");
             self.failure.get_or_insert_with(|| what.clone());
@@ -302,7 +297,7 @@ impl<'a> Driver<'a> {
 
     /// While the copy runs the target is sought; from then on to the commit its loss ends the attempt; later the
     /// coordinator's record brings it back.
-    fn note_lost(&mut self, what: String) -> Vec<Action> {
+    pub(super) fn note_lost(&mut self, what: String) -> Vec<Action> {
         if self.machine.state() == State::Copying {
             tracing::warn!(what, "the link of a copy is lost; sought again");
             return self.machine.handle(Event::TargetLost);
@@ -322,81 +317,6 @@ impl<'a> Driver<'a> {
             return Vec::new();
         }
         self.machine.handle(Event::Digested)
-    }
-
-    /// Lets the copy's rate follow what requests saw since the last look.
-    fn govern(&mut self, source_p99: Option<Duration>) {
-        if let Some(p99) = source_p99 {
-            self.foreground.note(End::Source, p99);
-        }
-        let (sent_before, looked) = self.looked;
-        let (sent, now) = (self.pace.sent_bytes(), time::now());
-        self.looked = (sent, now);
-        if sent > sent_before {
-            self.progressed = now;
-        }
-        if let Some((rate, _)) = self.foreground.decide(sent, now.saturating_duration_since(looked)) {
-            self.pace.set_rate(Some(rate));
-        }
-        self.report.shadow.foreground = self.foreground.accounts();
-        let accounts = self.report.shadow.foreground.clone();
-        self.handle.note(|progress| progress.foreground = accounts);
-    }
-
-    async fn tick(&mut self) -> Vec<Action> {
-        if planted(Mutant::FreezeLeftByTimer) && self.frozen.is_some_and(|since| time::since(since) > READ_LEASE) {
-            let epoch = self.context.epoch;
-            let _ = self.partition.with(move |partition| async move { partition.resume(epoch).await }).await;
-        }
-        if self.frozen.is_some_and(|since| time::since(since) > FREEZE_MAX) && self.machine.state().may_abort() {
-            return self.note_and_handle(Event::Failed("writes stood still for too long".into()));
-        }
-        // A standby that has everything waits to be switched to.
-        let waits = self.options.policy == (Policy::Standby { synchronous: false }) && self.machine.missing() == 0;
-        let copies = matches!(self.machine.state(), State::Opening | State::Copying) && !waits;
-        if copies && time::since(self.progressed) > STALL_MAX {
-            let what = match (self.machine.missing(), self.machine.lag()) {
-                (0, lag) => format!("the mirror does not keep up with the writes: {lag} records behind"),
-                (missing, _) => format!("the copy makes no progress: {missing} segments are missing"),
-            };
-            return self.note_and_handle(Event::Failed(what));
-        }
-        if !matches!(self.machine.state(), State::Copying | State::Ready) {
-            return Vec::new();
-        }
-        let read = self.partition.with(|partition| async move {
-            Ok((partition.assigned(), partition.segment_summaries(), partition.foreground_p99()))
-        });
-        let (assigned, summaries, source_p99) = match read.await {
-            Ok(read) => read,
-            Err(cause) => return self.note_and_handle(Event::Failed(cause.to_string())),
-        };
-        if self.machine.missing() > 0 {
-            self.govern(source_p99);
-            let plan = plan::plan(self.options.order, &summaries, |segment| self.machine.is_missing(segment));
-            if let Err(cause) = self.link.send(&Message::Plan(plan)).await {
-                return self.note_lost(cause.to_string());
-            }
-        }
-        let position = Message::Position(assigned, self.machine.state() == State::Ready);
-        if let Err(cause) = self.link.send(&position).await {
-            return self.note_lost(cause.to_string());
-        }
-        let mut actions = self.machine.handle(Event::Assigned(assigned));
-        if let Some(early) = self.options.early
-            && self.held_share(&summaries) >= early
-        {
-            actions.extend(self.machine.handle(Event::EnoughHeld));
-        }
-        actions
-    }
-
-    /// Share of the accesses expected now that would hit what the target holds, 0..1.
-    fn held_share(&self, summaries: &[SegmentSummary]) -> f64 {
-        let expected = |segment: &SegmentSummary| f64::from(plan::expected(self.options.order, segment));
-        let all: f64 = summaries.iter().map(expected).sum();
-        let held: f64 = summaries.iter().filter(|segment| self.machine.is_held(segment.id)).map(expected).sum();
-        if all > 0.0 { held / all } else { 0.0 }
     }
 
     /// Carries out one action; what it brought about is the next event.
@@ -479,34 +399,6 @@ impl<'a> Driver<'a> {
                 Ok(Some(Event::Aborted))
             }
         }
-    }
-
-    fn spawn_send(&self, segment: SegmentId) {
-        let (partition, context, pace) = (self.partition.clone(), self.context, self.pace.clone());
-        let (plane, signal) = (self.host.bulk.clone(), self.signal.clone());
-        let route = Route { plane: plane.clone(), address: self.addresses.bulk, host: self.destination };
-        plane.spawn(async move {
-            let send = async { Outbound::capture(partition, context, segment).await?.send(&route, &pace).await };
-            let _ = signal.send(match send.await {
-                Ok(cost) => Signal::Sent(cost),
-                Err(cause) => Signal::NotSent(format!("segment {segment}: {cause}")),
-            });
-        });
-    }
-
-    fn account(&mut self, cost: SegmentCost) {
-        let shadow = &mut self.report.shadow;
-        shadow.segments += 1;
-        shadow.bytes_copied += cost.image_raw;
-        shadow.bytes_on_wire += cost.image_wire + cost.delta_wire;
-        shadow.deltas += u64::from(cost.delta_raw > 0);
-        shadow.delta_bytes_raw += cost.delta_raw;
-        shadow.delta_bytes_on_wire += cost.delta_wire;
-        // The last byte was handed to the transport just now.
-        shadow.seconds = time::since(self.began).as_secs_f64();
-        shadow.observed_mb_s = shadow.bytes_on_wire as f64 / 1e6 / self.pace.wanted().as_secs_f64().max(1e-6);
-        let wire = shadow.bytes_on_wire;
-        self.handle.note(|progress| progress.bytes_on_wire = wire);
     }
 
     pub(super) fn end_step(&mut self, name: &str) {
