@@ -33,7 +33,7 @@ const NICENESS_0: u8 = 47;
 const TICK: Duration = Duration::from_millis(20);
 
 /// Beats of a plane that gets the core.
-pub(super) const BEATS_PER_S: u64 = 50;
+const BEATS_PER_S: u64 = 50;
 /// Beats per second below which it is lifted: a fifth of the time.
 const FLOOR_PER_S: u64 = BEATS_PER_S / 5;
 
@@ -107,6 +107,7 @@ impl FloorGuard {
 #[derive(Clone, Debug, Default)]
 pub(super) struct IdleThreads {
     ids: Arc<Mutex<Vec<ThreadId>>>,
+    beats: Arc<Account>,
     jobs: Arc<Account>,
     transfers: Arc<Account>,
 }
@@ -168,6 +169,16 @@ thread_local! {
 }
 
 impl IdleThreads {
+    /// Shows the watchdog, for as long as it runs, that the plane's runtime gets the core.
+    pub async fn beat(self) {
+        self.beats.open.store(1, Ordering::Relaxed);
+        let mut ticker = tokio::time::interval(Duration::from_millis(1_000 / BEATS_PER_S));
+        loop {
+            ticker.tick().await;
+            self.beats.done.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Puts the calling thread into the idle class. SCHED_IDLE needs no privilege; where it fails, bulk copying competes
     /// with the shards.
     pub fn enter_or_warn(&self) {
@@ -203,13 +214,13 @@ pub(super) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Watches threads whose runtime counts `beats`.
-    pub fn start(name: &str, watched: IdleThreads, beats: Arc<AtomicU64>) -> Result<Watchdog> {
+    /// Watches threads whose runtime [beats](IdleThreads::beat).
+    pub fn start(name: &str, watched: IdleThreads) -> Result<Watchdog> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name(format!("{name}-floor"))
-            .spawn(move || watch(&watched, &beats, &stopping))
+            .spawn(move || watch(&watched, &stopping))
             .map_err(|cause| Error::link(name, cause))?;
         Ok(Watchdog { stop, thread: Some(thread) })
     }
@@ -227,21 +238,18 @@ impl Drop for Watchdog {
     }
 }
 
-fn watch(watched: &IdleThreads, beats: &AtomicU64, stop: &AtomicBool) {
+fn watch(watched: &IdleThreads, stop: &AtomicBool) {
     let started = Instant::now();
-    let mut plane = FloorGuard::new(FLOOR_PER_S);
-    let (mut beside, mut streams) = (FloorGuard::new(FLOOR_JOBS_PER_S), FloorGuard::new(FLOOR_BYTES_PER_S));
+    let IdleThreads { beats, jobs, transfers, .. } = watched;
+    let mut floors = [(beats, FLOOR_PER_S), (jobs, FLOOR_JOBS_PER_S), (transfers, FLOOR_BYTES_PER_S)]
+        .map(|(account, per_s)| (account, FloorGuard::new(per_s)));
     let mut lifted = false;
     let mut refused = false;
     while !stop.load(Ordering::Acquire) && !refused {
         std::thread::park_timeout(TICK);
         let now_ms = started.elapsed().as_millis() as u64;
-        plane.observe(now_ms, 1, beats.load(Ordering::Relaxed));
-        let behind = [
-            plane.is_lifted(),
-            watched.jobs.observed_by(&mut beside, now_ms),
-            watched.transfers.observed_by(&mut streams, now_ms),
-        ];
+        // Each is looked at, also behind one that is behind.
+        let behind = floors.each_mut().map(|(account, guard)| account.observed_by(guard, now_ms));
         if lifted == behind.contains(&true) {
             continue;
         }

@@ -5,7 +5,6 @@ use std::future::Future;
 use std::net::{SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use antumbra_engine::types::HostId;
@@ -153,13 +152,14 @@ impl Plane {
                 Ok(runtime) => runtime,
                 Err(cause) => return drop(ready.send(Err(Error::link(config.listen, cause)))),
             };
-            let beats = Arc::new(AtomicU64::new(0));
             let watchdog = idle.as_ref().map(|threads| {
                 threads.enter_or_warn();
-                class::Watchdog::start(config.name, threads.clone(), Arc::clone(&beats))
+                class::Watchdog::start(config.name, threads.clone())
             });
             runtime.block_on(async {
-                tokio::spawn(beat(beats));
+                if let Some(threads) = idle {
+                    tokio::spawn(threads.beat());
+                }
                 match open_endpoint(&config) {
                     Ok((endpoint, local)) => {
                         let way = Way::Quic(QuicHandle {
@@ -223,15 +223,6 @@ pub(crate) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + '
         work()
     };
     tokio::task::spawn_blocking(counted).await.map_err(|cause| Error::protocol(format!("work beside a plane: {cause}")))
-}
-
-/// Shows the watchdog that this runtime gets the core.
-async fn beat(beats: Arc<AtomicU64>) {
-    let mut ticker = tokio::time::interval(Duration::from_millis(1_000 / class::BEATS_PER_S));
-    loop {
-        ticker.tick().await;
-        beats.fetch_add(1, Ordering::Relaxed);
-    }
 }
 
 fn open_endpoint(config: &PlaneConfig) -> Result<(Endpoint, SocketAddr)> {
