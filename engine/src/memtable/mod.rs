@@ -77,10 +77,11 @@ impl Memtable {
 
     /// As [`Memtable::insert`], when nobody reads below `horizon` any more: of the key's versions at or below it the
     /// newest stays and older ones are let go. Their memory stays taken, but a key that is written all the time would
-    /// make everyone walk a long chain.
-    pub fn insert_above(&self, record: RecordView<'_>, horizon: Lsn) {
+    /// make everyone walk a long chain. Returns the key's hash; `None` for a range deletion, which is of many keys.
+    pub fn insert_above(&self, record: RecordView<'_>, horizon: Lsn) -> Option<u64> {
         if record.kind == RecordKind::RangeDelete {
-            return self.insert_erasure(Erasure::of_record(record));
+            self.insert_erasure(Erasure::of_record(record));
+            return None;
         }
         let key = HashedKey::from(record.key);
         let node = match self.find_key(key) {
@@ -95,7 +96,7 @@ impl Memtable {
             (newer, older) = (Some(version), self.older(version));
         }
         if older.is_some_and(|version| self.lsn(version) == record.lsn) {
-            return;
+            return Some(key.hash);
         }
         let added = self.add_version(record, older);
         match newer {
@@ -105,6 +106,7 @@ impl Memtable {
         self.records.set(self.records.get() + 1);
         self.max_lsn.set(self.max_lsn.get().max(record.lsn));
         self.cut(node, horizon);
+        Some(key.hash)
     }
 
     /// Lets go of the versions of a key behind the newest one at or below `horizon`.

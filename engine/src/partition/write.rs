@@ -16,7 +16,6 @@ use crate::error::{Error, Result};
 use crate::limits;
 use crate::memtable::Memtable;
 use crate::record::{Record, RecordKind, RecordView};
-use crate::table::HashedKey;
 use crate::types::{AttemptId, Hlc, Lsn, WalSeq};
 use crate::wal::Entry;
 
@@ -320,12 +319,9 @@ impl Partition {
     fn remember(&self, record: RecordView<'_>, horizon: Lsn) {
         let active = self.active.borrow();
         let before = active.bytes();
-        active.insert_above(record, horizon);
-        let rows = self.shard.rows();
-        match record.kind {
-            _ if !rows.any() => {}
-            RecordKind::RangeDelete => rows.forget_all(),
-            RecordKind::Put | RecordKind::Delete => rows.forget(self.id, HashedKey::from(record.key).hash),
+        match active.insert_above(record, horizon) {
+            Some(hash) => self.shard.rows().forget(self.id, hash),
+            None => self.shard.rows().forget_all(),
         }
         if active.bytes() != before {
             drop(active);

@@ -164,7 +164,8 @@ impl HotRows {
     }
 
     /// Whether there may be a row.
-    pub fn any(&self) -> bool {
+    #[cfg(test)]
+    fn any(&self) -> bool {
         self.rows.get().is_some()
     }
 
