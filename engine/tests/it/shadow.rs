@@ -417,14 +417,31 @@ fn early_switchover_serves_what_is_held_and_fetches_the_rest() {
     assert!(contents(&target.partition(PARTITION).unwrap()) == model, "also after a restart");
 }
 
-#[test]
-fn aborted_move_source_serves_on_and_target_forgets() {
-    let (source_dir, target_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (source, target) = (open(source_dir.path()), open(target_dir.path()));
+/// An owner, and another host with a shadow of its partition that nothing has been copied to yet.
+struct Attached {
+    _dirs: [tempfile::TempDir; 2],
+    source: Engine,
+    target: Engine,
+    from: PartitionHandle,
+    to: PartitionHandle,
+    receiver: MirrorReceiver,
+    summaries: Vec<SegmentSummary>,
+}
+
+/// `load` fills the partition before the shadow is attached.
+fn attached(load: impl FnOnce(&PartitionHandle)) -> Attached {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let (source, target) = (open(dirs[0].path()), open(dirs[1].path()));
     let from = create(&source);
     load(&from);
     let (receiver, summaries) = block_on(attach(&from, &target));
     let to = target.partition(PARTITION).unwrap();
+    Attached { _dirs: dirs, source, target, from, to, receiver, summaries }
+}
+
+#[test]
+fn aborted_move_source_serves_on_and_target_forgets() {
+    let Attached { _dirs, source, target, from, to, receiver, summaries } = attached(load);
     block_on(copy(&from, &to, &summaries[..2]));
     block_on(from.with(|partition| async move { partition.set_synchronous(ATTEMPT, Lsn(0)) })).unwrap();
     block_on(from.with(|partition| async move { partition.freeze(ATTEMPT, std::time::Duration::from_secs(60)).await }))
@@ -457,12 +474,7 @@ fn aborted_move_source_serves_on_and_target_forgets() {
 
 #[test]
 fn base_of_an_older_state_under_the_newer_delta_is_found_by_the_seal() {
-    let (source_dir, target_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (source, target) = (open(source_dir.path()), open(target_dir.path()));
-    let from = create(&source);
-    load(&from);
-    let (receiver, summaries) = block_on(attach(&from, &target));
-    let to = target.partition(PARTITION).unwrap();
+    let Attached { _dirs, source: _source, target: _target, from, to, receiver, summaries } = attached(load);
     let id = summaries[0].id;
     let capture = || {
         let image =
@@ -498,10 +510,7 @@ fn base_of_an_older_state_under_the_newer_delta_is_found_by_the_seal() {
 
 #[test]
 fn mirror_with_a_gap_is_refused() {
-    let (source_dir, target_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (source, target) = (open(source_dir.path()), open(target_dir.path()));
-    let from = create(&source);
-    let (receiver, _) = block_on(attach(&from, &target));
+    let Attached { _dirs, source: _source, target: _target, from, to, receiver, .. } = attached(|_| ());
     for number in 0..3 {
         block_on(from.put(key(number), "v")).unwrap();
     }
@@ -511,22 +520,17 @@ fn mirror_with_a_gap_is_refused() {
     }
     assert_eq!(items.len(), 3);
     items.remove(1);
-    let to = target.partition(PARTITION).unwrap();
     let result = block_on(to.with(move |partition| async move { partition.apply_mirror(ATTEMPT, items).await }));
     assert!(matches!(result, Err(Error::Stale { .. })));
 }
 
 #[test]
 fn mirror_that_is_sent_again_is_passed_over() {
-    let (source_dir, target_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (source, target) = (open(source_dir.path()), open(target_dir.path()));
-    let from = create(&source);
-    let (receiver, _) = block_on(attach(&from, &target));
+    let Attached { _dirs, source: _source, target: _target, from, to, receiver, .. } = attached(|_| ());
     for number in 0..5 {
         block_on(from.put(key(number), "v")).unwrap();
     }
     let items: Vec<_> = std::iter::from_fn(|| receiver.try_recv()).collect();
-    let to = target.partition(PARTITION).unwrap();
     let apply = |items: Vec<_>| {
         block_on(to.with(move |partition| async move {
             let applied = partition.apply_mirror(ATTEMPT, items).await?;
