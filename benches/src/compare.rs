@@ -1,6 +1,7 @@
 //! Runs several stores in turns and gathers one report.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -37,6 +38,18 @@ impl Place {
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
+
+    /// A folder in it for a store, without what an earlier session left.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn emptied(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.path().join(name);
+        match std::fs::remove_dir_all(&dir) {
+            Err(cause) if cause.kind() != ErrorKind::NotFound => Err(Error::io(dir.display().to_string(), cause)),
+            Ok(()) | Err(_) => Ok(dir),
+        }
+    }
 }
 
 /// A report without phases yet.
@@ -53,7 +66,8 @@ pub fn begin_report(place: &Place, spec: &Spec) -> Result<Report> {
     })
 }
 
-/// Measures one store in this process: load, then every phase, `rounds` times. `progress` is told of each result.
+/// Measures one store in this process: the sessions of the options, each on data that it loads, `rounds` times. `progress`
+/// is told of each result.
 ///
 /// # Errors
 /// The first failure of the store.
@@ -65,18 +79,18 @@ pub fn run_alone(
     let spec = options.spec()?;
     let place = Place::new(options.dir.as_deref())?;
     let mut report = begin_report(&place, &spec)?;
-    let mut runner = Runner::open(candidate, &spec, &place.path().join(candidate.name))?;
-    report.stores.insert(candidate.name.to_string(), runner.configuration());
-    let mut run = |phase, round| -> Result<()> {
-        let result = runner.run(phase, round)?;
-        progress(&result);
-        report.phases.push(result);
-        Ok(())
-    };
-    run(Phase::Load, 0)?;
     for round in 0..options.rounds {
-        options.phases().into_iter().try_for_each(|phase| run(phase, round))?;
+        for phases in options.sessions() {
+            let dir = place.emptied(candidate.name)?;
+            let mut runner = Runner::open(candidate, &spec, &dir)?;
+            report.stores.insert(candidate.name.to_string(), runner.configuration());
+            for phase in [Phase::Load].into_iter().chain(phases) {
+                let result = runner.run(phase, round)?;
+                progress(&result);
+                report.phases.push(result);
+            }
+            runner.close()?;
+        }
     }
-    runner.close()?;
     Ok(report)
 }

@@ -14,7 +14,7 @@ const KEYS_MAX: u64 = 1 << 31;
 /// Options of a run.
 #[derive(Args, Clone, Debug)]
 pub struct BenchOptions {
-    /// Workloads of YCSB, in the order given; `C,B,A,F,D,E` changes the data least.
+    /// Workloads of YCSB, in the order given; `C,B,A,F,D,E` changes the data least. Before E the data is loaded anew.
     #[arg(long = "workload", value_enum, value_delimiter = ',', default_values_t = [Workload::C, Workload::B, Workload::A, Workload::F, Workload::D, Workload::E])]
     pub workloads: Vec<Workload>,
     /// Keys; without it as many as `--data` asks for.
@@ -119,10 +119,38 @@ impl BenchOptions {
         })
     }
 
-    /// The phases after the load, in order.
+    /// The phases in their order, those together that run on the data of one load. As the authors of YCSB prescribe, the data
+    /// is loaded anew before E: D has inserted keys.
     #[must_use]
-    pub fn phases(&self) -> Vec<Phase> {
+    pub fn sessions(&self) -> Vec<Vec<Phase>> {
         let puts = (self.put_clients > 0).then_some(Phase::DurablePut);
-        self.workloads.iter().map(|workload| Phase::Ycsb(*workload)).chain(puts).collect()
+        let phases: Vec<Phase> = self.workloads.iter().map(|workload| Phase::Ycsb(*workload)).chain(puts).collect();
+        let continues = |_: &Phase, next: &Phase| *next != Phase::Ycsb(Workload::E);
+        phases.chunk_by(continues).map(<[Phase]>::to_vec).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        bench: BenchOptions,
+    }
+
+    #[test]
+    fn data_is_loaded_anew_before_scans() {
+        let sessions = |arguments: &[&str]| {
+            let sessions = Cli::parse_from([&["bench"], arguments].concat()).bench.sessions();
+            let names = |phases: &Vec<Phase>| phases.iter().map(Phase::to_string).collect::<Vec<_>>().join(" ");
+            sessions.iter().map(names).collect::<Vec<String>>()
+        };
+        assert_eq!(sessions(&[]), ["C B A F D", "E durable put"]);
+        assert_eq!(sessions(&["--workload", "E,C", "--put-clients", "0"]), ["E C"]);
+        assert_eq!(sessions(&["--workload", "C", "--put-clients", "0"]), ["C"]);
     }
 }

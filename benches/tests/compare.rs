@@ -18,8 +18,8 @@ fn compare_two_stores_reports_every_phase_of_both() {
     for store in ["antumbra", "null"] {
         assert!(report["stores"][store].is_array());
         let phases = report["phases"].as_array().unwrap().iter().filter(|phase| phase["store"] == store);
-        // The load, then two workloads and the durable puts in each of two rounds.
-        assert_eq!(phases.clone().count(), 7);
+        // The load, two workloads and the durable puts in each of two rounds.
+        assert_eq!(phases.clone().count(), 8);
         assert!(phases.clone().all(|phase| phase["ops_per_second"].as_f64().unwrap() > 0.0));
     }
 }

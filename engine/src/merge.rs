@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 
 use crate::erasure::{self, Erasure};
 use crate::error::Result;
@@ -47,7 +48,11 @@ impl Source {
     fn advance_now(&mut self) -> Option<bool> {
         match self {
             Source::Memtable(cursor) => Some(cursor.advance()),
-            Source::Tables { open, .. } => open.as_mut()?.advance_now(),
+            Source::Tables { open, waiting, .. } => {
+                let moved = open.as_mut()?.advance_now()?;
+                // What has ended stays so when it is asked again.
+                (moved || waiting.len() == 0).then_some(moved)
+            }
             #[cfg(test)]
             Source::Records(..) => None,
         }
@@ -339,18 +344,39 @@ impl MergeIter {
     async fn step(&mut self) -> Result<bool> {
         if !self.started {
             self.started = true;
-            for index in 0..self.sources.len() {
-                if self.sources[index].advance().await? {
-                    self.order.insert(0, (0, index));
-                    self.sift_first();
-                }
-            }
+            self.start().await?;
         } else if let Some(index) = self.current {
             let moved = self.sources[index].advance().await?;
             return Ok(self.settle(moved));
         }
         self.current = self.order.first().map(|(_, index)| *index);
         Ok(self.current.is_some())
+    }
+
+    /// Moves every source to its first record. Those that have to read for it do so at the same time.
+    async fn start(&mut self) -> Result<()> {
+        let mut reading = Vec::new();
+        for index in 0..self.sources.len() {
+            match self.sources[index].advance_now() {
+                Some(true) => self.join_order(index),
+                Some(false) => {}
+                None => reading.push(index),
+            }
+        }
+        let waiting = self.sources.iter_mut().enumerate().filter(|(index, _)| reading.binary_search(index).is_ok());
+        let moved = try_join_all(waiting.map(|(_, source)| source.advance())).await?;
+        for (index, moved) in reading.into_iter().zip(moved) {
+            if moved {
+                self.join_order(index);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a source that stands on its first record where it belongs.
+    fn join_order(&mut self, index: usize) {
+        self.order.insert(0, (0, index));
+        self.sift_first();
     }
 
     /// Moves the first of `order`, whose record has changed, to where that belongs. Sources are few, and long runs come

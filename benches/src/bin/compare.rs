@@ -69,24 +69,27 @@ fn compare(cli: &Cli) -> Result<()> {
     let place = Place::new(cli.bench.dir.as_deref())?;
     let mut report = begin_report(&place, &spec)?;
     let limit = cli.enforce_memory.then_some(spec.memory_bytes as u64 + HARNESS_BYTES);
-    let mut stores = Vec::new();
-    for candidate in chosen {
-        let mut store = StoreProcess::start(candidate, &spec, &place.path().join(candidate.name), limit)?;
-        report.stores.insert(candidate.name.to_string(), store.configuration.clone());
-        // Loaded one after another: the first is stopped while the next one loads.
-        run(&mut store, Phase::Load, 0, &mut report)?;
-        stores.push(store);
-    }
     for round in 0..cli.bench.rounds {
-        for phase in cli.bench.phases() {
-            // Who goes first changes from round to round.
-            let count = stores.len();
-            for turn in 0..count {
-                run(&mut stores[(turn + round as usize) % count], phase, round, &mut report)?;
+        for phases in cli.bench.sessions() {
+            let mut stores = Vec::new();
+            for candidate in &chosen {
+                let dir = place.emptied(candidate.name)?;
+                let mut store = StoreProcess::start(*candidate, &spec, &dir, limit)?;
+                report.stores.insert(candidate.name.to_string(), store.configuration.clone());
+                // Loaded one after another: the first is stopped while the next one loads.
+                run(&mut store, Phase::Load, round, &mut report)?;
+                stores.push(store);
             }
+            for phase in phases {
+                // Who goes first changes from round to round.
+                let count = stores.len();
+                for turn in 0..count {
+                    run(&mut stores[(turn + round as usize) % count], phase, round, &mut report)?;
+                }
+            }
+            stores.into_iter().try_for_each(StoreProcess::finish)?;
         }
     }
-    stores.into_iter().try_for_each(StoreProcess::finish)?;
     if cli.bench.json {
         let json = serde_json::to_string_pretty(&report);
         println!("{}", json.map_err(|cause| Error::client(format!("JSON: {cause}")))?);

@@ -220,9 +220,8 @@ impl DirectFile {
     async fn read_some(&self, offset: u64, len: usize, bytes: &mut AlignedBytes) -> Result<()> {
         match &self.backend {
             Backend::Ring(file) => {
-                let found =
-                    file.read_at(offset, len).await.map_err(|cause| glommio_error("read", &self.path, cause))?;
-                bytes.extend_from_slice(&found);
+                let found = runtime::request(file.read_at(offset, len)).await;
+                bytes.extend_from_slice(&found.map_err(|cause| glommio_error("read", &self.path, cause))?);
             }
             #[cfg(any(test, feature = "sim"))]
             Backend::Simulated(file) => {
@@ -244,11 +243,11 @@ impl DirectFile {
             Backend::Ring(file) => {
                 let is_whole = len == buffer.buffer.len();
                 let buffer = Rc::new(buffer.into_dma());
-                let written = file.write_rc_at(Rc::clone(&buffer), offset).await.map_err(std::io::Error::from);
+                let written = runtime::request(file.write_rc_at(Rc::clone(&buffer), offset)).await;
                 if let Some(buffer) = Rc::into_inner(buffer).filter(|_| is_whole) {
                     keep_spare(buffer);
                 }
-                written
+                written.map_err(std::io::Error::from)
             }
             #[cfg(any(test, feature = "sim"))]
             Backend::Simulated(file) => file.write_at(offset, buffer.as_slice().to_vec()).await,

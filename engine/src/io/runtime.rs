@@ -215,6 +215,25 @@ pub(crate) fn is_simulated() -> bool {
     false
 }
 
+/// How long a request to the device may wait for tasks that keep the core.
+const SUBMIT_WITHIN: Duration = Duration::from_micros(100);
+
+thread_local! {
+    /// When the oldest request was made of which it is not known that the device has it.
+    static REQUESTED: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Awaits a request to the device. The executor hands requests over between two turns of its queues, and a turn of
+/// requests that are served from memory is long: while this waits, [`yield_now`] ends it earlier.
+pub(crate) async fn request<T>(answer: impl Future<Output = T>) -> T {
+    if REQUESTED.get().is_none() {
+        REQUESTED.set(Some(Instant::now()));
+    }
+    let answer = answer.await;
+    REQUESTED.set(None);
+    answer
+}
+
 /// Lets other tasks of the executor run if this one has used up its time.
 pub async fn yield_now() {
     #[cfg(any(test, feature = "sim"))]
@@ -224,6 +243,10 @@ pub async fn yield_now() {
     match SLICE_END.get() {
         // The preemption timer alone would give background work as long a turn as requests.
         Some(end) if Instant::now() >= end => glommio::executor().yield_task_queue_now().await,
+        None if REQUESTED.get().is_some_and(|requested| requested.elapsed() >= SUBMIT_WITHIN) => {
+            REQUESTED.set(None);
+            glommio::executor().yield_task_queue_now().await;
+        }
         _ => glommio::yield_if_needed().await,
     }
 }

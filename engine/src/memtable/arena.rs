@@ -12,7 +12,7 @@
 use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
 
-use crate::memory::{HUGE_BYTES, Region};
+use crate::memory::{HUGE_BYTES, LINE_BYTES, Region, prefetch_line};
 
 const WORD: usize = size_of::<u64>();
 /// Words of the largest shared chunk, a huge page; a node's place in its chunk has to fit [`PLACE_BITS`].
@@ -116,6 +116,12 @@ impl Arena {
         let start = self.word_ptr(node, header).as_ptr().cast::<u8>();
         // SAFETY: `add` wrote `len` bytes there; by INV-ARENA they never change and live as long as the arena.
         unsafe { std::slice::from_raw_parts(start, len) }
+    }
+
+    /// Asks the processor for the first `lines` lines of a node: somebody will read them soon.
+    pub fn prefetch(&self, node: NodeRef, lines: usize) {
+        let first = self.word_ptr(node, 0).as_ptr().cast::<u8>();
+        (0..lines).for_each(|line| prefetch_line(first.wrapping_add(line * LINE_BYTES)));
     }
 
     fn checked_word(&self, node: NodeRef, index: usize) -> WordPtr {

@@ -256,6 +256,9 @@ fn pack_link(older: Option<NodeRef>, kind: RecordKind) -> u64 {
     (kind as u64) << 32 | u64::from(NodeRef::pack(older))
 }
 
+/// Lines of a record that a cursor asks the processor for before it is read.
+const RECORD_LINES: usize = 6;
+
 /// Iterates a key range of a memtable in (key ascending, LSN descending) order.
 pub struct MemtableCursor {
     table: Rc<Memtable>,
@@ -338,8 +341,13 @@ impl MemtableCursor {
             if self.end.as_ref().is_some_and(|end| arena.payload(key) >= end.as_ref()) {
                 return None;
             }
-            if let Some(version) = self.table.visible_at(key, self.max_lsn) {
-                return Some(version);
+            if let Some(found) = self.table.visible_at(key, self.max_lsn) {
+                // Other sources' records mostly come between this one and the next.
+                arena.prefetch(found.version, RECORD_LINES);
+                if let Some((next, _)) = self.place.and_then(|place| order.next(place)) {
+                    arena.prefetch(next, 1);
+                }
+                return Some(found);
             }
             last = Some(key);
         }

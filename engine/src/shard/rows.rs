@@ -14,6 +14,7 @@
 use std::cell::{Cell, OnceCell, Ref, RefCell};
 use std::rc::Rc;
 
+use crate::memory::prefetch;
 use crate::table::{Charge, HashedKey, ShardBlockCache};
 use crate::types::PartitionId;
 
@@ -109,6 +110,7 @@ impl HotRows {
         }
         let (key_len, value_len) = (usize::from(row.key_len.get()), usize::from(row.value_len.get()));
         let bytes = row.bytes.try_borrow().ok()?;
+        prefetch::<5>(&bytes[key_len..key_len + value_len]);
         if bytes[..key_len] != *key.bytes {
             return None;
         }

@@ -7,7 +7,7 @@
 //! A point lookup goes by a *directory* that is made when the block is verified and kept beside it: one byte of each
 //! record's key hash (eight are compared at a time), then where each record's key and value lie. With it the lookup
 //! touches one line of tags, one of positions, the key and the value; through the columns alone it would follow ten
-//! loads each of which waits for the one before. The directory is not stored: nothing on disk can disagree with the
+//! loads each of which waits for the one before. It takes nine bytes a record. The directory is not stored: nothing on disk can disagree with the
 //! keys, and making it costs a few per cent of the verification.
 
 use std::cmp::Ordering;
@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::heads::Bound;
 use crate::io::{Bug, planted};
 use crate::limits::KEY_LEN_MAX;
-use crate::memory::{AlignedBytes, LockedMap};
+use crate::memory::{AlignedBytes, LockedMap, prefetch};
 use crate::record::{RecordKind, RecordView};
 use crate::types::{Hlc, Lsn};
 
@@ -161,9 +161,6 @@ pub struct VerifiedBlock {
     is_distinct: bool,
 }
 
-/// Words of the directory for one record's positions.
-const POSITION_WORDS: usize = 2;
-
 /// Where a block lies: its archive and its directory.
 #[derive(Debug)]
 enum Memory {
@@ -204,36 +201,41 @@ fn archive_start(directory_words: usize) -> usize {
 }
 
 /// Where a record's key and value lie, from the archive's start, and what kind of record it is.
+///
+/// Keys lie one after another, and so do values: a word of the directory says where a record's key and value begin, the
+/// next one where they end.
 #[derive(Clone, Copy, Debug)]
 struct Position {
     key_start: u32,
+    key_end: u32,
     value_start: u32,
-    value_len: u32,
-    key_len: u16,
-    kind: u8,
+    value_end: u32,
+    is_put: bool,
     has_deadline: bool,
 }
 
+/// Marks of a word of the directory, above the start of the key.
+const IS_PUT: u64 = 1 << 63;
+const HAS_DEADLINE: u64 = 1 << 62;
+/// Keys lie below this in an archive.
+const KEY_START_MAX: usize = (1 << 30) - 1;
+
 impl Position {
-    fn pack(self) -> [u64; POSITION_WORDS] {
-        [
-            u64::from(self.key_start) << 32 | u64::from(self.value_start),
-            u64::from(self.value_len) << 32
-                | u64::from(self.has_deadline) << 24
-                | u64::from(self.key_len) << 8
-                | u64::from(self.kind),
-        ]
+    /// Of the record whose word is the first.
+    fn between(word: u64, next: u64) -> Position {
+        let key_start = |word: u64| (word >> 32) as u32 & KEY_START_MAX as u32;
+        Position {
+            key_start: key_start(word),
+            key_end: key_start(next),
+            value_start: word as u32,
+            value_end: next as u32,
+            is_put: word & IS_PUT != 0,
+            has_deadline: word & HAS_DEADLINE != 0,
+        }
     }
 
-    fn unpack(words: [u64; POSITION_WORDS]) -> Position {
-        Position {
-            key_start: (words[0] >> 32) as u32,
-            value_start: words[0] as u32,
-            value_len: (words[1] >> 32) as u32,
-            key_len: (words[1] >> 8) as u16,
-            kind: words[1] as u8,
-            has_deadline: words[1] & 1 << 24 != 0,
-        }
+    fn kind(self) -> RecordKind {
+        if self.is_put { RecordKind::Put } else { RecordKind::Delete }
     }
 }
 
@@ -242,28 +244,40 @@ fn tag_of(hash: u64) -> u8 {
     (hash >> 24) as u8
 }
 
-/// The directory: the tags, the first in the lowest byte of the first word, then the positions.
-fn directory_of(archive: &[u8], columns: &ArchivedColumns) -> Box<[u64]> {
+/// The directory of checked columns: the tags, the first in the lowest byte of the first word, then a word a record and
+/// one behind the last (see [`Position`]).
+///
+/// Errors: the keys lie too far from the archive's start.
+fn directory_of(archive: &[u8], columns: &ArchivedColumns) -> std::result::Result<Box<[u64]>, String> {
     let count = columns.lsns.len();
     let tag_words = count.div_ceil(8);
-    let mut directory = vec![0; tag_words + count * POSITION_WORDS].into_boxed_slice();
-    let start_of = |part: &[u8]| (part.as_ptr().addr() - archive.as_ptr().addr()) as u32;
-    for index in 0..count {
-        let record = columns.record(index);
-        directory[index / 8] |= u64::from(tag_of(key_hash(record.key))) << (index % 8 * 8);
-        let position = Position {
-            key_start: start_of(record.key),
-            // An empty value's pointer may lie anywhere.
-            value_start: if record.value.is_empty() { 0 } else { start_of(record.value) },
-            value_len: record.value.len() as u32,
-            key_len: record.key.len() as u16,
-            kind: record.kind as u8,
-            has_deadline: record.expires_at_ms != 0,
-        };
-        let at = tag_words + index * POSITION_WORDS;
-        directory[at..at + POSITION_WORDS].copy_from_slice(&position.pack());
+    let mut directory = vec![0; tag_words + count + 1].into_boxed_slice();
+    // The pointer of an empty column may lie anywhere.
+    let start_of = |column: &[u8]| match column {
+        [] => 0,
+        held => held.as_ptr().addr() - archive.as_ptr().addr(),
+    };
+    let (keys, values) = (start_of(&columns.key_bytes), start_of(&columns.value_bytes));
+    if keys + columns.key_bytes.len() > KEY_START_MAX {
+        return Err(format!("keys beyond {KEY_START_MAX} bytes"));
     }
-    directory
+    let word = |key_end: usize, value_end: usize| ((keys + key_end) as u64) << 32 | (values + value_end) as u64;
+    let (mut key_end, mut value_end) = (0, 0);
+    for index in 0..count {
+        let mut marks = 0;
+        if columns.kinds[index] == RecordKind::Put as u8 {
+            marks |= IS_PUT;
+        }
+        if columns.expiries.get(index).is_some_and(|expiry| expiry.to_native() != 0) {
+            marks |= HAS_DEADLINE;
+        }
+        directory[index / 8] |= u64::from(tag_of(key_hash(columns.key(index)))) << (index % 8 * 8);
+        directory[tag_words + index] = word(key_end, value_end) | marks;
+        (key_end, value_end) =
+            (columns.key_ends[index].to_native() as usize, columns.value_ends[index].to_native() as usize);
+    }
+    directory[tag_words + count] = word(key_end, value_end);
+    Ok(directory)
 }
 
 /// What the check of a block's bytes leaves: proof of it, and the directory. May be made on another thread than the one
@@ -308,7 +322,7 @@ impl CheckedBlock {
         if (0..columns.lsns.len()).any(|index| columns.key(index).len() > KEY_LEN_MAX) {
             return Err(format!("a key above {KEY_LEN_MAX} bytes"));
         }
-        let directory = directory_of(bytes, columns);
+        let directory = directory_of(bytes, columns)?;
         Ok(CheckedBlock { directory, count: columns.lsns.len() as u32, is_distinct })
     }
 }
@@ -417,6 +431,11 @@ impl VerifiedBlock {
         outside + size_of::<VerifiedBlock>()
     }
 
+    /// Where its directory begins.
+    pub(super) fn directory_start(&self) -> *const u8 {
+        self.memory.directory().as_ptr().cast()
+    }
+
     /// The frame that the block lies in, if it is a pool's.
     pub(super) fn frame(&self) -> Option<&Frame> {
         match &self.memory {
@@ -442,7 +461,7 @@ impl VerifiedBlock {
             key: self.key_of(position),
             lsn: Lsn(columns.lsns[index].to_native()),
             hlc: Hlc(columns.hlcs[index].to_native()),
-            kind: kind_of(position.kind),
+            kind: position.kind(),
             expires_at_ms: if position.has_deadline { columns.expiries[index].to_native() } else { 0 },
             value: self.value_of(position),
         }
@@ -457,6 +476,8 @@ impl VerifiedBlock {
     /// Index of the first record whose key is at or after `key`.
     #[must_use]
     pub fn seek(&self, key: &[u8]) -> usize {
+        // The search jumps about in the keys, and whoever seeks reads on from there.
+        prefetch::<16>(self.keys());
         let (mut low, mut high) = (0, self.len());
         while low < high {
             let middle = low.midpoint(high);
@@ -466,7 +487,21 @@ impl VerifiedBlock {
                 high = middle;
             }
         }
+        if low < self.len() {
+            prefetch::<8>(self.value_of(self.position(low)));
+        }
         low
+    }
+
+    /// All keys, one after another.
+    fn keys(&self) -> &[u8] {
+        match self.len() {
+            0 => &[],
+            len => {
+                let (first, last) = (self.position(0), self.position(len - 1));
+                &self.memory.archive()[first.key_start as usize..last.key_end as usize]
+            }
+        }
     }
 
     /// Whether no key has two versions in the block.
@@ -489,18 +524,17 @@ impl VerifiedBlock {
         visit: &mut impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) -> (usize, ControlFlow<()>) {
         let (directory, archive) = (self.memory.directory(), self.memory.archive());
-        let positions = &directory[self.len().div_ceil(8)..];
-        let bytes = |start: u32, len: usize| &archive[start as usize..start as usize + len];
+        let words = &directory[self.len().div_ceil(8)..];
+        let bytes = |start: u32, end: u32| &archive[start as usize..end as usize];
         for index in range.clone() {
-            let at = index * POSITION_WORDS;
-            let position = Position::unpack([positions[at], positions[at + 1]]);
-            let key = bytes(position.key_start, usize::from(position.key_len));
+            let position = Position::between(words[index], words[index + 1]);
+            let key = bytes(position.key_start, position.key_end);
             if index > range.start && bound.is_some_and(|bound| bound.is_reached_by(key)) {
                 return (index - range.start, ControlFlow::Continue(()));
             }
-            let is_put = position.kind == RecordKind::Put as u8;
-            let is_live = is_put && (!position.has_deadline || self.columns().expiries[index].to_native() > now_ms);
-            if is_live && visit(key, bytes(position.value_start, position.value_len as usize)).is_break() {
+            let is_live =
+                position.is_put && (!position.has_deadline || self.columns().expiries[index].to_native() > now_ms);
+            if is_live && visit(key, bytes(position.value_start, position.value_end)).is_break() {
                 return (index + 1 - range.start, ControlFlow::Break(()));
             }
         }
@@ -528,8 +562,12 @@ impl VerifiedBlock {
             while marked != 0 {
                 let index = word_index * 8 + marked.trailing_zeros() as usize / 8;
                 // Zeros behind the last record may match as well.
-                if index < self.len() && self.key_of(self.position(index)) == key {
-                    return Some(index);
+                if index < self.len() {
+                    let position = self.position(index);
+                    prefetch::<4>(self.value_of(position));
+                    if self.key_of(position) == key {
+                        return Some(index);
+                    }
                 }
                 marked &= marked - 1;
             }
@@ -538,19 +576,16 @@ impl VerifiedBlock {
     }
 
     fn position(&self, index: usize) -> Position {
-        let at = self.len().div_ceil(8) + index * POSITION_WORDS;
-        let directory = self.memory.directory();
-        Position::unpack([directory[at], directory[at + 1]])
+        let words = &self.memory.directory()[self.len().div_ceil(8)..];
+        Position::between(words[index], words[index + 1])
     }
 
     fn value_of(&self, position: Position) -> &[u8] {
-        let start = position.value_start as usize;
-        &self.memory.archive()[start..start + position.value_len as usize]
+        &self.memory.archive()[position.value_start as usize..position.value_end as usize]
     }
 
     fn key_of(&self, position: Position) -> &[u8] {
-        let start = position.key_start as usize;
-        &self.memory.archive()[start..start + usize::from(position.key_len)]
+        &self.memory.archive()[position.key_start as usize..position.key_end as usize]
     }
 }
 
@@ -584,6 +619,6 @@ impl BlockRecord {
         let position = self.block.position(self.index);
         let value = self.block.value_of(position);
         let deadline = if position.has_deadline { self.view().expires_at_ms } else { 0 };
-        (kind_of(position.kind), deadline, value)
+        (position.kind(), deadline, value)
     }
 }

@@ -15,21 +15,26 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
+use std::ptr::NonNull;
 use std::rc::Rc;
+
+use crate::memory::{LINE_BYTES, prefetch_line};
 
 use super::block::VerifiedBlock;
 use super::frames::{FramePool, Owner};
 
 /// The part of the budget, one in so many, that is left to frames between two uses.
-const IDLE_SHARE: usize = 16;
+const IDLE_SHARE: usize = 32;
 /// A cache of less than so many slabs leaves them nothing.
 const SLABS_MIN: usize = 16;
 /// Memory between two uses below which no slab is emptied.
-const IDLE_SLABS: usize = 2;
+const IDLE_SLABS: usize = 1;
 /// Uses that a block is credited with at most.
 const USES_MAX: u8 = 3;
 /// The small queue gets one part in so many of the budget.
 const SMALL_SHARE: usize = 10;
+/// Lines of a block's directory that a lookup asks the processor for at once.
+const DIRECTORY_LINES: usize = 5;
 /// Bookkeeping of one cached block: its slot, its place in a queue, its reference counts.
 const ENTRY_OVERHEAD_BYTES: usize = 64;
 
@@ -94,6 +99,8 @@ enum Queue {
 #[derive(Debug, Default)]
 struct Slot {
     block: Option<Rc<VerifiedBlock>>,
+    /// Where the directory of the last block begins or began: only to ask the processor for it.
+    directory: Option<NonNull<u8>>,
     queue: Queue,
     uses: u8,
     /// Count of drops at the block's own from the small queue; 0 if it never was.
@@ -101,6 +108,11 @@ struct Slot {
 }
 
 impl Slot {
+    fn put(&mut self, block: Rc<VerifiedBlock>) {
+        self.directory = NonNull::new(block.directory_start().cast_mut());
+        self.block = Some(block);
+    }
+
     fn weight(&self) -> usize {
         self.block.as_ref().map_or(0, |block| weight(block))
     }
@@ -141,7 +153,7 @@ impl BlockSlots {
         for (slot, block) in slots.iter_mut().zip(blocks) {
             slot.take(self.usage.get().map(|usage| &**usage));
             slot.queue = Queue::Resident;
-            slot.block = Some(Rc::new(block));
+            slot.put(Rc::new(block));
         }
     }
 
@@ -356,7 +368,7 @@ impl ShardBlockCache {
             slot.queue = queue;
             slot.uses = 0;
             slot.dropped_at = 0;
-            slot.block = Some(Rc::clone(&verified));
+            slot.put(Rc::clone(&verified));
             account.update(|bytes| bytes + weight(&verified));
             let queued: Queued = (Rc::downgrade(slots), block as u32);
             if let Some(frame) = verified.frame() {
@@ -383,12 +395,11 @@ impl ShardBlockCache {
         }
         // Frames between two uses are memory too: where they have become many, the emptiest slabs are given back.
         while self.bytes() > whole.max(capacity + IDLE_SLABS * slab_bytes) {
-            let mapped = self.frames.mapped_bytes();
             if let Some(slab) = self.frames.sparsest() {
                 self.empty_slab(slab);
             }
-            if self.frames.mapped_bytes() == mapped {
-                // Readers still hold blocks of it, or it became the spare one.
+            if !self.frames.give_back_spare() {
+                // Readers still hold blocks of it.
                 return;
             }
         }
@@ -502,6 +513,9 @@ impl BlockCache for ShardBlockCache {
     fn lookup(&self, slots: &BlockSlots, block: usize) -> Option<Rc<VerifiedBlock>> {
         let mut slots = slots.slots.borrow_mut();
         let slot = &mut slots[block];
+        if let Some(directory) = slot.directory {
+            (0..DIRECTORY_LINES).for_each(|line| prefetch_line(directory.as_ptr().wrapping_add(line * LINE_BYTES)));
+        }
         let held = slot.block.clone()?;
         slot.uses = (slot.uses + 1).min(USES_MAX);
         Some(held)

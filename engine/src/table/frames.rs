@@ -1,12 +1,14 @@
 //! Memory of cached blocks: frames of one shard in slabs of huge pages.
 //!
-//! A slab belongs to one size class and is cut into equal frames; a slab whose last frame is freed goes back to the
-//! system, but for one that is kept to be used again.
+//! A slab belongs to one size class and is cut into equal frames; frames of a size that is rare lie among larger ones, so
+//! that no slab is held for a few. A slab whose last frame is freed goes back to the system, but for one that is kept to be
+//! used again.
 //!
 //! - `INV-FRAME`: a frame's memory belongs to one [`Frame`] from its allocation until that is dropped, and its slab is
 //!   not unmapped before; the pool lives as long as any of its frames.
 
 use std::cell::{Cell, RefCell};
+use std::ops::RangeInclusive;
 use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
 
@@ -15,14 +17,16 @@ use crate::memory::{HUGE_BYTES, Region};
 use super::cache::BlockSlots;
 
 /// Size classes are multiples of this; half of it is lost per frame in the mean.
-const CLASS_BYTES: usize = 512;
+const CLASS_BYTES: usize = 128;
 /// Larger frames get a region of their own.
 const CLASS_MAX: usize = 64 << 10;
 /// Slabs that a pool has at least, if they need not be smaller than the smallest for it.
 const SLABS: usize = 32;
 const SLAB_BYTES_MIN: usize = 4 * CLASS_MAX;
-/// A frame may be larger than asked by one part in so many, where that saves a slab of its own for a rare size.
+/// A frame may be larger than asked by one part in so many, where that saves a new slab.
 const ROUNDING: usize = 8;
+/// Frames of a rare size lie in slabs of larger ones, until one part in so many of a slab is lost by that.
+const LOST_SHARE: usize = 4;
 const WORD: usize = size_of::<u64>();
 
 /// Who uses a frame: a table's slots and the place in them.
@@ -46,6 +50,8 @@ struct Slabs {
     vacant: Vec<u32>,
     /// For each class, its slabs that have a free frame.
     partial: Vec<Vec<u32>>,
+    /// For each class, the bytes by which its frames are larger than asked because they lie in slabs of larger ones.
+    lost: Vec<usize>,
     /// An empty slab's memory, kept.
     spare: Option<Region>,
 }
@@ -95,9 +101,16 @@ impl FramePool {
         slabs.slabs[slab as usize].as_mut().map_or_else(Vec::new, |slab| std::mem::take(&mut slab.owners))
     }
 
+    /// Gives the memory back that an empty slab left; false if there is none.
+    pub fn give_back_spare(&self) -> bool {
+        let spare = self.slabs.borrow_mut().spare.take();
+        self.mapped.update(|mapped| mapped - spare.as_ref().map_or(0, Region::len));
+        spare.is_some()
+    }
+
     /// Says who uses a frame, so that its slab can be emptied.
     pub fn set_owner(&self, frame: &Frame, owner: Owner) {
-        let Place::Slab { slab, index } = frame.place else {
+        let Place::Slab { slab, index, .. } = frame.place else {
             return;
         };
         if let Some(slab) = self.slabs.borrow_mut().slabs[slab as usize].as_mut() {
@@ -111,7 +124,7 @@ impl FramePool {
 
     /// A frame of at least `len` bytes with undefined content.
     pub fn allocate(self: &Rc<FramePool>, len: usize) -> Frame {
-        let class = len.div_ceil(CLASS_BYTES).max(1);
+        let class = class_of(len);
         let len = class * CLASS_BYTES;
         if len > CLASS_MAX {
             self.used.update(|used| used + len);
@@ -131,21 +144,47 @@ impl FramePool {
         self.used.update(|used| used + len);
         // SAFETY: frame `index` of the slab lies within its region.
         let memory = unsafe { held.region.as_ptr().add(index as usize * len) }.cast();
-        Frame { pool: Rc::clone(self), memory, len, place: Place::Slab { slab, index } }
+        slabs.lost[class] += len - class * CLASS_BYTES;
+        Frame { pool: Rc::clone(self), memory, len, place: Place::Slab { slab, index, asked: class as u16 } }
     }
 }
 
+/// The size class of frames of `len` bytes.
+fn class_of(len: usize) -> usize {
+    len.div_ceil(CLASS_BYTES).max(1)
+}
+
 impl Slabs {
-    /// A slab of the class, or of one that is hardly larger, with a free frame, and the bytes that had to be mapped for
-    /// it.
+    /// The fullest slab with a free frame, of the smallest class of these that has one.
+    fn partial_slab(&self, mut classes: RangeInclusive<usize>) -> Option<u32> {
+        let free = |place: &u32| self.slabs[*place as usize].as_ref().map_or(0, |slab| slab.free.len());
+        classes.find_map(|class| self.partial.get(class)?.iter().min_by_key(|place| free(place)).copied())
+    }
+
+    /// The class above this one that most slabs have.
+    fn commonest_above(&self, class: usize) -> Option<usize> {
+        let mut slabs_of = vec![0; self.partial.len()];
+        self.slabs.iter().flatten().for_each(|slab| slabs_of[slab.class] += 1);
+        (class + 1..slabs_of.len()).filter(|class| slabs_of[*class] > 0).max_by_key(|class| slabs_of[*class])
+    }
+
+    /// A slab with a free frame for one of this class, and the bytes that had to be mapped for it.
     fn slab_with_room(&mut self, class: usize, slab_bytes: usize) -> (u32, usize) {
         if self.partial.len() <= class {
             self.partial.resize_with(class + 1, Vec::new);
+            self.lost.resize(class + 1, 0);
         }
-        let largest = (class + class / ROUNDING).min(self.partial.len() - 1);
-        if let Some(slab) = self.partial[class..=largest].iter().find_map(|slabs| slabs.last()) {
-            return (*slab, 0);
+        if let Some(slab) = self.partial_slab(class..=class + class / ROUNDING) {
+            return (slab, 0);
         }
+        let is_rare = |by: usize| self.lost[class] + (by - class) * CLASS_BYTES <= slab_bytes / LOST_SHARE;
+        let larger = self.partial_slab(class + 1..=self.partial.len());
+        if let Some(place) = larger
+            && self.slabs[place as usize].as_ref().is_some_and(|slab| is_rare(slab.class))
+        {
+            return (place, 0);
+        }
+        let class = self.commonest_above(class).filter(|larger| is_rare(*larger)).unwrap_or(class);
         let mapped = if self.spare.is_some() { 0 } else { slab_bytes };
         let region = self.spare.take().unwrap_or_else(|| match slab_bytes {
             HUGE_BYTES => Region::huge(HUGE_BYTES),
@@ -153,7 +192,8 @@ impl Slabs {
         });
         let frames = slab_bytes / (class * CLASS_BYTES);
         // Taken from the end: the first frames first.
-        let slab = Slab { region, class, free: (0..frames as u32).rev().collect(), live: 0, owners: Vec::new() };
+        let free = (0..frames as u32).rev().collect();
+        let slab = Slab { region, class, free, live: 0, owners: Vec::new() };
         let place = self.vacant.pop().unwrap_or_else(|| {
             self.slabs.push(None);
             self.slabs.len() as u32 - 1
@@ -172,7 +212,7 @@ impl Slabs {
         };
         slab.live += 1;
         if slab.free.is_empty() {
-            self.partial[slab.class].pop();
+            self.partial[slab.class].retain(|other| *other != place);
         }
         index
     }
@@ -204,11 +244,16 @@ impl Slabs {
 
 #[derive(Debug)]
 enum Place {
-    Slab { slab: u32, index: u32 },
+    /// In a slab of the class `asked` for, or of a larger one.
+    Slab {
+        slab: u32,
+        index: u32,
+        asked: u16,
+    },
     Alone(Region),
 }
 
-/// A piece of memory of the pool, aligned to 512 bytes.
+/// A piece of memory of the pool, aligned to 128 bytes.
 #[derive(Debug)]
 pub(crate) struct Frame {
     pool: Rc<FramePool>,
@@ -255,7 +300,11 @@ impl Drop for Frame {
     fn drop(&mut self) {
         self.pool.used.update(|used| used - self.len);
         let unmapped = match &self.place {
-            Place::Slab { slab, index } => self.pool.slabs.borrow_mut().free_frame(*slab, *index),
+            Place::Slab { slab, index, asked } => {
+                let mut slabs = self.pool.slabs.borrow_mut();
+                slabs.lost[usize::from(*asked)] -= self.len - usize::from(*asked) * CLASS_BYTES;
+                slabs.free_frame(*slab, *index)
+            }
             Place::Alone(region) => region.len(),
         };
         self.pool.mapped.update(|mapped| mapped - unmapped);
@@ -286,5 +335,20 @@ mod tests {
         }
         held.clear();
         assert_eq!((pool.used_bytes(), pool.mapped_bytes()), (0, HUGE_BYTES), "but for the spare slab");
+    }
+
+    #[test]
+    fn frames_of_rare_sizes_lie_among_those_of_the_common_one() {
+        let pool = Rc::new(FramePool::for_capacity(64 << 20));
+        let common: Vec<Frame> = (0..2_000).map(|_| pool.allocate(8 << 10)).collect();
+        let mapped = pool.mapped_bytes();
+        let rare: Vec<Frame> = (1..64).map(|quarters| pool.allocate(quarters * 128)).collect();
+        assert!(pool.mapped_bytes() <= mapped + HUGE_BYTES, "{} bytes more", pool.mapped_bytes() - mapped);
+        // What is no longer rare gets slabs of its own.
+        let many: Vec<Frame> = (0..4_000).map(|_| pool.allocate(1 << 10)).collect();
+        let lost = pool.used_bytes() - (2_000 * (8 << 10) + 4_000 * (1 << 10));
+        assert!(lost <= 2 << 20, "{lost} bytes more than asked");
+        drop((common, rare, many));
+        assert_eq!(pool.used_bytes(), 0);
     }
 }

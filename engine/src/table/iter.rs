@@ -36,8 +36,10 @@ pub struct TableIter<S, C> {
     end: Option<Bytes>,
     purpose: Purpose,
     read_ahead_bytes: usize,
-    /// The block taken next, and whether the first has been positioned.
+    /// The block taken next, once it is known.
     next_block: Option<usize>,
+    /// No block has been entered yet.
+    is_first: bool,
     /// Blocks read already: those from `next_block` on.
     ahead: Option<UnverifiedRun>,
     block: Option<Rc<VerifiedBlock>>,
@@ -69,6 +71,7 @@ impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
             purpose,
             read_ahead_bytes,
             next_block: None,
+            is_first: true,
             ahead: None,
             block: None,
             position: 0,
@@ -82,14 +85,18 @@ impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
         self.warmth
     }
 
-    /// As [`TableIter::advance`] while the next record lies in the block that it stands in; `None` if that has to be
-    /// asked, and then nothing happened.
+    /// As [`TableIter::advance`] where that reads nothing from the source; `None` if it does, and then nothing happened.
     pub fn advance_now(&mut self) -> Option<bool> {
-        if self.position + 1 < self.limit {
-            self.position += 1;
-            return Some(true);
+        if let Some(moved) = self.advance_in_block() {
+            return Some(moved);
         }
-        None
+        // A walk in the background asks the cache in its own way.
+        if self.purpose != Purpose::Serve || self.ahead.is_some() {
+            return None;
+        }
+        let next = self.upcoming_block();
+        let held = self.reader.cached(next, &*self.cache)?;
+        Some(self.enter(next, held))
     }
 
     /// Hands the record that it stands on and those behind it to `visit`: what is live at `now_ms`, in this block, while the
@@ -109,34 +116,45 @@ impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
 
     /// Moves to the next record; false at the end of the range.
     pub async fn advance(&mut self) -> Result<bool> {
-        self.position += 1;
-        loop {
-            if let Some(block) = &self.block {
-                if self.position < self.limit {
-                    return Ok(true);
-                }
-                if self.limit < block.len() {
-                    // The range ends within the block.
-                    self.limit = self.position;
-                    return Ok(false);
-                }
-            }
-            let first = self.next_block.is_none();
-            let next = self.next_block.unwrap_or_else(|| self.reader.block_for(&self.start));
-            self.next_block = Some(next);
-            if next == self.reader.blocks() {
-                (self.block, self.position, self.limit) = (None, 0, 0);
-                return Ok(false);
-            }
-            let block = self.take_block(next).await?;
-            self.position = if first { block.seek(&self.start) } else { 0 };
-            self.limit = match &self.end {
-                Some(end) if block.key(block.len() - 1) >= end.as_ref() => block.seek(end),
-                _ => block.len(),
-            };
-            self.block = Some(block);
-            self.next_block = Some(next + 1);
+        if let Some(moved) = self.advance_in_block() {
+            return Ok(moved);
         }
+        let next = self.upcoming_block();
+        let block = self.take_block(next).await?;
+        Ok(self.enter(next, block))
+    }
+
+    /// Moves to the next record, or to the end of the range; `None`, and nothing happened, if the next block has to be had.
+    fn advance_in_block(&mut self) -> Option<bool> {
+        if self.position + 1 < self.limit {
+            self.position += 1;
+            return Some(true);
+        }
+        let ends_here = self.block.as_ref().is_some_and(|block| self.limit < block.len());
+        if ends_here || self.upcoming_block() == self.reader.blocks() {
+            (self.block, self.position, self.limit) = (None, 0, 0);
+            self.next_block = Some(self.reader.blocks());
+            return Some(false);
+        }
+        None
+    }
+
+    /// The block that comes next; the number of blocks if none does.
+    fn upcoming_block(&mut self) -> usize {
+        *self.next_block.get_or_insert_with(|| self.reader.block_for(&self.start))
+    }
+
+    /// Steps on the first record of the upcoming block that lies in the range; false if none does.
+    fn enter(&mut self, index: usize, block: Rc<VerifiedBlock>) -> bool {
+        self.position = if self.is_first { block.seek(&self.start) } else { 0 };
+        self.limit = match &self.end {
+            Some(end) if block.key(block.len() - 1) >= end.as_ref() => block.seek(end),
+            _ => block.len(),
+        };
+        self.block = Some(block);
+        self.next_block = Some(index + 1);
+        self.is_first = false;
+        self.position < self.limit
     }
 
     /// The record it stands on.
