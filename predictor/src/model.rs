@@ -304,16 +304,24 @@ mod tests {
 
     #[test]
     fn load_wrong_files_are_refused_by_name() {
-        let good = Model::random(8, 8, 1);
-        let edited = |from: &str, to: &str| {
+        let (good, large) = (Model::random(8, 8, 1), Model::random(100, 1000, 1));
+        let edited_of = |model: &Model, from: &str, to: &str| {
             // same length, so that the header's own length stays right
             assert_eq!(from.len(), to.len());
-            let bytes = good.to_bytes().unwrap();
+            let mut bytes = model.to_bytes().unwrap();
             let at = bytes.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
-            let mut bytes = bytes;
             bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
             message(&bytes)
         };
+        let edited = |from: &str, to: &str| edited_of(&good, from, to);
+        let too_large = edited_of(&large, r#"\"hidden\":100"#, r#"\"hidden\":999"#);
+        assert!(too_large.contains("m.safetensors, tensor -: hidden size 999: 1 to 128"), "{too_large}");
+        assert!(edited_of(&large, r#"\"hidden\":100"#, r#"\"hidden\":1e9"#).contains("metadata: "));
+        assert!(edited_of(&large, r#"\"horizon\":1000"#, r#"\"horizon\":9999"#).contains("horizon of 9999 windows"));
+        assert!(edited(r#""dtype":"F32""#, r#""dtype":"I32""#).contains("type I32, not F32"));
+        let mut endless = good.to_bytes().unwrap();
+        endless[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(message(&endless).contains("m.safetensors, tensor -: not a safetensors file, or damaged"));
         assert!(edited(r#"\"format\":2"#, r#"\"format\":9"#).contains("m.safetensors, tensor -: format 9"));
         assert!(edited(r#"\"features\":2"#, r#"\"features\":7"#).contains("train it anew"));
         assert!(edited(r#"\"hidden\":8"#, r#"\"hidden\":9"#).contains("tensor gru.weight_ih: shape [24, 28], not [27"));

@@ -159,6 +159,17 @@ pub struct Report {
     pub online: Option<OnlineStats>,
 }
 
+impl Report {
+    /// Points of the oracle that `auto` has above the best rule of this trace, which is known in hindsight only; `None` where
+    /// one of the two was not evaluated.
+    #[must_use]
+    pub fn auto_above_best_rule(&self) -> Option<f64> {
+        let of = |kind: &ScorerKind| self.scorers.get(kind.as_str()).map(|scorer| scorer.pct_of_oracle);
+        let best = ScorerKind::ALL.iter().filter(|kind| kind.is_rule()).filter_map(of).max_by(f64::total_cmp)?;
+        Some(of(&ScorerKind::Auto)? - best)
+    }
+}
+
 /// Evaluates scorers on one trace.
 ///
 /// Cost: each scorer sees every window; some ten passes over the evaluated requests for each scorer; the scores of the
@@ -382,6 +393,9 @@ mod tests {
         // the guards follow what is good here, and may be late
         assert!(report.classic.pct_of_oracle > pct("lfu") && report.rules_mixed.pct_of_oracle > pct("lfu"));
         assert!(pct("auto") > pct("ewma") - 1.0);
+        let rules = ["random", "last-window", "lru", "lfu", "ewma", "ewma-adaptive", "ewma-readahead", "markov"];
+        let best = rules.map(pct).into_iter().fold(0.0, f64::max);
+        assert_eq!(report.auto_above_best_rule(), Some(pct("auto") - best));
     }
 
     #[test]

@@ -136,3 +136,27 @@ fn settings_out_of_range_are_named() {
     assert!(text(OnlineConfig { average: 0.0, ..good }).contains("average"));
     assert!(text(OnlineConfig { pull: -1.0, ..good }).contains("pull"));
 }
+
+/// Every segment once a round, in another order each round: what was read lately is what will not be read soon, and the
+/// shipped weights, which have learned the opposite elsewhere, are worse than chance.
+#[test]
+fn shipped_weights_are_replaced_where_they_are_plainly_bad() {
+    let (segments, base) = (24, Model::shipped().unwrap());
+    let mut learner = Learner::new(&base, segments, OnlineConfig::default()).unwrap();
+    let mut rng = fastrand::Rng::with_seed(1);
+    let mut left: Vec<usize> = Vec::new();
+    for _ in 0..400 {
+        if left.is_empty() {
+            left = (0..segments).collect();
+            rng.shuffle(&mut left);
+        }
+        let mut counts = vec![SegmentCounts::default(); segments];
+        let at = left.pop().unwrap();
+        counts[at] = SegmentCounts { reads: 40, bytes: 20_000, ..Default::default() };
+        learner.observe(&counts);
+    }
+    let [base_share, deployed_share, _] = [0, 1, 2].map(|track| learner.judge.means()[track]);
+    assert!(learner.stats().swaps >= 1, "{:?}", learner.stats());
+    assert!(base_share < 0.45, "{base_share}");
+    assert!(deployed_share > base_share + 0.2, "{deployed_share} {base_share}");
+}

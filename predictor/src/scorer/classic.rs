@@ -12,7 +12,7 @@ pub(super) trait Rule {
     fn begin(&mut self) {}
     /// Called when everything is forgotten.
     fn reset(&mut self) {}
-    fn update(&mut self, value: f32, counts: &SegmentCounts) -> f32;
+    fn update(&mut self, value: f32, accesses: f32) -> f32;
     /// Score of the number.
     fn score(&self, value: f32) -> f32;
 }
@@ -21,7 +21,7 @@ pub(super) trait Rule {
 #[derive(Clone, Debug)]
 pub(super) struct Ruled<R> {
     pub(super) rule: R,
-    counts: Vec<SegmentCounts>,
+    accesses: Vec<f32>,
     values: Vec<f32>,
     working: Vec<f32>,
     scores: Vec<f32>,
@@ -32,7 +32,7 @@ impl<R: Rule> Ruled<R> {
     pub(super) fn new(rule: R, segments: usize) -> Self {
         Ruled {
             rule,
-            counts: vec![SegmentCounts::default(); segments],
+            accesses: vec![0.0; segments],
             values: vec![0.0; segments],
             working: vec![0.0; segments],
             scores: vec![0.0; segments],
@@ -41,21 +41,22 @@ impl<R: Rule> Ruled<R> {
     }
 
     pub(super) fn begin(&mut self, counts: &[SegmentCounts]) {
-        assert_eq!(counts.len(), self.counts.len(), "counts of another structure");
+        assert_eq!(counts.len(), self.accesses.len(), "counts of another structure");
         self.step(usize::MAX);
-        self.counts.copy_from_slice(counts);
+        self.accesses.iter_mut().zip(counts).for_each(|(slot, counts)| *slot = counts.accesses() as f32);
         self.cursor = 0;
         self.rule.begin();
     }
 
     pub(super) fn step(&mut self, budget: usize) -> bool {
-        let segments = self.counts.len();
+        let segments = self.accesses.len();
         if self.cursor < segments {
             let end = segments.min(self.cursor.saturating_add(budget));
-            for index in self.cursor..end {
-                let value = self.rule.update(self.values[index], &self.counts[index]);
-                self.values[index] = value;
-                self.working[index] = self.rule.score(value);
+            let range = self.cursor..end;
+            let columns = self.values[range.clone()].iter_mut().zip(&mut self.working[range.clone()]);
+            for ((value, score), accesses) in columns.zip(&self.accesses[range]) {
+                *value = self.rule.update(*value, *accesses);
+                *score = self.rule.score(*value);
             }
             self.cursor = end;
             if end == segments {
@@ -72,8 +73,8 @@ impl<R: Rule> Ruled<R> {
     pub(super) fn split(&mut self, index: usize, left_share: f32) {
         self.step(usize::MAX);
         let share = if R::IS_AMOUNT { Some(checked_share(left_share)) } else { None };
-        self.counts.insert(index, SegmentCounts::default());
-        self.cursor = self.counts.len();
+        self.accesses.insert(index, 0.0);
+        self.cursor = self.accesses.len();
         for column in [&mut self.values, &mut self.working, &mut self.scores] {
             let whole = column[index];
             let left = share.map_or(whole, |share| whole * share);
@@ -84,8 +85,8 @@ impl<R: Rule> Ruled<R> {
 
     pub(super) fn merge(&mut self, index: usize) {
         self.step(usize::MAX);
-        self.counts.remove(index + 1);
-        self.cursor = self.counts.len();
+        self.accesses.remove(index + 1);
+        self.cursor = self.accesses.len();
         for column in [&mut self.values, &mut self.working, &mut self.scores] {
             let right = column.remove(index + 1);
             column[index] = if R::IS_AMOUNT { column[index] + right } else { column[index].max(right) };
@@ -94,9 +95,7 @@ impl<R: Rule> Ruled<R> {
 
     pub(super) fn reset(&mut self, segments: usize) {
         self.rule.reset();
-        self.counts.clear();
-        self.counts.resize(segments, SegmentCounts::default());
-        for column in [&mut self.values, &mut self.working, &mut self.scores] {
+        for column in [&mut self.accesses, &mut self.values, &mut self.working, &mut self.scores] {
             column.clear();
             column.resize(segments, 0.0);
         }
@@ -147,7 +146,7 @@ impl Rule for RandomRule {
     const NAME: &'static str = "random";
     const IS_AMOUNT: bool = false;
 
-    fn update(&mut self, _: f32, _: &SegmentCounts) -> f32 {
+    fn update(&mut self, _: f32, _: f32) -> f32 {
         self.0.f32()
     }
 
@@ -176,8 +175,8 @@ impl Rule for LastWindowRule {
     const NAME: &'static str = "last-window";
     const IS_AMOUNT: bool = true;
 
-    fn update(&mut self, _: f32, counts: &SegmentCounts) -> f32 {
-        counts.accesses() as f32
+    fn update(&mut self, _: f32, accesses: f32) -> f32 {
+        accesses
     }
 
     fn score(&self, value: f32) -> f32 {
@@ -206,9 +205,8 @@ impl Rule for LruRule {
     const NAME: &'static str = "lru";
     const IS_AMOUNT: bool = false;
 
-    fn update(&mut self, value: f32, counts: &SegmentCounts) -> f32 {
+    fn update(&mut self, value: f32, accesses: f32) -> f32 {
         // in (1, 2] when accessed, then v -> v / (1 + v), which keeps the order and ages like 1 / age
-        let accesses = counts.accesses() as f32;
         if accesses > 0.0 { 1.0 + accesses / (1.0 + accesses) } else { value / (1.0 + value) }
     }
 
@@ -247,8 +245,8 @@ impl Rule for LfuRule {
         self.windows = 0.0;
     }
 
-    fn update(&mut self, value: f32, counts: &SegmentCounts) -> f32 {
-        value + counts.accesses() as f32
+    fn update(&mut self, value: f32, accesses: f32) -> f32 {
+        value + accesses
     }
 
     fn score(&self, value: f32) -> f32 {
@@ -278,8 +276,8 @@ impl Rule for EwmaRule {
     const NAME: &'static str = "ewma";
     const IS_AMOUNT: bool = true;
 
-    fn update(&mut self, value: f32, counts: &SegmentCounts) -> f32 {
-        value + self.alpha * (counts.accesses() as f32 - value)
+    fn update(&mut self, value: f32, accesses: f32) -> f32 {
+        value + self.alpha * (accesses - value)
     }
 
     fn score(&self, value: f32) -> f32 {

@@ -11,6 +11,7 @@
 //! slices and allocates nothing; segments whose scores differ by less than 1/32 share the middle of their ranks.
 
 use crate::features::LANES;
+use crate::simd::{self, for_each_level};
 
 /// Windows between two orders that are judged; neighbouring ones would say nearly the same.
 const STRIDE: usize = 2;
@@ -120,14 +121,7 @@ impl Judge {
             return;
         }
         for (ranks, share) in order.ranks.chunks_exact(self.segments.max(1)).zip(&mut self.window) {
-            // sums side by side: one sum would wait for itself at every segment
-            let mut hit = [0.0f32; LANES];
-            for (ranks, counts) in ranks.chunks(LANES).zip(counts.chunks(LANES)) {
-                for ((hit, rank), count) in hit.iter_mut().zip(ranks).zip(counts) {
-                    *hit += if *rank <= there { *count } else { 0.0 };
-                }
-            }
-            *share += f64::from(hit.iter().sum::<f32>()) / total;
+            *share += f64::from(hits_at(simd::level(), ranks, counts, there)) / total;
         }
         self.window_orders += 1;
     }
@@ -195,6 +189,26 @@ impl Judge {
             *rank = self.buckets[bucket(*score)].min(65_535) as u16;
         }
     }
+}
+
+for_each_level! {
+    /// Sum of the counts of segments whose rank is at most `there`.
+    fn hits_at(level, ranks: &[u16], counts: &[f32], there: u16) -> f32 = hits_on
+}
+
+#[inline(always)]
+fn hits_on<const FUSED: bool>(ranks: &[u16], counts: &[f32], there: u16) -> f32 {
+    let hit = |rank: u16, count: f32| if rank <= there { count } else { 0.0 };
+    // sums side by side: one sum would wait for itself at every segment
+    let mut sums = [0.0f32; LANES];
+    let ((ranks, ranks_left), (counts, counts_left)) = (ranks.as_chunks::<LANES>(), counts.as_chunks::<LANES>());
+    for (ranks, counts) in ranks.iter().zip(counts) {
+        for lane in 0..LANES {
+            sums[lane] += hit(ranks[lane], counts[lane]);
+        }
+    }
+    let left: f32 = ranks_left.iter().zip(counts_left).map(|(rank, count)| hit(*rank, *count)).sum();
+    sums.iter().sum::<f32>() + left
 }
 
 /// Bucket of a score, rising with it. Scores are finite and not negative (INV-P4).

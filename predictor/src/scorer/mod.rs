@@ -107,6 +107,12 @@ pub enum ScorerKind {
 }
 
 impl ScorerKind {
+    /// Whether it has no learned weights, nor follows one that has.
+    #[must_use]
+    pub fn is_rule(self) -> bool {
+        !matches!(self, ScorerKind::Linear | ScorerKind::Gru | ScorerKind::Auto)
+    }
+
     /// All of them, floor first.
     pub const ALL: [ScorerKind; 11] = [
         ScorerKind::Random,

@@ -144,6 +144,27 @@ mod tests {
     }
 
     #[test]
+    fn reader_absurd_sizes_are_refused_by_file_and_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("long.csv.zst");
+        let mut writer = TraceWriter::create(&path).unwrap();
+        for index in 0..5 {
+            writer.write(&Request { ts_us: index, op: Op::Get, key: 1, size: 1 }).unwrap();
+        }
+        writer.finish().unwrap();
+        assert_eq!(reader::read_up_to(&path, 5).unwrap().len(), 5);
+        let error = reader::read_up_to(&path, 3).unwrap_err().to_string();
+        assert!(error.contains("long.csv.zst, line 5: more than 3 requests"), "{error}");
+        // the frame header's window byte: 1 GiB of memory is asked for
+        let mut bytes = std::fs::read(&path).unwrap();
+        assert_eq!(bytes[4] & 0b0010_0000, 0, "a frame with a window byte");
+        bytes[5] = 20 << 3;
+        let error = parse(&bytes).unwrap_err().to_string();
+        assert!(error.contains("t.csv.zst, line 1: zstd stream cannot be read: "), "{error}");
+        assert!(parse(b"ts_us,op,key,size\n0,get,1,1\n").unwrap_err().to_string().contains("line 1: zstd stream"));
+    }
+
+    #[test]
     fn read_all_missing_file_names_it() {
         let error = read_all(Path::new("no/such.csv.zst")).unwrap_err();
         assert!(matches!(error, Error::Io { op: "open", .. }));

@@ -27,7 +27,7 @@ impl TraceReader<File> {
     /// Opens a trace and checks its header.
     ///
     /// # Errors
-    /// [`Error::Io`] when the file cannot be opened or is no zstd stream, [`Error::Trace`] on a wrong header.
+    /// [`Error::Io`] when the file cannot be opened, [`Error::Trace`] when it is no zstd stream or on a wrong header.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|cause| Error::Io { op: "open", path: path.to_owned(), cause })?;
         TraceReader::new(file, path)
@@ -70,6 +70,11 @@ impl<R: Read> TraceReader<R> {
             Err(cause) if cause.kind() == io::ErrorKind::UnexpectedEof => {
                 self.line += 1;
                 return Err(self.error("zstd stream ends in the middle: the file was cut short".into()));
+            }
+            // What zstd says of its own input; the device's errors have kinds of their own.
+            Err(cause) if cause.kind() == io::ErrorKind::Other => {
+                self.line += 1;
+                return Err(self.error(format!("zstd stream cannot be read: {cause}")));
             }
             Err(cause) => return Err(Error::Io { op: "read", path: self.path.clone(), cause }),
         };
@@ -158,11 +163,15 @@ impl<R: Read> Iterator for TraceReader<R> {
 /// # Errors
 /// As [`TraceReader`]; [`Error::Trace`] beyond [`REQUESTS_MAX`] requests.
 pub fn read_all(path: &Path) -> Result<Vec<Request>> {
+    read_up_to(path, REQUESTS_MAX)
+}
+
+pub(super) fn read_up_to(path: &Path, requests_max: usize) -> Result<Vec<Request>> {
     let mut requests = Vec::new();
     let mut reader = TraceReader::open(path)?;
     while let Some(request) = reader.next() {
-        if requests.len() == REQUESTS_MAX {
-            return Err(reader.error(format!("more than {REQUESTS_MAX} requests: cut an excerpt first")));
+        if requests.len() == requests_max {
+            return Err(reader.error(format!("more than {requests_max} requests: cut an excerpt first")));
         }
         requests.push(request?);
     }

@@ -4,3 +4,5 @@ mod allocation;
 mod shipped;
 #[cfg(feature = "torch")]
 mod torch_agreement;
+#[cfg(not(feature = "torch"))]
+mod traces;
