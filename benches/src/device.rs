@@ -15,6 +15,7 @@ use antumbra_engine::{
 };
 use bytes::Bytes;
 use clap::Args;
+use futures_channel::oneshot;
 use futures_lite::future::block_on;
 use serde::Serialize;
 
@@ -125,18 +126,19 @@ fn run_in(dir: &Path, options: &DeviceOptions, progress: &mut impl FnMut(String)
     drop(partition);
     block_on(engine.close()).map_err(store)?;
 
-    // Memory enough that no memtable is flushed meanwhile: what is written is the log.
+    // Memory enough that memtables are seldom flushed meanwhile.
     let engine = open(dir, LOAD_MEMORY_BYTES)?;
     let partition = engine.partition(PARTITION).map_err(store)?;
     let log = dir.join(LOG_NAME);
     std::fs::write(&log, vec![0; LOG_BYTES as usize]).map_err(|cause| Error::io(log.display().to_string(), cause))?;
-    let log_batches = || block_on(engine.stats()).map(|stats| stats.log_batches).map_err(store);
+    let logged = || block_on(engine.stats()).map(|stats| (stats.log_batches, stats.log_bytes)).map_err(store);
     for round in 1..=options.rounds {
         progress(format!("round {round} of {}: group commit", options.rounds));
-        let (before, first) = (Usage::now(), log_batches()?);
+        let (batches_before, bytes_before) = logged()?;
         let puts = on_shard(&partition, async move |at| put_for(at, keys, time).await)?;
-        let batches = log_batches()? - first;
-        batch_bytes = (Usage::now().since(before).written_bytes / batches.max(1)).next_multiple_of(4096);
+        let (batches, bytes) = logged()?;
+        let batches = batches - batches_before;
+        batch_bytes = ((bytes - bytes_before) / batches.max(1)).next_multiple_of(4096);
         puts_per_second = puts as f64 / options.seconds;
         let (block, depth) = (format!("--bs={batch_bytes}"), format!("--iodepth={LOG_DEPTH}"));
         let written = fio_log(dir, &[&block, &depth], options.seconds)?;
@@ -243,38 +245,55 @@ fn on_shard<T: Send + 'static, F: Future<Output = antumbra_engine::Result<T>> + 
     block_on(partition.with(work)).map_err(|cause| Error::store(NAME, cause))
 }
 
-/// Runs `DEPTH` loops of `step`, which is told a number of its own, for `time`; returns how many steps were made.
+/// Runs `DEPTH` tasks that repeat `step`, which is told a number of its own, for `time`; returns how many steps were made.
 async fn loops<F: Future<Output = antumbra_engine::Result<()>>>(
     time: Duration,
-    step: impl Fn(u64) -> F,
+    step: impl Fn(u64) -> F + Clone + 'static,
 ) -> antumbra_engine::Result<u64> {
     let begin = Instant::now();
-    let one = async |seed: u64| {
-        let mut random = fastrand::Rng::with_seed(seed);
-        let mut steps = 0;
-        while begin.elapsed() < time {
-            step(random.u64(..)).await?;
-            steps += 1;
-        }
-        antumbra_engine::Result::Ok(steps)
-    };
-    let all = futures_util::future::try_join_all((0..DEPTH as u64).map(one)).await?;
-    Ok(all.into_iter().sum())
+    let mut counts = Vec::new();
+    for seed in 0..DEPTH as u64 {
+        let step = step.clone();
+        let (done, count) = oneshot::channel();
+        runtime::spawn_detached(async move {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut steps = Ok(0);
+            while let Ok(made) = steps
+                && begin.elapsed() < time
+            {
+                steps = step(random.u64(..)).await.map(|()| made + 1);
+            }
+            // Whoever asked waits for all of them, or has failed.
+            let _ = done.send(steps);
+        });
+        counts.push(count);
+    }
+    let mut steps = 0;
+    for count in counts {
+        steps += count.await.unwrap_or_else(|_| panic!("a task ended without its count"))?;
+    }
+    Ok(steps)
 }
 
 async fn get_for(partition: Rc<Partition>, keys: u64, time: Duration) -> antumbra_engine::Result<u64> {
-    loops(time, async |number| {
-        let found = partition.get_with(&key(number % keys), |value| value.is_some()).await?;
-        assert!(found, "every key was loaded");
-        Ok(())
+    loops(time, move |number| {
+        let partition = Rc::clone(&partition);
+        async move {
+            let found = partition.get_with(&key(number % keys), |value| value.is_some()).await?;
+            assert!(found, "every key was loaded");
+            Ok(())
+        }
     })
     .await
 }
 
 async fn put_for(partition: Rc<Partition>, keys: u64, time: Duration) -> antumbra_engine::Result<u64> {
-    loops(time, async |number| {
-        let write = Write::put(key(number % keys), vec![1; VALUE_BYTES]);
-        partition.write(write, Durability::Durable).await.map(drop)
+    loops(time, move |number| {
+        let partition = Rc::clone(&partition);
+        async move {
+            let write = Write::put(key(number % keys), vec![1; VALUE_BYTES]);
+            partition.write(write, Durability::Durable).await.map(drop)
+        }
     })
     .await
 }

@@ -97,7 +97,7 @@ pub const WAL_FILE_BYTES_MIN: u64 = 32 << 20;
 pub const MEMORY_BUDGET_BYTES_MIN: usize = 16 << 20;
 
 /// Memory of a shard's budget that is left to the holes of the heap at most.
-const HOLES_BYTES_MAX: usize = 10 << 20;
+const HOLES_BYTES_MAX: usize = 6 << 20;
 
 impl EngineConfig {
     /// The defaults for data in `dir`.
@@ -108,7 +108,7 @@ impl EngineConfig {
             shards: 1,
             first_cpu: None,
             spin: Duration::ZERO,
-            preempt: Duration::from_millis(1),
+            preempt: Duration::from_micros(500),
             wal_file_bytes: 64 << 20,
             memory_budget_bytes: 256 << 20,
             window: Duration::from_secs(1),
@@ -168,7 +168,7 @@ impl EngineConfig {
         let buffers = share / 16;
         // The heap keeps holes between what lives. They come from the metadata of tables and from buffers under way: with
         // more memory there are not more of either for each shard.
-        let holes = (share / 8).min(HOLES_BYTES_MAX);
+        let holes = (share / 16).min(HOLES_BYTES_MAX);
         share - buffers - holes
     }
 

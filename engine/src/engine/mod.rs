@@ -62,6 +62,8 @@ pub struct EngineStats {
     /// Number of the last batch of each shard's log that is on the device, added up; what two looks differ by is how many
     /// were written in between.
     pub log_batches: u64,
+    /// Bytes of the batches that were written since the engine was opened.
+    pub log_bytes: u64,
     /// Block caches.
     pub cache: CacheStats,
 }
@@ -264,11 +266,12 @@ impl Engine {
             let of_shard = self.on_shard(ShardId(index as u16), |shard| async move {
                 let partitions: Vec<PartitionStats> =
                     shard.partitions().iter().map(|partition| partition.stats()).collect();
-                (partitions, shard.wal().durable().0, shard.cache().stats())
+                (partitions, shard.wal().durable().0, shard.wal().written_bytes(), shard.cache().stats())
             });
-            let (partitions, log_batches, cache) = of_shard.await?;
+            let (partitions, log_batches, log_bytes, cache) = of_shard.await?;
             stats.partitions.extend(partitions);
             stats.log_batches += log_batches;
+            stats.log_bytes += log_bytes;
             stats.cache += cache;
         }
         stats.segments = stats.partitions.iter().map(|partition| partition.segments).sum();

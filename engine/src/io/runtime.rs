@@ -219,18 +219,44 @@ pub(crate) fn is_simulated() -> bool {
 const SUBMIT_WITHIN: Duration = Duration::from_micros(100);
 
 thread_local! {
-    /// When the oldest request was made of which it is not known that the device has it.
-    static REQUESTED: Cell<Option<Instant>> = const { Cell::new(None) };
+    /// Number and time of the oldest request of which it is not known that the device has it.
+    static REQUESTED: Cell<Option<(u64, Instant)>> = const { Cell::new(None) };
+    /// Requests made.
+    static REQUESTS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Awaits a request to the device. The executor hands requests over between two turns of its queues, and a turn of
-/// requests that are served from memory is long: while this waits, [`yield_now`] ends it earlier.
-pub(crate) async fn request<T>(answer: impl Future<Output = T>) -> T {
-    if REQUESTED.get().is_none() {
-        REQUESTED.set(Some(Instant::now()));
+/// Whether a request waits that the device should have by now; then none does any more.
+fn take_overdue() -> bool {
+    let is_overdue = REQUESTED.get().is_some_and(|(_, made)| made.elapsed() >= SUBMIT_WITHIN);
+    if is_overdue {
+        REQUESTED.set(None);
     }
-    let answer = answer.await;
-    REQUESTED.set(None);
+    is_overdue
+}
+
+/// Awaits a request to the device. The executor hands requests over between two turns of its queues, and a turn in which
+/// many tasks are ready is long: it is ended while requests wait for it.
+pub(crate) async fn request<T>(answer: impl Future<Output = T>) -> T {
+    let mut answer = std::pin::pin!(answer);
+    let number = REQUESTS.replace(REQUESTS.get() + 1);
+    let mut is_new = true;
+    let answered = std::future::poll_fn(|context| {
+        let polled = answer.as_mut().poll(context);
+        if polled.is_pending() && std::mem::take(&mut is_new) {
+            if REQUESTED.get().is_none() {
+                REQUESTED.set(Some((number, Instant::now())));
+            } else if take_overdue() {
+                // Ends the turn when it is first polled.
+                let _ = std::pin::pin!(glommio::executor().yield_task_queue_now()).poll(context);
+            }
+        }
+        polled
+    });
+    let answer = answered.await;
+    // What was requested before went with it.
+    if REQUESTED.get().is_some_and(|(oldest, _)| oldest <= number) {
+        REQUESTED.set(None);
+    }
     answer
 }
 
@@ -243,10 +269,7 @@ pub async fn yield_now() {
     match SLICE_END.get() {
         // The preemption timer alone would give background work as long a turn as requests.
         Some(end) if Instant::now() >= end => glommio::executor().yield_task_queue_now().await,
-        None if REQUESTED.get().is_some_and(|requested| requested.elapsed() >= SUBMIT_WITHIN) => {
-            REQUESTED.set(None);
-            glommio::executor().yield_task_queue_now().await;
-        }
+        None if take_overdue() => glommio::executor().yield_task_queue_now().await,
         _ => glommio::yield_if_needed().await,
     }
 }

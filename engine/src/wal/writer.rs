@@ -63,6 +63,8 @@ struct Inner {
     writers: Cell<usize>,
     /// How long the device took for each batch, until somebody asks.
     write_times: RefCell<Vec<Duration>>,
+    /// Bytes of batches that are on the device.
+    written_bytes: Cell<u64>,
 }
 
 /// Times that are kept of the log's writes.
@@ -116,6 +118,7 @@ impl Wal {
             closing: Cell::new(false),
             writers: Cell::new(FLIGHT_MAX),
             write_times: RefCell::default(),
+            written_bytes: Cell::new(0),
         });
         for _ in 0..FLIGHT_MAX {
             let inner = Rc::clone(&inner);
@@ -164,6 +167,11 @@ impl Wal {
     /// Every batch up to this one is on the device.
     pub fn durable(&self) -> WalSeq {
         self.inner.group.borrow().durable()
+    }
+
+    /// Bytes of the batches that were written since the log was opened.
+    pub fn written_bytes(&self) -> u64 {
+        self.inner.written_bytes.get()
     }
 
     /// The failure that latched the log.
@@ -302,7 +310,7 @@ impl Inner {
         let Some(file) = self.current.borrow().clone() else {
             unreachable!("INV-FLIGHT: the file is closed after the last writer has ended");
         };
-        let begun = clock::monotonic();
+        let (begun, len) = (clock::monotonic(), bytes.len() as u64);
         let result = file.write_all(offset, bytes).await;
         {
             let mut times = self.write_times.borrow_mut();
@@ -312,6 +320,7 @@ impl Inner {
         }
         let event = match result {
             Ok(()) => {
+                self.written_bytes.update(|written| written + len);
                 let mut group = self.group.borrow_mut();
                 group.handle_written(seq).then(|| WalEvent::Durable(group.durable()))
             }
