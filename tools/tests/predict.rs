@@ -74,6 +74,27 @@ fn eval_prints_one_object_of_the_promised_shape_and_ablations_change_it() {
 }
 
 #[test]
+fn eval_of_several_traces_prints_a_row_each_and_their_means() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = ["one", "two"].map(|name| folder.path().join(format!("{name}.csv.zst")));
+    paths.iter().for_each(|path| trace(path));
+    let (one, two) = (paths[0].to_str().unwrap(), format!("{}:hash", paths[1].display()));
+    let both = ["predict", "eval", "--trace", one, "--trace", &two, "--segments", "32", "--windows", "200"];
+    let table = printed(&both);
+    let rows: Vec<&str> = table.lines().collect();
+    assert!(rows[2].starts_with("| one/range | ") && rows[3].starts_with("| two/hash | "), "{table}");
+    let cells = |row: &str| row.matches('|').count();
+    assert!(rows[..4].iter().all(|row| cells(row) == cells(rows[0])), "{table}");
+    let json: Value = serde_json::from_str(&printed(&[&both[..], &["--json"]].concat())).unwrap();
+    let of = |at: usize, name: &str| json["traces"][at][name].as_f64().unwrap();
+    let mean = (of(0, "gap_vs_ewma") + of(1, "gap_vs_ewma")) / 2.0;
+    assert!((json["mean_gap_vs_ewma"].as_f64().unwrap() - mean).abs() < 1e-9);
+    assert!(table.contains(&format!("{:+.1} % against ewma", 100.0 * mean)), "{table}");
+    assert!(json["least_auto_above_best_rule"].is_number());
+    assert!(refused(&[&both[..], &["--html"]].concat()).contains("--html"));
+}
+
+#[test]
 fn eval_malformed_trace_is_refused_by_file_and_line() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bad.csv.zst");

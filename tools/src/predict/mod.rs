@@ -7,15 +7,16 @@ mod record;
 mod signal;
 mod train;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use antumbra_predictor::eval::Mapping;
 use clap::Subcommand;
 
 use crate::CliError;
 
 #[derive(Subcommand)]
 pub enum PredictCommand {
-    /// Prints every scorer against the oracle on a trace.
+    /// Prints every scorer against the oracle on a trace, or a row for each of several.
     Eval(eval::EvalOptions),
     /// Draws what came beside what was expected, as heat maps.
     Plot(plot::PlotOptions),
@@ -38,6 +39,14 @@ pub fn run(command: PredictCommand) -> Result<(), CliError> {
         PredictCommand::Signal(options) => signal::run(&options),
         PredictCommand::Train(options) => train::run(&options),
         PredictCommand::Loo(options) => train::run_loo(&options),
+    }
+}
+
+/// A trace as given on the command line, PATH or PATH:MAPPING.
+fn given_trace(given: &str, otherwise: Mapping) -> (PathBuf, Mapping) {
+    match given.rsplit_once(':').map(|(path, mapping)| (path, mapping.parse())) {
+        Some((path, Ok(mapping))) => (path.into(), mapping),
+        _ => (given.into(), otherwise),
     }
 }
 

@@ -9,22 +9,19 @@ use antumbra_predictor::train::{Progress, TrainConfig, TrainTrace, Trained, trai
 use indicatif::{ProgressBar, ProgressStyle};
 use plotters::prelude::*;
 
-use super::super::trace_name;
+use super::super::{given_trace, trace_name};
 use super::{LooOptions, Settings, TrainOptions};
 use crate::CliError;
 
 /// A trace as given on the command line.
-fn parsed(given: &str) -> Result<TrainTrace, CliError> {
-    let (path, mapping) = match given.rsplit_once(':') {
-        Some((path, mapping)) => (path, mapping.parse()?),
-        None => (given, Mapping::Range),
-    };
-    Ok(TrainTrace { path: path.into(), mapping })
+fn parsed(given: &str) -> TrainTrace {
+    let (path, mapping) = given_trace(given, Mapping::Range);
+    TrainTrace { path, mapping }
 }
 
 impl Settings {
     fn config(&self) -> Result<TrainConfig, CliError> {
-        let traces = self.traces.iter().map(|given| parsed(given)).collect::<Result<Vec<_>, _>>()?;
+        let traces = self.traces.iter().map(|given| parsed(given)).collect();
         let mut config = TrainConfig::new(traces);
         config.epochs = self.epochs.unwrap_or(config.epochs);
         config.patience = self.patience.unwrap_or(config.patience);
