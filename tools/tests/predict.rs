@@ -92,6 +92,8 @@ fn eval_of_several_traces_prints_a_row_each_and_their_means() {
     assert!(table.contains(&format!("{:+.1} % against ewma", 100.0 * mean)), "{table}");
     assert!(json["least_auto_above_best_rule"].is_number());
     assert!(refused(&[&both[..], &["--html"]].concat()).contains("--html"));
+    let misspelt = refused(&["predict", "eval", "--trace", &format!("{one}:hsah")]);
+    assert!(misspelt.contains(one) && misspelt.contains("unknown mapping 'hsah'"), "{misspelt}");
 }
 
 #[test]

@@ -78,7 +78,7 @@ impl EvalOptions {
     }
 
     fn report(&self, given: &str) -> Result<Report, CliError> {
-        let (path, mapping) = given_trace(given, self.mapping);
+        let (path, mapping) = given_trace(given, self.mapping)?;
         let config = self.config(mapping)?;
         let requests = Requests { trace: trace_name(&path), requests: trace::read_all(&path)? };
         Ok(evaluate(&requests, &config)?)

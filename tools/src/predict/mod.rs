@@ -42,11 +42,13 @@ pub fn run(command: PredictCommand) -> Result<(), CliError> {
     }
 }
 
-/// A trace as given on the command line, PATH or PATH:MAPPING.
-fn given_trace(given: &str, otherwise: Mapping) -> (PathBuf, Mapping) {
-    match given.rsplit_once(':').map(|(path, mapping)| (path, mapping.parse())) {
-        Some((path, Ok(mapping))) => (path.into(), mapping),
-        _ => (given.into(), otherwise),
+/// A trace as given on the command line, PATH or PATH:MAPPING; a path that exists may have colons of its own.
+fn given_trace(given: &str, otherwise: Mapping) -> Result<(PathBuf, Mapping), CliError> {
+    match given.rsplit_once(':') {
+        Some((path, mapping)) if !Path::new(given).exists() => {
+            Ok((path.into(), mapping.parse().map_err(|cause| format!("--trace {given}: {cause}"))?))
+        }
+        _ => Ok((given.into(), otherwise)),
     }
 }
 

@@ -14,14 +14,14 @@ use super::{LooOptions, Settings, TrainOptions};
 use crate::CliError;
 
 /// A trace as given on the command line.
-fn parsed(given: &str) -> TrainTrace {
-    let (path, mapping) = given_trace(given, Mapping::Range);
-    TrainTrace { path, mapping }
+fn parsed(given: &str) -> Result<TrainTrace, CliError> {
+    let (path, mapping) = given_trace(given, Mapping::Range)?;
+    Ok(TrainTrace { path, mapping })
 }
 
 impl Settings {
     fn config(&self) -> Result<TrainConfig, CliError> {
-        let traces = self.traces.iter().map(|given| parsed(given)).collect();
+        let traces = self.traces.iter().map(|given| parsed(given)).collect::<Result<_, _>>()?;
         let mut config = TrainConfig::new(traces);
         config.epochs = self.epochs.unwrap_or(config.epochs);
         config.patience = self.patience.unwrap_or(config.patience);
