@@ -9,10 +9,7 @@ use std::process::Command;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use antumbra_engine::types::{Epoch, KeyRange, PartitionId, ShardId};
-use antumbra_engine::{
-    Durability, Engine, EngineConfig, Partition, PartitionHandle, PartitionOptions, PartitionSpec, Write, runtime,
-};
+use antumbra_engine::{Durability, Engine, EngineConfig, Partition, PartitionOptions, Write, runtime};
 use bytes::Bytes;
 use clap::Args;
 use futures_channel::oneshot;
@@ -20,9 +17,9 @@ use futures_lite::future::block_on;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::local::{LOAD_MEMORY_BYTES, PARTITION, VALUE_BYTES, failed, fill, median, on_shard, spread};
 use crate::process::Usage;
 
-const NAME: &str = "antumbra";
 /// Reads and writes that are under way at a time.
 const DEPTH: usize = 64;
 /// Batches of the engine's log that may be on their way to the device at a time.
@@ -30,11 +27,8 @@ const LOG_DEPTH: usize = 2;
 /// Size of the file that fio writes, as large as one of the log's.
 const LOG_BYTES: u64 = 64 << 20;
 const LOG_NAME: &str = "fio-log";
-const VALUE_BYTES: usize = 256;
 /// The least that an engine takes: nearly nothing of the data fits.
 const MEMORY_BYTES: usize = 16 << 20;
-const LOAD_MEMORY_BYTES: usize = 256 << 20;
-const PARTITION: PartitionId = PartitionId(1);
 
 /// Options of a run.
 #[derive(Args, Clone, Debug)]
@@ -102,16 +96,16 @@ pub fn run(options: &DeviceOptions, mut progress: impl FnMut(String)) -> Result<
 }
 
 fn run_in(dir: &Path, options: &DeviceOptions, progress: &mut impl FnMut(String)) -> Result<DeviceReport> {
-    let store = |cause| Error::store(NAME, cause);
     let time = Duration::from_secs_f64(options.seconds);
     let keys = (options.mib << 20) / (VALUE_BYTES as u64 + 24);
     progress(format!("loading {keys} keys"));
-    load(dir, keys)?;
+    let blocks_of_4_kib = PartitionOptions { block_bytes: 4096, ..PartitionOptions::default() };
+    fill(open(dir, LOAD_MEMORY_BYTES)?, blocks_of_4_kib, keys, key)?;
     let (mut reads, mut commits, mut lone) = (Vec::new(), Vec::new(), Vec::new());
     let (mut bytes_per_get, mut batch_bytes, mut puts_per_second) = (0.0, 0, 0.0);
 
     let engine = open(dir, MEMORY_BYTES)?;
-    let partition = engine.partition(PARTITION).map_err(store)?;
+    let partition = engine.partition(PARTITION).map_err(failed)?;
     let shard = dir.join("data/shard-000");
     for round in 1..=options.rounds {
         progress(format!("round {round} of {}: random reads", options.rounds));
@@ -124,14 +118,14 @@ fn run_in(dir: &Path, options: &DeviceOptions, progress: &mut impl FnMut(String)
         reads.push((gets as f64 / options.seconds, fio.read.iops));
     }
     drop(partition);
-    block_on(engine.close()).map_err(store)?;
+    block_on(engine.close()).map_err(failed)?;
 
     // Memory enough that memtables are seldom flushed meanwhile.
     let engine = open(dir, LOAD_MEMORY_BYTES)?;
-    let partition = engine.partition(PARTITION).map_err(store)?;
+    let partition = engine.partition(PARTITION).map_err(failed)?;
     let log = dir.join(LOG_NAME);
     std::fs::write(&log, vec![0; LOG_BYTES as usize]).map_err(|cause| Error::io(log.display().to_string(), cause))?;
-    let logged = || block_on(engine.stats()).map(|stats| (stats.log_batches, stats.log_bytes)).map_err(store);
+    let logged = || block_on(engine.stats()).map(|stats| (stats.log_batches, stats.log_bytes)).map_err(failed);
     for round in 1..=options.rounds {
         progress(format!("round {round} of {}: group commit", options.rounds));
         let (batches_before, bytes_before) = logged()?;
@@ -155,7 +149,7 @@ fn run_in(dir: &Path, options: &DeviceOptions, progress: &mut impl FnMut(String)
     std::thread::sleep(time * 5);
     let idle_percent = Usage::now().since(before).cpu_seconds / begin.elapsed().as_secs_f64() * 100.0;
     drop(partition);
-    block_on(engine.close()).map_err(store)?;
+    block_on(engine.close()).map_err(failed)?;
     Ok(DeviceReport {
         pairs: vec![
             pair("random reads, depth 64", "reads/s", &reads),
@@ -184,22 +178,14 @@ impl std::fmt::Display for DeviceReport {
 
 fn pair(name: &'static str, unit: &'static str, rounds: &[(f64, f64)]) -> Pair {
     let ratios: Vec<f64> = rounds.iter().map(|(engine, fio)| engine / fio).collect();
-    let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = ratios.iter().copied().fold(0.0, f64::max);
     Pair {
         name,
         unit,
         engine: median(rounds.iter().map(|(engine, _)| *engine)),
         fio: median(rounds.iter().map(|(_, fio)| *fio)),
-        ratio: median(ratios.iter().copied()),
-        spread: [least, most],
+        spread: spread(&ratios),
+        ratio: median(ratios),
     }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
 fn key(number: u64) -> Bytes {
@@ -212,37 +198,7 @@ fn open(dir: &Path, memory_bytes: usize) -> Result<Engine> {
     let mut config = EngineConfig::new(dir.join("data"));
     config.memory_budget_bytes = memory_bytes;
     config.residency = false;
-    Engine::open(config).map_err(|cause| Error::store(NAME, cause))
-}
-
-/// Fills a partition with blocks of 4 KiB, and closes it: with the memory that is then left, loading takes ten times as long.
-fn load(dir: &Path, keys: u64) -> Result<()> {
-    let store = |cause| Error::store(NAME, cause);
-    let engine = open(dir, LOAD_MEMORY_BYTES)?;
-    let options = PartitionOptions { block_bytes: 4096, ..PartitionOptions::default() };
-    let (keyspace, range) = ("bench".into(), KeyRange::all());
-    let spec = PartitionSpec { id: PARTITION, keyspace, range, epoch: Epoch(1), options };
-    let partition = block_on(engine.create_partition(ShardId(0), spec)).map_err(store)?;
-    on_shard(&partition, async move |at| {
-        for number in 0..keys {
-            at.write(Write::put(key(number), vec![number as u8; VALUE_BYTES]), Durability::Buffered).await?;
-            if number % 64 == 0 {
-                runtime::yield_now().await;
-            }
-        }
-        Ok(())
-    })?;
-    block_on(partition.compact()).map_err(store)?;
-    drop(partition);
-    block_on(engine.close()).map_err(store)
-}
-
-/// Ships code to the partition's core and waits for what it makes.
-fn on_shard<T: Send + 'static, F: Future<Output = antumbra_engine::Result<T>> + 'static>(
-    partition: &PartitionHandle,
-    work: impl FnOnce(Rc<Partition>) -> F + Send + 'static,
-) -> Result<T> {
-    block_on(partition.with(work)).map_err(|cause| Error::store(NAME, cause))
+    Engine::open(config).map_err(failed)
 }
 
 /// Runs `DEPTH` tasks that repeat `step`, which is told a number of its own, for `time`; returns how many steps were made.
@@ -306,7 +262,7 @@ async fn lone_put_p50_us(partition: Rc<Partition>, time: Duration) -> antumbra_e
         partition.write(Write::put(key(7), vec![1; VALUE_BYTES]), Durability::Durable).await?;
         latencies.push(started.elapsed().as_secs_f64() * 1e6);
     }
-    Ok(median(latencies.into_iter()))
+    Ok(median(latencies))
 }
 
 /// The names of a folder's tables as fio takes them, which is no more than so many.

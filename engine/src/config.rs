@@ -37,6 +37,29 @@ pub enum Compression {
     Zstd,
 }
 
+/// How much a read brings at a time when it has to ask the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadAhead {
+    /// A get brings one block; a scan one at first, and more with each read while it goes on.
+    #[default]
+    Growing,
+    /// 64 KiB, gets and scans alike, in segments to which the predictor sees accesses come: more than to others, and more
+    /// than there were. That is a front of reads that moves through the keys. Elsewhere as `Growing`.
+    Expected,
+    /// 64 KiB everywhere: the rival of `Expected`, for loads that read keys in their order and do nothing else.
+    Wide,
+}
+
+/// Which of the segments that need compaction comes first. One that flushes wait for does in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CompactionOrder {
+    /// The one with the most tables.
+    #[default]
+    Slices,
+    /// The one whose expected accesses, by the predictor, are spared the most tables for each byte that is rewritten.
+    Expected,
+}
+
 /// Options of one partition; part of its manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionOptions {
@@ -85,8 +108,12 @@ pub struct EngineConfig {
     pub lock_timeout: Duration,
     /// The merge operators that keyspaces may name.
     pub merge_operators: Arc<MergeOperators>,
-    /// Whether hot segments are mapped and locked in memory when the cache is short.
+    /// Whether segments that are expected to be read most are mapped and locked in memory when the cache is short.
     pub residency: bool,
+    /// How much a read brings at a time.
+    pub read_ahead: ReadAhead,
+    /// Which segment is compacted first.
+    pub compaction_order: CompactionOrder,
     /// Limits of background I/O; [`crate::Engine::open`] sets its rate to what the device was measured to do.
     pub governor: Arc<Governor>,
 }
@@ -116,6 +143,8 @@ impl EngineConfig {
             lock_timeout: Duration::from_secs(10),
             merge_operators: Arc::default(),
             residency: true,
+            read_ahead: ReadAhead::default(),
+            compaction_order: CompactionOrder::default(),
             governor: Arc::default(),
         }
     }

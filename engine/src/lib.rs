@@ -38,7 +38,7 @@ pub mod table;
 pub mod types;
 mod wal;
 
-pub use config::{Compression, Durability, EngineConfig, PartitionOptions};
+pub use config::{CompactionOrder, Compression, Durability, EngineConfig, PartitionOptions, ReadAhead};
 pub use engine::{Engine, EngineBuilder, EngineStats, PartitionEntries, PartitionHandle, PartitionSnapshot};
 pub use error::{Error, Result};
 pub use io::runtime;

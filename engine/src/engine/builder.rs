@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::EngineConfig;
+use crate::config::{CompactionOrder, EngineConfig, ReadAhead};
 use crate::error::Result;
 use crate::merge_operator::{MergeOperator, MergeOperators};
 
@@ -58,6 +58,28 @@ impl EngineBuilder {
     #[must_use]
     pub fn wal_file(mut self, bytes: u64) -> EngineBuilder {
         self.config.wal_file_bytes = bytes;
+        self
+    }
+
+    /// Whether segments that the predictor expects to be read most stay in memory whole when the cache is short of it. On by
+    /// default.
+    #[must_use]
+    pub fn residency(mut self, on: bool) -> EngineBuilder {
+        self.config.residency = on;
+        self
+    }
+
+    /// How much a read brings at a time when it has to ask the device.
+    #[must_use]
+    pub fn read_ahead(mut self, read_ahead: ReadAhead) -> EngineBuilder {
+        self.config.read_ahead = read_ahead;
+        self
+    }
+
+    /// Which of the segments that need compaction comes first.
+    #[must_use]
+    pub fn compaction_order(mut self, order: CompactionOrder) -> EngineBuilder {
+        self.config.compaction_order = order;
         self
     }
 

@@ -19,6 +19,7 @@ use crate::shard::files::Table;
 use crate::table::Purpose;
 use crate::types::{KeyRange, Lsn, SegmentId};
 
+use super::expected::Urgency;
 use super::layout::{Layout, Segment};
 use super::output::TableFileWriter;
 use super::{Partition, Serving};
@@ -28,7 +29,7 @@ const SLICES_MAX: usize = 4;
 /// Range deletions of a segment at which it is compacted: each costs every read of the segment a comparison.
 const ERASURES_MAX: usize = 16;
 /// Slices of a segment at which its compaction is as urgent as a flush: reads and space suffer more than other I/O.
-const SLICES_URGENT: usize = 2 * SLICES_MAX;
+pub(super) const SLICES_URGENT: usize = 2 * SLICES_MAX;
 /// Bytes of one read of a source at least, however many there are.
 pub(super) const READ_BYTES_MIN: usize = 32 << 10;
 /// A segment above `target * SPLIT_FACTOR` is cut.
@@ -94,8 +95,9 @@ impl Partition {
             let sliced = segment.slices.len() >= SLICES_MAX || (!segment.slices.is_empty() && segment.is_worn());
             sliced || self.is_oversized(segment) || erased(segment) || stale(segment)
         };
-        let candidate =
-            layout.segments.iter().filter(needs).max_by_key(|segment| (segment.slices.len(), segment.bytes()));
+        let order = self.shard.compaction_order();
+        let urgency = |segment: &&Rc<Segment>| Urgency::new(order, segment);
+        let candidate = layout.segments.iter().filter(needs).max_by_key(urgency);
         if let Some(segment) = candidate {
             self.compact_run(&layout, segment.id, 1).await?;
             return Ok(true);
@@ -290,6 +292,7 @@ impl Partition {
                     version: Cell::new(version),
                     cut,
                     detours: Cell::new(0),
+                    expected: run[0].expected.clone(),
                 })
             })
             .collect()

@@ -14,6 +14,8 @@ use crate::manifest::{SegmentDesc, TableRef};
 use crate::shard::files::Table;
 use crate::types::{KeyRange, Lsn, SegmentId};
 
+use super::expected::Expected;
+
 /// Bytes that are compacted in the time that a range read needs to open one more table.
 const BYTES_PER_DETOUR: u64 = 512;
 
@@ -37,6 +39,8 @@ pub(crate) struct Segment {
     pub cut: bool,
     /// Tables that range reads had to open beside the base since the last compaction.
     pub detours: Cell<u64>,
+    /// What the predictor expects of it; see [`super::expected`].
+    pub expected: Expected,
 }
 
 impl Segment {
@@ -92,6 +96,7 @@ impl Segment {
             version: self.version.clone(),
             cut: false,
             detours: self.detours.clone(),
+            expected: self.expected.clone(),
         }
     }
 

@@ -11,6 +11,7 @@ mod access;
 mod batch;
 mod compact;
 mod digest;
+pub(crate) mod expected;
 mod export;
 mod filling;
 mod flush;
@@ -403,10 +404,11 @@ impl Partition {
         loop {
             let done = self.access.borrow_mut().step(SCORE_SLICE_SEGMENTS);
             if done {
-                return;
+                break;
             }
             crate::io::runtime::yield_now().await;
         }
+        self.note_expected().await;
     }
 
     /// Excludes other maintenance (`INV-MAINT`). `None` once the partition is being dropped: its edits would hit whatever

@@ -309,11 +309,12 @@ impl Partition {
         let erased = self.erased_at(key.bytes, snapshot, segment);
         // A memtable record is newer than every table's, except in a shadow, which takes records out of order.
         let mut newest = found.as_ref().map_or(erased, |found| found.lsn().max(erased));
+        let read_bytes = segment.expected.read_bytes(self.shard.read_ahead());
         for table in segment.tables() {
             if newest >= table.location.max_lsn {
                 continue;
             }
-            if let Some(candidate) = table.get(key, snapshot).await?.map(Found::Block)
+            if let Some(candidate) = table.get(key, snapshot, read_bytes).await?.map(Found::Block)
                 && candidate.lsn() > newest
             {
                 newest = candidate.lsn();

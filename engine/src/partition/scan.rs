@@ -5,6 +5,7 @@ use std::ops::{ControlFlow, Range};
 use bytes::{Bytes, BytesMut};
 
 use crate::clock;
+use crate::config::ReadAhead;
 use crate::error::Result;
 use crate::merge::{MergeIter, Retain};
 use crate::record::RecordView;
@@ -13,6 +14,7 @@ use crate::types::KeyRange;
 
 use super::Partition;
 use super::compact::READ_BYTES_MIN;
+use super::layout::Segment;
 use super::page::Direction;
 use super::read::{KeyValue, ReadView};
 use super::snapshots::Moment;
@@ -164,7 +166,7 @@ impl Partition {
         end: Option<Bytes>,
         retain: Retain,
     ) -> ViewIter<'a> {
-        ViewIter::new(view, start, end, retain, Purpose::Serve)
+        ViewIter::new(view, start, end, retain, Walk::Serve(self.shard.read_ahead()))
     }
 
     /// As [`Partition::iterate`], for work that nobody waits for: the cache stays as readers left it.
@@ -176,7 +178,24 @@ impl Partition {
         retain: Retain,
     ) -> ViewIter<'a> {
         let read_bytes = (self.shard.read_ahead_bytes() / BACKGROUND_SOURCES).max(READ_BYTES_MIN);
-        ViewIter::new(view, start, end, retain, Purpose::Maintain { read_bytes })
+        ViewIter::new(view, start, end, retain, Walk::Maintain { read_bytes })
+    }
+}
+
+/// Who walks.
+#[derive(Clone, Copy)]
+enum Walk {
+    Serve(ReadAhead),
+    Maintain { read_bytes: usize },
+}
+
+impl Walk {
+    /// What it is in this segment.
+    fn purpose(self, segment: &Segment) -> Purpose {
+        match self {
+            Walk::Serve(read_ahead) => Purpose::Serve { first_bytes: segment.expected.read_bytes(read_ahead) },
+            Walk::Maintain { read_bytes } => Purpose::Maintain { read_bytes },
+        }
     }
 }
 
@@ -185,7 +204,7 @@ pub(super) struct ViewIter<'a> {
     view: &'a ReadView,
     end: Option<Bytes>,
     retain: Retain,
-    purpose: Purpose,
+    walk: Walk,
     first: usize,
     /// The segment that comes next.
     next: usize,
@@ -193,10 +212,11 @@ pub(super) struct ViewIter<'a> {
 }
 
 impl<'a> ViewIter<'a> {
-    fn new(view: &'a ReadView, start: Bytes, end: Option<Bytes>, retain: Retain, purpose: Purpose) -> ViewIter<'a> {
+    fn new(view: &'a ReadView, start: Bytes, end: Option<Bytes>, retain: Retain, walk: Walk) -> ViewIter<'a> {
         let first = view.layout.locate(&start);
+        let purpose = walk.purpose(&view.layout.segments[first]);
         let open = view.merge(first, start, end.as_ref(), retain.clone(), purpose);
-        ViewIter { view, end, retain, purpose, first, next: first + 1, open }
+        ViewIter { view, end, retain, walk, first, next: first + 1, open }
     }
 
     /// The segments that it has opened.
@@ -221,7 +241,8 @@ impl<'a> ViewIter<'a> {
         match self.view.layout.segments.get(self.next) {
             Some(segment) if self.end.as_ref().is_none_or(|end| segment.start < *end) => {
                 let start = segment.start.clone();
-                self.open = self.view.merge(self.next, start, self.end.as_ref(), self.retain.clone(), self.purpose);
+                let purpose = self.walk.purpose(segment);
+                self.open = self.view.merge(self.next, start, self.end.as_ref(), self.retain.clone(), purpose);
                 self.next += 1;
                 true
             }

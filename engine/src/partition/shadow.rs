@@ -18,6 +18,7 @@ use crate::shard::files::Table;
 use crate::table::TableBuilder;
 use crate::types::{AttemptId, Epoch, Hlc, Lsn, SegmentId, WalSeq};
 
+use super::expected::Expected;
 use super::image::CheckedImage;
 use super::layout::Segment;
 use super::mirror::MirrorItem;
@@ -269,6 +270,7 @@ impl Partition {
             version: version.into(),
             cut: false,
             detours: Cell::new(0),
+            expected: Expected::default(),
         });
         let add: Vec<SegmentDesc> = vec![segment.desc()];
         let mut edits: Vec<ManifestEdit> = ManifestEdit::erasures_of(self.id, &add).collect();

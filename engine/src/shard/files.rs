@@ -178,9 +178,9 @@ impl Table {
         self.file.file.read(self.location.offset + offset, len).await
     }
 
-    /// The newest version of `key` at or below `max_lsn`.
-    pub async fn get(&self, key: HashedKey<'_>, max_lsn: Lsn) -> Result<Option<BlockRecord>> {
-        self.reader.get(key, max_lsn, &*self.cache).await
+    /// The newest version of `key` at or below `max_lsn`; see [`TableReader::get`].
+    pub async fn get(&self, key: HashedKey<'_>, max_lsn: Lsn, read_bytes: usize) -> Result<Option<BlockRecord>> {
+        self.reader.get(key, max_lsn, &*self.cache, read_bytes).await
     }
 
     /// As [`Table::get`], from memory alone; see [`TableReader::lookup`].

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use antumbra_predictor::model::Model;
 
 use crate::clock::HlcClock;
-use crate::config::{Compression, EngineConfig, PartitionOptions};
+use crate::config::{CompactionOrder, Compression, EngineConfig, PartitionOptions, ReadAhead};
 use crate::engine::Directory;
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -29,6 +29,7 @@ use crate::io::direct::DirectFile;
 use crate::io::runtime::{self, Background};
 use crate::manifest::{ManifestEdit, NewPartition, Role, TableRef};
 use crate::memtable::Memtable;
+use crate::partition::expected::Expected;
 use crate::partition::layout::{Layout, Segment};
 use crate::partition::{Partition, PartitionInit, Serving, SnapshotPin};
 use crate::residency::Residency;
@@ -190,6 +191,7 @@ impl Shard {
                     version: Cell::new(Lsn(0)),
                     cut: false,
                     detours: Cell::new(0),
+                    expected: Expected::default(),
                 })
             })
             .collect();
@@ -309,6 +311,16 @@ impl Shard {
     /// Bytes that one compaction may hold of its sources at a time.
     pub(crate) fn read_ahead_bytes(&self) -> usize {
         self.config.read_ahead_bytes()
+    }
+
+    /// How far readers read ahead.
+    pub(crate) fn read_ahead(&self) -> ReadAhead {
+        self.config.read_ahead
+    }
+
+    /// Which segment is compacted first.
+    pub(crate) fn compaction_order(&self) -> CompactionOrder {
+        self.config.compaction_order
     }
 
     pub(crate) fn governor(&self) -> &Governor {

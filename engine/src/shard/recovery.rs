@@ -19,6 +19,7 @@ use crate::io::runtime::Background;
 use crate::io::{direct, fs};
 use crate::manifest::{ManifestLog, ManifestState, PartitionState, Role};
 use crate::memtable::Memtable;
+use crate::partition::expected::Expected;
 use crate::partition::layout::{Layout, Segment};
 use crate::partition::{Partition, PartitionInit, Serving};
 use crate::residency::Residency;
@@ -206,6 +207,7 @@ impl Shard {
                 version: Cell::new(version),
                 cut: false,
                 detours: Cell::new(0),
+                expected: Expected::default(),
             }));
         }
         Ok(Layout::new(segments))

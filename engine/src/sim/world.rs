@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fastrand::Rng;
 
-use crate::config::{Compression, EngineConfig, PartitionOptions};
+use crate::config::{CompactionOrder, Compression, EngineConfig, PartitionOptions, ReadAhead};
 use crate::engine::Directory;
 use crate::error::{Error, Result};
 use crate::io::sim::Machine;
@@ -82,7 +82,10 @@ pub(super) struct Shape {
 impl World {
     pub fn new(seed: u64, options: &Options) -> Rc<World> {
         let machine = Machine::new(seed, options.bug);
-        let (shape, config) = machine.draw(|random| (Shape::draw(random), draw_config(random)));
+        let (shape, mut config) = machine.draw(|random| (Shape::draw(random), draw_config(random)));
+        // By the seed itself: what was drawn before these were there is drawn still.
+        config.read_ahead = [ReadAhead::Growing, ReadAhead::Expected, ReadAhead::Wide][seed as usize % 3];
+        config.compaction_order = [CompactionOrder::Slices, CompactionOrder::Expected][seed as usize / 3 % 2];
         Rc::new(World {
             machine,
             partitions: RefCell::default(),

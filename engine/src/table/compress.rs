@@ -203,7 +203,7 @@ mod tests {
         let bytes = &table.bytes[..];
         let reader = block_on(TableReader::open(bytes, 0, table.meta.len, Path::new("t"))).unwrap();
         for record in records.iter().step_by(step) {
-            let found = block_on(reader.get(record.key.as_ref().into(), record.lsn, &NoCache)).unwrap().unwrap();
+            let found = block_on(reader.get(record.key.as_ref().into(), record.lsn, &NoCache, 1)).unwrap().unwrap();
             assert_eq!(found.view(), record.view());
         }
     }

@@ -87,7 +87,9 @@ pub(crate) fn image(data: &[u8]) {
     let opened = TableReader::open(&bytes[..], 0, bytes.len() as u64, Path::new("<image>"));
     if let Ok(reader) = block_on(opened) {
         for key in [&b""[..], b"k", &bytes[..bytes.len().min(9)]] {
-            let _ = block_on(reader.get(HashedKey::from(key), Lsn(u64::MAX), &NoCache));
+            for read_bytes in [1, 64 << 10] {
+                let _ = block_on(reader.get(HashedKey::from(key), Lsn(u64::MAX), &NoCache, read_bytes));
+            }
         }
     }
 }

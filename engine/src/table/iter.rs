@@ -16,8 +16,11 @@ use super::reader::{BlockSource, TableReader, UnverifiedRun};
 /// What a walk is for: how far it reads ahead, and whether its blocks are worth keeping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// A reader waits: the first block is read alone, then twice as much with each read while the walk goes on.
-    Serve,
+    /// A reader waits: the first read brings a block at least, each that follows twice as much while the walk goes on.
+    Serve {
+        /// Bytes of the first read.
+        first_bytes: usize,
+    },
     /// Nobody waits, and each block is used once: large reads that leave the cache as it is.
     Maintain {
         /// Bytes of one read.
@@ -60,7 +63,7 @@ impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
         purpose: Purpose,
     ) -> TableIter<S, C> {
         let read_ahead_bytes = match purpose {
-            Purpose::Serve => 1,
+            Purpose::Serve { first_bytes } => first_bytes,
             Purpose::Maintain { read_bytes } => read_bytes.min(READ_AHEAD_BYTES_MAX),
         };
         TableIter {
@@ -91,7 +94,7 @@ impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
             return Some(moved);
         }
         // A walk in the background asks the cache in its own way.
-        if self.purpose != Purpose::Serve || self.ahead.is_some() {
+        if matches!(self.purpose, Purpose::Maintain { .. }) || self.ahead.is_some() {
             return None;
         }
         let next = self.upcoming_block();
@@ -178,7 +181,7 @@ impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
     }
 
     async fn take_block(&mut self, block: usize) -> Result<Rc<VerifiedBlock>> {
-        let keep = self.purpose == Purpose::Serve;
+        let keep = matches!(self.purpose, Purpose::Serve { .. });
         if let Some(run) = &mut self.ahead
             && let Some(verified) = self.reader.next_of(run, &*self.cache, keep)?
         {
@@ -189,7 +192,7 @@ impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
         }
         self.ahead = None;
         let held = match self.purpose {
-            Purpose::Serve => self.reader.cached(block, &*self.cache).map(|held| (held, Warmth::Cold)),
+            Purpose::Serve { .. } => self.reader.cached(block, &*self.cache).map(|held| (held, Warmth::Cold)),
             Purpose::Maintain { .. } => self.reader.peek(block, &*self.cache),
         };
         if let Some((held, warmth)) = held {

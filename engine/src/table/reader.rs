@@ -222,13 +222,20 @@ impl<S: BlockSource> TableReader<S> {
     }
 
     /// The newest version of `key` at or below `max_lsn`, tombstones included.
-    /// Cost: at most one block read; none when the filter says no or the cache has the block.
-    pub async fn get(&self, key: HashedKey<'_>, max_lsn: Lsn, cache: &impl BlockCache) -> Result<Option<BlockRecord>> {
+    /// Cost: at most one read; none when the filter says no or the cache has the block. It brings the block, and of those
+    /// behind it what fits into `read_bytes`.
+    pub async fn get(
+        &self,
+        key: HashedKey<'_>,
+        max_lsn: Lsn,
+        cache: &impl BlockCache,
+        read_bytes: usize,
+    ) -> Result<Option<BlockRecord>> {
         match self.lookup(key, max_lsn, cache, true) {
             Lookup::Absent => Ok(None),
             Lookup::Found(record) => Ok(Some(record)),
             Lookup::OnDevice => {
-                let block = self.block(self.block_for(key.bytes), cache).await?;
+                let block = self.block_and_more(self.block_for(key.bytes), cache, read_bytes).await?;
                 Ok(block.find(key.bytes, key.hash, max_lsn).map(|index| BlockRecord::new(block, index)))
             }
         }
@@ -252,6 +259,30 @@ impl<S: BlockSource> TableReader<S> {
         let entry = self.index.entry(block);
         let bytes = self.source.read(self.offset + entry.offset, entry.len).await?;
         Ok(cache.insert(&self.slots, block, self.verify(block, &Rc::new(bytes), 0..entry.len)?))
+    }
+
+    /// As [`TableReader::block`]; where the source is asked, blocks behind it come along as long as all fit into
+    /// `bytes_max`.
+    async fn block_and_more(
+        &self,
+        block: usize,
+        cache: &impl BlockCache,
+        bytes_max: usize,
+    ) -> Result<Rc<VerifiedBlock>> {
+        let entry = self.index.entry(block);
+        if bytes_max < 2 * entry.len {
+            return self.block(block, cache).await;
+        }
+        if let Some(held) = self.cached(block, cache) {
+            return Ok(held);
+        }
+        let mut run = self.read_ahead(block..self.blocks(), bytes_max, cache, true).await?;
+        let Some(wanted) = self.next_of(&mut run, cache, true)? else {
+            unreachable!("INV-ITER: a read brings the block it begins with");
+        };
+        // Nobody has asked for these: damage in one of them is told to whoever does.
+        while let Ok(Some(_)) = self.next_of(&mut run, cache, true) {}
+        Ok(wanted)
     }
 
     /// The first blocks of `blocks` by one read: the first in any case, then those that follow it, are not cached (if
@@ -477,14 +508,16 @@ pub(super) mod tests {
 
     proptest! {
         #[test]
-        fn get_every_version_is_found_at_its_lsn(records in arbitrary_records(200), block_bytes in 64..800usize) {
+        fn get_every_version_is_found_at_its_lsn(
+            records in arbitrary_records(200), block_bytes in 64..800usize, read_bytes in 0..4_000usize
+        ) {
             let table = build(&records, block_bytes);
             let reader = open(&table);
             for record in &records {
-                let found = block_on(reader.get(record.key.as_ref().into(), record.lsn, &NoCache)).unwrap();
+                let found = block_on(reader.get(record.key.as_ref().into(), record.lsn, &NoCache, read_bytes)).unwrap();
                 prop_assert_eq!(found.as_ref().map(BlockRecord::view), Some(record.view()));
             }
-            prop_assert!(block_on(reader.get(b"absent"[..].into(), Lsn(99), &NoCache)).unwrap().is_none());
+            prop_assert!(block_on(reader.get(b"absent"[..].into(), Lsn(99), &NoCache, read_bytes)).unwrap().is_none());
         }
 
         #[test]
@@ -514,7 +547,7 @@ pub(super) mod tests {
         fn iterate_range_returns_records_in_it(
             records in arbitrary_records(300), start in prop::collection::vec(0..4u8, 0..4),
             end in prop::option::of(prop::collection::vec(0..4u8, 1..4)), block_bytes in 64..1_000usize,
-            cached in prop::collection::vec(any::<prop::sample::Index>(), 0..10), maintain: bool,
+            cached in prop::collection::vec(any::<prop::sample::Index>(), 0..10), maintain: bool, first_bytes in 0..3_000usize,
         ) {
             let table = build(&records, block_bytes);
             let reader = Rc::new(open(&table));
@@ -522,7 +555,7 @@ pub(super) mod tests {
             for block in cached {
                 block_on(reader.block(block.index(reader.blocks()), &*cache)).unwrap();
             }
-            let purpose = if maintain { Purpose::Maintain { read_bytes: 1_000 } } else { Purpose::Serve };
+            let purpose = if maintain { Purpose::Maintain { read_bytes: 1_000 } } else { Purpose::Serve { first_bytes } };
             let mut iter = TableIter::new(reader, start.clone().into(), end.clone().map(Into::into), cache, purpose);
             let mut seen = Vec::new();
             while iter.advance_now().unwrap_or_else(|| block_on(iter.advance()).unwrap()) {

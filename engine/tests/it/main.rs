@@ -7,6 +7,7 @@ mod common;
 
 mod atomic;
 mod checkpoints;
+mod expected;
 mod golden;
 mod hot_rows;
 mod keyspaces;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use antumbra_benches::compare;
 use antumbra_benches::device::DeviceOptions;
 use antumbra_benches::options::BenchOptions;
+use antumbra_benches::scores::ScoresOptions;
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 
@@ -21,6 +22,8 @@ pub enum BenchCommand {
     Ycsb(YcsbOptions),
     /// The engine beside fio: random reads, durable group commit, a lone durable put; and an idle engine's use of a core.
     Device(DeviceOptions),
+    /// What the predictor's scores gain in the engine: residency, read-ahead, the order of compaction; each on and off.
+    Scores(ScoresOptions),
     /// Moves a partition between two nodes under an open-loop load; prints what readers, writers and neighbours notice.
     Move(moves::MoveOptions),
 }
@@ -39,6 +42,7 @@ pub fn run(command: &BenchCommand) -> Result<ExitCode, CliError> {
     match command {
         BenchCommand::Ycsb(options) => ycsb(options).map(|()| ExitCode::SUCCESS),
         BenchCommand::Device(options) => device(options).map(|()| ExitCode::SUCCESS),
+        BenchCommand::Scores(options) => scores(options).map(|()| ExitCode::SUCCESS),
         BenchCommand::Move(options) => moves::run(options),
     }
 }
@@ -67,6 +71,19 @@ fn device(options: &DeviceOptions) -> Result<(), CliError> {
     let bar = if options.json { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
     bar.enable_steady_tick(std::time::Duration::from_millis(200));
     let report = antumbra_benches::device::run(options, |next| bar.set_message(next))?;
+    bar.finish_and_clear();
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(())
+}
+
+fn scores(options: &ScoresOptions) -> Result<(), CliError> {
+    let bar = if options.json { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
+    bar.enable_steady_tick(std::time::Duration::from_millis(200));
+    let report = antumbra_benches::scores::run(options, |next| bar.set_message(next))?;
     bar.finish_and_clear();
     if options.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
