@@ -42,6 +42,12 @@ pub struct DeviceOptions {
     /// How often each is made; engine and fio take turns.
     #[arg(long, default_value_t = 3)]
     pub rounds: usize,
+    /// Pin the engine's shard to this CPU.
+    #[arg(long)]
+    pub cpu: Option<usize>,
+    /// How long the idle shard polls before it sleeps, in microseconds.
+    #[arg(long, default_value_t = 0, requires = "cpu")]
+    pub spin_us: u64,
     /// Folder for the data, emptied before and after; its device is what is measured.
     #[arg(long)]
     pub dir: Option<PathBuf>,
@@ -100,11 +106,11 @@ fn run_in(dir: &Path, options: &DeviceOptions, progress: &mut impl FnMut(String)
     let keys = (options.mib << 20) / (VALUE_BYTES as u64 + 24);
     progress(format!("loading {keys} keys"));
     let blocks_of_4_kib = PartitionOptions { block_bytes: 4096, ..PartitionOptions::default() };
-    fill(open(dir, LOAD_MEMORY_BYTES)?, blocks_of_4_kib, keys, key)?;
+    fill(open(dir, LOAD_MEMORY_BYTES, options)?, blocks_of_4_kib, keys, key)?;
     let (mut reads, mut commits, mut lone) = (Vec::new(), Vec::new(), Vec::new());
     let (mut bytes_per_get, mut batch_bytes, mut puts_per_second) = (0.0, 0, 0.0);
 
-    let engine = open(dir, MEMORY_BYTES)?;
+    let engine = open(dir, MEMORY_BYTES, options)?;
     let partition = engine.partition(PARTITION).map_err(failed)?;
     let shard = dir.join("data/shard-000");
     for round in 1..=options.rounds {
@@ -121,7 +127,7 @@ fn run_in(dir: &Path, options: &DeviceOptions, progress: &mut impl FnMut(String)
     block_on(engine.close()).map_err(failed)?;
 
     // Memory enough that memtables are seldom flushed meanwhile.
-    let engine = open(dir, LOAD_MEMORY_BYTES)?;
+    let engine = open(dir, LOAD_MEMORY_BYTES, options)?;
     let partition = engine.partition(PARTITION).map_err(failed)?;
     let log = dir.join(LOG_NAME);
     std::fs::write(&log, vec![0; LOG_BYTES as usize]).map_err(|cause| Error::io(log.display().to_string(), cause))?;
@@ -194,8 +200,10 @@ fn key(number: u64) -> Bytes {
     )
 }
 
-fn open(dir: &Path, memory_bytes: usize) -> Result<Engine> {
+fn open(dir: &Path, memory_bytes: usize, options: &DeviceOptions) -> Result<Engine> {
     let mut config = EngineConfig::new(dir.join("data"));
+    config.first_cpu = options.cpu;
+    config.spin = Duration::from_micros(options.spin_us);
     config.memory_budget_bytes = memory_bytes;
     config.residency = false;
     Engine::open(config).map_err(failed)
@@ -341,8 +349,15 @@ mod tests {
     #[test]
     fn run_measures_every_pair_or_says_that_fio_is_missing() {
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-        let options =
-            DeviceOptions { mib: 4, seconds: 0.2, rounds: 1, dir: Some(dir.path().to_path_buf()), json: false };
+        let options = DeviceOptions {
+            mib: 4,
+            seconds: 0.2,
+            rounds: 1,
+            cpu: None,
+            spin_us: 0,
+            dir: Some(dir.path().to_path_buf()),
+            json: false,
+        };
         match run(&options, |_| {}) {
             Ok(report) => {
                 assert!(report.pairs.iter().all(|pair| pair.engine > 0.0 && pair.fio > 0.0), "{report:?}");

@@ -73,8 +73,10 @@ impl Region {
         let map = MmapOptions::new().len(len + HUGE_BYTES).map_anon();
         let mut map = map.unwrap_or_else(|cause| panic!("cannot map {len} bytes of memory: {cause}"));
         let start = map.as_ptr().align_offset(HUGE_BYTES);
-        // Refused where the kernel was built without huge pages; the memory then works as any other.
-        let _ = map.advise_range(Advice::HugePage, start, len);
+        // Refused where the kernel was built without huge pages; the memory then works as any other. Miri knows no advice.
+        if !cfg!(miri) {
+            let _ = map.advise_range(Advice::HugePage, start, len);
+        }
         let first = NonNull::from(&mut map[start..start + len]).cast();
         Region { _map: map, first, len }
     }

@@ -18,6 +18,7 @@ cargo xtask sim [--seeds N]   the storage simulator: N seeds (2000) of crashes a
 cargo xtask sim --cluster [--seeds N]  whole hosts, their clients and moves on simulated disks, clocks and links: N seeds (200)
 cargo xtask crash [--rounds N]  kill -9 under load on the real device, N times (100)
 cargo xtask fuzz [--seconds N] [--target NAME]  every decoder under libFuzzer, N seconds each (60)
+cargo xtask miri              the engine's modules without I/O under Miri (needs a nightly compiler with the component miri)
 cargo xtask soak [--seconds N] updates for that long (600), checking memory and space against their budgets
 ";
 
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Some("sim") => sim::run(&args[1..]),
         Some("crash") => sim::crash(&args[1..]),
         Some("fuzz") => fuzz::run(&args[1..]),
+        Some("miri") => miri(),
         Some("soak") => soak(&args[1..]),
         Some("help" | "--help") | None => {
             print!("{HELP}");
@@ -61,6 +63,20 @@ fn soak(args: &[String]) -> Result<()> {
         cargo()
             .args(["test", "--release", "-p", "antumbra-engine", "--test", "soak", "--", "--nocapture"])
             .env("ANTUMBRA_SOAK_SECONDS", seconds),
+    )
+}
+
+/// Modules of the engine whose tests do no I/O and map no memory.
+const PURE_MODULES: &[&str] = &["heads::", "chain::", "erasure::", "memtable::arena", "table::filter", "limits::"];
+
+fn miri() -> Result<()> {
+    // Miri is a hundred times slower: few cases of each property. They are kept in files, which isolation would refuse.
+    run_command(
+        cargo()
+            .args(["+nightly", "miri", "test", "-p", "antumbra-engine", "--lib", "--"])
+            .args(PURE_MODULES)
+            .env("PROPTEST_CASES", "4")
+            .env("MIRIFLAGS", "-Zmiri-disable-isolation"),
     )
 }
 
