@@ -18,27 +18,28 @@ use rkyv::util::AlignedVec;
 pub(crate) const HUGE_BYTES: usize = 2 << 20;
 
 /// Bytes of a line of the processor's caches.
-pub(crate) const LINE_BYTES: usize = 64;
+const LINE_BYTES: usize = 64;
 
 /// Asks the processor for the lines that these bytes lie in, `LINES` of them at most, and goes on without waiting. Loads of
 /// which each waits for the one before take their time one after another; what is asked for early comes meanwhile.
 #[inline]
 pub(crate) fn prefetch<const LINES: usize>(bytes: &[u8]) {
-    for line in 0..LINES.min(bytes.len().div_ceil(LINE_BYTES)) {
-        prefetch_line(bytes.as_ptr().wrapping_add(line * LINE_BYTES));
-    }
+    prefetch_lines(bytes.as_ptr(), LINES.min(bytes.len().div_ceil(LINE_BYTES)));
 }
 
-/// Asks the processor for the line at an address, which may be any.
+/// As [`prefetch`], for so many lines from an address on, which may be any.
 #[inline]
-pub(crate) fn prefetch_line(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint that reads nothing and faults at no address; SSE is part of x86_64.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+pub(crate) fn prefetch_lines(first: *const u8, lines: usize) {
+    for line in 0..lines {
+        let address = first.wrapping_add(line * LINE_BYTES);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a hint that reads nothing and faults at no address; SSE is part of x86_64.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = address;
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }
 
 /// Zeroed memory of its own: pages are taken from the system when they are first written, and all go back at once when it

@@ -12,7 +12,7 @@
 use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
 
-use crate::memory::{HUGE_BYTES, LINE_BYTES, Region, prefetch_line};
+use crate::memory::{HUGE_BYTES, Region, prefetch_lines};
 
 const WORD: usize = size_of::<u64>();
 /// Words of the largest shared chunk, a huge page; a node's place in its chunk has to fit [`PLACE_BITS`].
@@ -120,8 +120,7 @@ impl Arena {
 
     /// Asks the processor for the first `lines` lines of a node: somebody will read them soon.
     pub fn prefetch(&self, node: NodeRef, lines: usize) {
-        let first = self.word_ptr(node, 0).as_ptr().cast::<u8>();
-        (0..lines).for_each(|line| prefetch_line(first.wrapping_add(line * LINE_BYTES)));
+        prefetch_lines(self.word_ptr(node, 0).as_ptr().cast(), lines);
     }
 
     fn checked_word(&self, node: NodeRef, index: usize) -> WordPtr {

@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use crate::memory::{LINE_BYTES, prefetch_line};
+use crate::memory::prefetch_lines;
 
 use super::block::VerifiedBlock;
 use super::frames::{FramePool, Owner};
@@ -395,6 +395,9 @@ impl ShardBlockCache {
         }
         // Frames between two uses are memory too: where they have become many, the emptiest slabs are given back.
         while self.bytes() > whole.max(capacity + IDLE_SLABS * slab_bytes) {
+            if self.frames.give_back_spare() {
+                continue;
+            }
             if let Some(slab) = self.frames.sparsest() {
                 self.empty_slab(slab);
             }
@@ -514,7 +517,7 @@ impl BlockCache for ShardBlockCache {
         let mut slots = slots.slots.borrow_mut();
         let slot = &mut slots[block];
         if let Some(directory) = slot.directory {
-            (0..DIRECTORY_LINES).for_each(|line| prefetch_line(directory.as_ptr().wrapping_add(line * LINE_BYTES)));
+            prefetch_lines(directory.as_ptr(), DIRECTORY_LINES);
         }
         let held = slot.block.clone()?;
         slot.uses = (slot.uses + 1).min(USES_MAX);

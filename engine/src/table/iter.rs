@@ -41,8 +41,6 @@ pub struct TableIter<S, C> {
     read_ahead_bytes: usize,
     /// The block taken next, once it is known.
     next_block: Option<usize>,
-    /// No block has been entered yet.
-    is_first: bool,
     /// Blocks read already: those from `next_block` on.
     ahead: Option<UnverifiedRun>,
     block: Option<Rc<VerifiedBlock>>,
@@ -74,7 +72,6 @@ impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
             purpose,
             read_ahead_bytes,
             next_block: None,
-            is_first: true,
             ahead: None,
             block: None,
             position: 0,
@@ -149,14 +146,14 @@ impl<S: BlockSource, C: BlockCache> TableIter<S, C> {
 
     /// Steps on the first record of the upcoming block that lies in the range; false if none does.
     fn enter(&mut self, index: usize, block: Rc<VerifiedBlock>) -> bool {
-        self.position = if self.is_first { block.seek(&self.start) } else { 0 };
+        // The first one: none has been entered before.
+        self.position = if self.block.is_none() { block.seek(&self.start) } else { 0 };
         self.limit = match &self.end {
             Some(end) if block.key(block.len() - 1) >= end.as_ref() => block.seek(end),
             _ => block.len(),
         };
         self.block = Some(block);
         self.next_block = Some(index + 1);
-        self.is_first = false;
         self.position < self.limit
     }
 
