@@ -15,7 +15,7 @@ use rkyv::util::AlignedVec;
 use crate::error::{Error, Result};
 use crate::record::{Record, RecordView};
 
-use super::block::{Columns, check_columns};
+use super::columns::{Columns, check_columns};
 
 const VERSION: u8 = 1;
 const HEADER_LEN: usize = 16;

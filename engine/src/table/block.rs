@@ -1,25 +1,13 @@
 //! Data blocks: an rkyv archive of struct-of-arrays primitive vectors.
 //!
-//! [`CheckedBlock`] is the only way to a readable block. It compares the crc32c of the stored bytes with the parent's
-//! and validates
-//! the archive and its meaning once; every access after that is unchecked.
-//!
-//! A point lookup goes by a *directory* that is made when the block is verified and kept beside it: one byte of each
-//! record's key hash (eight are compared at a time), then where each record's key and value lie. With it the lookup
-//! touches one line of tags, one of positions, the key and the value; through the columns alone it would follow ten
-//! loads each of which waits for the one before. It takes nine bytes a record. The directory is not stored: nothing on disk can disagree with the
-//! keys, and making it costs a few per cent of the verification.
+//! [`CheckedBlock`] is the only way to a readable block. It compares the crc32c of the stored bytes with the parent's and
+//! validates the archive and its meaning once; every access after that is unchecked.
 
 use std::cmp::Ordering;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use rkyv::rancor;
-use rkyv::util::AlignedVec;
-use rkyv::{Archive, Serialize};
-
-use crate::error::{Error, Result};
 use crate::heads::Bound;
 use crate::io::{Bug, planted};
 use crate::limits::KEY_LEN_MAX;
@@ -27,129 +15,10 @@ use crate::memory::{AlignedBytes, LockedMap, prefetch};
 use crate::record::{RecordKind, RecordView};
 use crate::types::{Hlc, Lsn};
 
+use super::columns::{ArchivedColumns, check_columns};
 use super::compress::Unpacker;
-use super::filter::key_hash;
+use super::directory::{Position, directory_of, matching_bytes, tag_of};
 use super::frames::{Frame, FramePool};
-
-/// Columns of records; the archive's root. The field order is the format.
-#[derive(Archive, Serialize, Debug, Default)]
-pub(crate) struct Columns {
-    /// Keys, one after another.
-    pub key_bytes: Vec<u8>,
-    /// End of each key in `key_bytes`.
-    pub key_ends: Vec<u32>,
-    /// Values, one after another.
-    pub value_bytes: Vec<u8>,
-    /// End of each value in `value_bytes`.
-    pub value_ends: Vec<u32>,
-    /// LSN of each record.
-    pub lsns: Vec<u64>,
-    /// Timestamp of each record.
-    pub hlcs: Vec<u64>,
-    /// Deadlines in milliseconds; empty when no record of the block has one.
-    pub expiries: Vec<u64>,
-    /// [`RecordKind`] of each record.
-    pub kinds: Vec<u8>,
-}
-
-impl Columns {
-    pub fn len(&self) -> usize {
-        self.lsns.len()
-    }
-
-    pub fn push(&mut self, record: RecordView<'_>) {
-        self.key_bytes.extend_from_slice(record.key);
-        self.key_ends.push(self.key_bytes.len() as u32);
-        self.value_bytes.extend_from_slice(record.value);
-        self.value_ends.push(self.value_bytes.len() as u32);
-        if record.expires_at_ms != 0 && self.expiries.is_empty() {
-            self.expiries.resize(self.lsns.len(), 0);
-        }
-        if record.expires_at_ms != 0 || !self.expiries.is_empty() {
-            self.expiries.push(record.expires_at_ms);
-        }
-        self.lsns.push(record.lsn.0);
-        self.hlcs.push(record.hlc.0);
-        self.kinds.push(record.kind as u8);
-    }
-
-    pub fn clear(&mut self) {
-        self.key_bytes.clear();
-        self.key_ends.clear();
-        self.value_bytes.clear();
-        self.value_ends.clear();
-        self.lsns.clear();
-        self.hlcs.clear();
-        self.expiries.clear();
-        self.kinds.clear();
-    }
-
-    /// Bytes the archive will have, but for its fixed part.
-    pub fn estimated_len(&self) -> usize {
-        self.key_bytes.len() + self.value_bytes.len() + self.len() * 25 + self.expiries.len() * 8 + 64
-    }
-
-    pub fn archive(&self) -> Result<AlignedVec> {
-        rkyv::to_bytes::<rancor::Error>(self)
-            .map_err(|cause| Error::Invalid { what: format!("records do not fit an archive: {cause}") })
-    }
-}
-
-/// Checks an archive's structure and meaning: ends rise and end where the bytes do, columns are equally long, kinds
-/// exist, no key is empty.
-pub(crate) fn check_columns(bytes: &[u8]) -> std::result::Result<&ArchivedColumns, String> {
-    let columns = rkyv::access::<ArchivedColumns, rancor::Error>(bytes).map_err(|cause| cause.to_string())?;
-    let count = columns.lsns.len();
-    let lengths = [columns.key_ends.len(), columns.value_ends.len(), columns.hlcs.len(), columns.kinds.len()];
-    if lengths.iter().any(|len| *len != count) || !(columns.expiries.is_empty() || columns.expiries.len() == count) {
-        return Err(format!("columns of unequal length: {count} LSNs against {lengths:?}"));
-    }
-    let rises = |ends: &[rkyv::rend::u32_le], total: usize, step_min: u32| {
-        let mut previous = 0;
-        ends.iter().all(|end| {
-            let step = end.to_native().checked_sub(previous);
-            previous = end.to_native();
-            step.is_some_and(|step| step >= step_min)
-        }) && previous as usize == total
-    };
-    if !rises(&columns.key_ends, columns.key_bytes.len(), 1) {
-        return Err("key ends do not rise to the length of the key bytes".into());
-    }
-    if !rises(&columns.value_ends, columns.value_bytes.len(), 0) {
-        return Err("value ends do not rise to the length of the value bytes".into());
-    }
-    if let Some(kind) = columns.kinds.iter().find(|kind| RecordKind::try_from(**kind).is_err()) {
-        return Err(format!("unknown record kind {kind}"));
-    }
-    Ok(columns)
-}
-
-impl ArchivedColumns {
-    pub(crate) fn key(&self, index: usize) -> &[u8] {
-        slice_of(&self.key_bytes, &self.key_ends, index)
-    }
-
-    pub(crate) fn record(&self, index: usize) -> RecordView<'_> {
-        RecordView {
-            key: self.key(index),
-            lsn: Lsn(self.lsns[index].to_native()),
-            hlc: Hlc(self.hlcs[index].to_native()),
-            kind: kind_of(self.kinds[index]),
-            expires_at_ms: self.expiries.get(index).map_or(0, |expiry| expiry.to_native()),
-            value: slice_of(&self.value_bytes, &self.value_ends, index),
-        }
-    }
-}
-
-/// The kind of a record of columns that were checked.
-fn kind_of(byte: u8) -> RecordKind {
-    RecordKind::try_from(byte).unwrap_or_else(|byte| unreachable!("INV-BLOCK: kind {byte} in a checked block"))
-}
-
-fn slice_of<'a>(bytes: &'a [u8], ends: &[rkyv::rend::u32_le], index: usize) -> &'a [u8] {
-    let start = if index == 0 { 0 } else { ends[index - 1].to_native() as usize };
-    &bytes[start..ends[index].to_native() as usize]
-}
 
 /// A data block whose checksum, structure and meaning have been checked.
 #[derive(Debug)]
@@ -200,86 +69,6 @@ fn archive_start(directory_words: usize) -> usize {
     (directory_words * size_of::<u64>()).next_multiple_of(16)
 }
 
-/// Where a record's key and value lie, from the archive's start, and what kind of record it is.
-///
-/// Keys lie one after another, and so do values: a word of the directory says where a record's key and value begin, the
-/// next one where they end.
-#[derive(Clone, Copy, Debug)]
-struct Position {
-    key_start: u32,
-    key_end: u32,
-    value_start: u32,
-    value_end: u32,
-    is_put: bool,
-    has_deadline: bool,
-}
-
-/// Marks of a word of the directory, above the start of the key.
-const IS_PUT: u64 = 1 << 63;
-const HAS_DEADLINE: u64 = 1 << 62;
-/// Keys lie below this in an archive.
-const KEY_START_MAX: usize = (1 << 30) - 1;
-
-impl Position {
-    /// Of the record whose word is the first.
-    fn between(word: u64, next: u64) -> Position {
-        let key_start = |word: u64| (word >> 32) as u32 & KEY_START_MAX as u32;
-        Position {
-            key_start: key_start(word),
-            key_end: key_start(next),
-            value_start: word as u32,
-            value_end: next as u32,
-            is_put: word & IS_PUT != 0,
-            has_deadline: word & HAS_DEADLINE != 0,
-        }
-    }
-
-    fn kind(self) -> RecordKind {
-        if self.is_put { RecordKind::Put } else { RecordKind::Delete }
-    }
-}
-
-/// The tag of a key with this hash.
-fn tag_of(hash: u64) -> u8 {
-    (hash >> 24) as u8
-}
-
-/// The directory of checked columns: the tags, the first in the lowest byte of the first word, then a word a record and
-/// one behind the last (see [`Position`]).
-///
-/// Errors: the keys lie too far from the archive's start.
-fn directory_of(archive: &[u8], columns: &ArchivedColumns) -> std::result::Result<Box<[u64]>, String> {
-    let count = columns.lsns.len();
-    let tag_words = count.div_ceil(8);
-    let mut directory = vec![0; tag_words + count + 1].into_boxed_slice();
-    // The pointer of an empty column may lie anywhere.
-    let start_of = |column: &[u8]| match column {
-        [] => 0,
-        held => held.as_ptr().addr() - archive.as_ptr().addr(),
-    };
-    let (keys, values) = (start_of(&columns.key_bytes), start_of(&columns.value_bytes));
-    if keys + columns.key_bytes.len() > KEY_START_MAX {
-        return Err(format!("keys beyond {KEY_START_MAX} bytes"));
-    }
-    let word = |key_end: usize, value_end: usize| ((keys + key_end) as u64) << 32 | (values + value_end) as u64;
-    let (mut key_end, mut value_end) = (0, 0);
-    for index in 0..count {
-        let mut marks = 0;
-        if columns.kinds[index] == RecordKind::Put as u8 {
-            marks |= IS_PUT;
-        }
-        if columns.expiries.get(index).is_some_and(|expiry| expiry.to_native() != 0) {
-            marks |= HAS_DEADLINE;
-        }
-        directory[index / 8] |= u64::from(tag_of(key_hash(columns.key(index)))) << (index % 8 * 8);
-        directory[tag_words + index] = word(key_end, value_end) | marks;
-        (key_end, value_end) =
-            (columns.key_ends[index].to_native() as usize, columns.value_ends[index].to_native() as usize);
-    }
-    directory[tag_words + count] = word(key_end, value_end);
-    Ok(directory)
-}
-
 /// What the check of a block's bytes leaves: proof of it, and the directory. May be made on another thread than the one
 /// that reads the block.
 #[derive(Debug)]
@@ -325,13 +114,6 @@ impl CheckedBlock {
         let directory = directory_of(bytes, columns)?;
         Ok(CheckedBlock { directory, count: columns.lsns.len() as u32, is_distinct })
     }
-}
-
-/// Marks (in its top bit) each byte of `word` that equals `tag`; a byte above a marked one may be marked in error.
-fn matching_bytes(word: u64, tag: u8) -> u64 {
-    const ONES: u64 = u64::from_ne_bytes([1; 8]);
-    let difference = word ^ (ONES * u64::from(tag));
-    difference.wrapping_sub(ONES) & !difference & (ONES << 7)
 }
 
 impl VerifiedBlock {

@@ -8,8 +8,8 @@ use crate::types::Lsn;
 
 use rkyv::util::AlignedVec;
 
-use super::block::Columns;
 use super::cache::Warmth;
+use super::columns::Columns;
 use super::compress::{Backlog, ClosedBlock, Packed, Packer};
 use super::filter;
 use super::footer::{FOOTER_LEN, Footer, PART_ALIGN, Part};
