@@ -16,6 +16,7 @@ use futures_channel::oneshot;
 use futures_lite::future::block_on;
 use serde::Serialize;
 
+use crate::compare::Place;
 use crate::error::{Error, Result};
 use crate::local::{LOAD_MEMORY_BYTES, PARTITION, VALUE_BYTES, failed, fill, median, on_shard, spread};
 use crate::process::Usage;
@@ -93,12 +94,8 @@ pub struct DeviceReport {
 /// # Errors
 /// [`Error::Refused`] without fio, [`Error::Store`], [`Error::Io`].
 pub fn run(options: &DeviceOptions, mut progress: impl FnMut(String)) -> Result<DeviceReport> {
-    let scratch = tempfile::tempdir().map_err(|cause| Error::io("a temporary folder", cause))?;
-    let dir = options.dir.clone().unwrap_or_else(|| scratch.path().to_path_buf());
-    let data = dir.join("antumbra-device");
-    let done = run_in(&data, options, &mut progress);
-    let _ = std::fs::remove_dir_all(&data);
-    done
+    let place = Place::new(options.dir.as_deref())?;
+    run_in(place.path(), options, &mut progress)
 }
 
 fn run_in(dir: &Path, options: &DeviceOptions, progress: &mut impl FnMut(String)) -> Result<DeviceReport> {

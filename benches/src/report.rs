@@ -6,6 +6,7 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::Limits;
+use crate::local::median;
 use crate::machine::Machine;
 use crate::runner::PhaseResult;
 use crate::spec::{Phase, Spec};
@@ -33,9 +34,7 @@ struct Row<'a> {
 
 impl Row<'_> {
     fn median(&self, figure: impl Fn(&PhaseResult) -> f64) -> f64 {
-        let mut figures: Vec<f64> = self.rounds.iter().map(|round| figure(round)).collect();
-        figures.sort_unstable_by(f64::total_cmp);
-        figures[figures.len() / 2]
+        median(self.rounds.iter().map(|round| figure(round)))
     }
 }
 

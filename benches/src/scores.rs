@@ -14,7 +14,8 @@ use clap::{Args, ValueEnum};
 use futures_lite::future::block_on;
 use serde::Serialize;
 
-use crate::error::{Error, Result};
+use crate::compare::Place;
+use crate::error::Result;
 use crate::local::{LOAD_MEMORY_BYTES, PARTITION, VALUE_BYTES, failed, fill, median, on_shard, spread};
 use crate::process::Usage;
 use load::{Figures, Load, key};
@@ -132,12 +133,8 @@ fn trials() -> Vec<Trial> {
 /// # Errors
 /// [`Error::Store`], [`Error::Io`].
 pub fn run(options: &ScoresOptions, mut progress: impl FnMut(String)) -> Result<ScoresReport> {
-    let scratch = tempfile::tempdir().map_err(|cause| Error::io("a temporary folder", cause))?;
-    let dir = options.dir.clone().unwrap_or_else(|| scratch.path().to_path_buf());
-    let data = dir.join("antumbra-scores");
-    let done = run_in(&data, options, &mut progress);
-    let _ = std::fs::remove_dir_all(&data);
-    done
+    let place = Place::new(options.dir.as_deref())?;
+    run_in(place.path(), options, &mut progress)
 }
 
 fn run_in(dir: &Path, options: &ScoresOptions, progress: &mut impl FnMut(String)) -> Result<ScoresReport> {

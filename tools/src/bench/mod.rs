@@ -4,12 +4,14 @@ mod moves;
 
 use std::process::ExitCode;
 
-use antumbra_benches::compare;
-use antumbra_benches::device::DeviceOptions;
+use antumbra_benches::device::{self, DeviceOptions};
 use antumbra_benches::options::BenchOptions;
-use antumbra_benches::scores::ScoresOptions;
+use antumbra_benches::report::Report;
+use antumbra_benches::scores::{self, ScoresOptions};
+use antumbra_benches::{Result as BenchResult, compare};
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
+use serde::Serialize;
 
 use crate::CliError;
 
@@ -40,57 +42,47 @@ pub struct YcsbOptions {
 /// Runs a benchmark.
 pub fn run(command: &BenchCommand) -> Result<ExitCode, CliError> {
     match command {
-        BenchCommand::Ycsb(options) => ycsb(options).map(|()| ExitCode::SUCCESS),
-        BenchCommand::Device(options) => device(options).map(|()| ExitCode::SUCCESS),
-        BenchCommand::Scores(options) => scores(options).map(|()| ExitCode::SUCCESS),
+        BenchCommand::Ycsb(options) => ycsb(options),
+        BenchCommand::Device(options) => {
+            measure(options.json, ToString::to_string, |bar| device::run(options, |next| bar.set_message(next)))
+        }
+        BenchCommand::Scores(options) => {
+            measure(options.json, ToString::to_string, |bar| scores::run(options, |next| bar.set_message(next)))
+        }
         BenchCommand::Move(options) => moves::run(options),
     }
 }
 
-fn ycsb(options: &YcsbOptions) -> Result<(), CliError> {
+fn ycsb(options: &YcsbOptions) -> Result<ExitCode, CliError> {
     let name = options.engine.as_str();
     let Some(candidate) = antumbra_benches::candidates().into_iter().find(|candidate| candidate.name == name) else {
         return Err(unknown(name).into());
     };
-    let bar = if options.bench.json { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
-    bar.enable_steady_tick(std::time::Duration::from_millis(200));
-    bar.set_message("measuring the device, then loading");
-    let report = compare::run_alone(candidate, &options.bench, |result| {
-        bar.set_message(format!("{}: {:.0} op/s; next", result.phase, result.ops_per_second));
-    })?;
-    bar.finish_and_clear();
-    if options.bench.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        println!("{}{}", report.header(), report.tables());
-    }
-    Ok(())
+    let text = |report: &Report| format!("{}{}\n", report.header(), report.tables());
+    measure(options.bench.json, text, |bar| {
+        bar.set_message("measuring the device, then loading");
+        compare::run_alone(candidate, &options.bench, |result| {
+            bar.set_message(format!("{}: {:.0} op/s; next", result.phase, result.ops_per_second));
+        })
+    })
 }
 
-fn device(options: &DeviceOptions) -> Result<(), CliError> {
-    let bar = if options.json { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
+/// Runs a measurement behind a spinner and prints its report, as JSON or as text.
+fn measure<T: Serialize>(
+    json: bool,
+    text: impl FnOnce(&T) -> String,
+    run: impl FnOnce(&ProgressBar) -> BenchResult<T>,
+) -> Result<ExitCode, CliError> {
+    let bar = if json { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
     bar.enable_steady_tick(std::time::Duration::from_millis(200));
-    let report = antumbra_benches::device::run(options, |next| bar.set_message(next))?;
+    let report = run(&bar)?;
     bar.finish_and_clear();
-    if options.json {
+    if json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        print!("{report}");
+        print!("{}", text(&report));
     }
-    Ok(())
-}
-
-fn scores(options: &ScoresOptions) -> Result<(), CliError> {
-    let bar = if options.json { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
-    bar.enable_steady_tick(std::time::Duration::from_millis(200));
-    let report = antumbra_benches::scores::run(options, |next| bar.set_message(next))?;
-    bar.finish_and_clear();
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{report}");
-    }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn unknown(name: &str) -> String {

@@ -193,13 +193,28 @@ fn front() -> impl FnMut(usize) -> usize {
     }
 }
 
+/// What a host that learns for one partition has, and where it keeps what it learned.
+struct Setting {
+    folder: tempfile::TempDir,
+    base: Arc<Model>,
+    config: LearnConfig,
+    kept: PathBuf,
+}
+
+impl Setting {
+    fn new() -> Setting {
+        let folder = tempfile::tempdir().unwrap();
+        let base = Arc::new(Model::shipped().unwrap());
+        let mut config = LearnConfig::new(1, folder.path().join("models"), Arc::clone(&base));
+        config.core_share = 1.0;
+        let kept = folder.path().join("models/partition-1.safetensors");
+        Setting { folder, base, config, kept }
+    }
+}
+
 #[test]
 fn better_weights_are_swapped_in_serve_the_partition_and_last_over_a_restart() {
-    let folder = tempfile::tempdir().unwrap();
-    let base = Arc::new(Model::shipped().unwrap());
-    let mut config = LearnConfig::new(1, folder.path().join("models"), Arc::clone(&base));
-    config.core_share = 1.0;
-    let kept = folder.path().join("models/partition-1.safetensors");
+    let Setting { folder, base, config, kept } = Setting::new();
     block_on(async {
         let data = folder.path().join("data");
         let engine = engine(&data, &base).await;
@@ -230,11 +245,7 @@ fn better_weights_are_swapped_in_serve_the_partition_and_last_over_a_restart() {
 
 #[test]
 fn worse_weights_are_not_swapped_in_and_kept_ones_that_lose_give_way_to_the_base() {
-    let folder = tempfile::tempdir().unwrap();
-    let base = Arc::new(Model::shipped().unwrap());
-    let mut config = LearnConfig::new(1, folder.path().join("models"), Arc::clone(&base));
-    config.core_share = 1.0;
-    let kept = folder.path().join("models/partition-1.safetensors");
+    let Setting { folder, base, config, kept } = Setting::new();
     block_on(async {
         let engine = engine(&folder.path().join("data"), &base).await;
         let mut contest = Contest::new(&engine, front()).await;
