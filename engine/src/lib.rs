@@ -39,7 +39,7 @@ pub mod types;
 mod wal;
 
 pub use config::{CompactionOrder, Compression, Durability, EngineConfig, PartitionOptions, ReadAhead};
-pub use engine::{Engine, EngineBuilder, EngineStats, PartitionEntries, PartitionHandle, PartitionSnapshot};
+pub use engine::{Engine, EngineBuilder, EngineStats, PartitionEntries, PartitionHandle, PartitionSnapshot, ShardUse};
 pub use error::{Error, Result};
 pub use io::runtime;
 pub use keyspace::{Entries, Keyspace, KeyspaceOptions, KeyspaceStats, Partitioning, Snapshot};

@@ -12,10 +12,12 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use antumbra_predictor::model::Model;
 use futures_channel::oneshot;
 
+use crate::clock;
 use crate::config::EngineConfig;
 use crate::error::{Error, Result};
 use crate::governor::device_rate;
@@ -59,6 +61,8 @@ pub struct EngineStats {
     pub table_bytes: u64,
     /// Bytes in memtables.
     pub memtable_bytes: usize,
+    /// What each shard has used.
+    pub used: Vec<ShardUse>,
     /// Number of the last batch of each shard's log that is on the device, added up; what two looks differ by is how many
     /// were written in between.
     pub log_batches: u64,
@@ -66,6 +70,15 @@ pub struct EngineStats {
     pub log_bytes: u64,
     /// Block caches.
     pub cache: CacheStats,
+}
+
+/// What a shard has used since the engine was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardUse {
+    /// Processor time of its thread.
+    pub cpu: Duration,
+    /// Bytes of the batches that its log has written.
+    pub log_bytes: u64,
 }
 
 struct Inner {
@@ -266,12 +279,14 @@ impl Engine {
             let of_shard = self.on_shard(ShardId(index as u16), |shard| async move {
                 let partitions: Vec<PartitionStats> =
                     shard.partitions().iter().map(|partition| partition.stats()).collect();
-                (partitions, shard.wal().durable().0, shard.wal().written_bytes(), shard.cache().stats())
+                let used = ShardUse { cpu: clock::thread_cpu(), log_bytes: shard.wal().written_bytes() };
+                (partitions, shard.wal().durable().0, used, shard.cache().stats())
             });
-            let (partitions, log_batches, log_bytes, cache) = of_shard.await?;
+            let (partitions, log_batches, used, cache) = of_shard.await?;
             stats.partitions.extend(partitions);
             stats.log_batches += log_batches;
-            stats.log_bytes += log_bytes;
+            stats.log_bytes += used.log_bytes;
+            stats.used.push(used);
             stats.cache += cache;
         }
         stats.segments = stats.partitions.iter().map(|partition| partition.segments).sum();

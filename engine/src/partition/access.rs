@@ -17,6 +17,8 @@ pub(crate) struct Access {
     scorer: Mixture,
     /// Operations in the window that closed last: reads, writes, bytes.
     last_totals: Totals,
+    /// The same of all closed windows.
+    sums: Totals,
     windows_closed: u64,
     /// The request log, while somebody records.
     pub recording: Option<Box<Recording>>,
@@ -26,7 +28,7 @@ pub(crate) struct Access {
     pub next_model: Option<Arc<Model>>,
 }
 
-/// Sums over one closed window.
+/// Sums over one closed window, or over several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Reads.
@@ -52,6 +54,7 @@ impl Access {
                 segments,
             ),
             last_totals: Totals::default(),
+            sums: Totals::default(),
             windows_closed: 0,
             recording: None,
             observing: Observing::default(),
@@ -92,6 +95,9 @@ impl Access {
         }
         self.scorer.begin(counts);
         self.last_totals = totals;
+        self.sums.reads += totals.reads;
+        self.sums.writes += totals.writes;
+        self.sums.bytes += totals.bytes;
         self.windows_closed += 1;
     }
 
@@ -108,9 +114,9 @@ impl Access {
         }
     }
 
-    /// The last closed window's sums and how many windows have been closed.
-    pub fn totals(&self) -> (Totals, u64) {
-        (self.last_totals, self.windows_closed)
+    /// Sums over the last closed window, over all of them, and how many they are.
+    pub fn totals(&self) -> (Totals, Totals, u64) {
+        (self.last_totals, self.sums, self.windows_closed)
     }
 
     /// Segment `index` became two; `left_share` of its history stays left.

@@ -197,6 +197,8 @@ pub struct PartitionStats {
     pub keeps_since: Option<Lsn>,
     /// Sums of the last closed window.
     pub totals: Totals,
+    /// Sums of all windows closed since the partition was opened.
+    pub sums: Totals,
     /// Windows closed so far.
     pub windows_closed: u64,
 }
@@ -310,7 +312,7 @@ impl Partition {
     #[must_use]
     pub fn stats(&self) -> PartitionStats {
         let layout = self.layout();
-        let (totals, windows_closed) = self.access.borrow().totals();
+        let (totals, sums, windows_closed) = self.access.borrow().totals();
         PartitionStats {
             id: self.id,
             keyspace: self.keyspace.clone(),
@@ -326,6 +328,7 @@ impl Partition {
             visible: self.progress.borrow().visible(),
             keeps_since: self.keep_since.get(),
             totals,
+            sums,
             windows_closed,
         }
     }

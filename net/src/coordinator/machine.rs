@@ -81,6 +81,16 @@ pub struct HostInfo {
     pub resp: String,
 }
 
+/// Who decides on moves for all hosts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Leader {
+    /// The host.
+    pub host: u32,
+    /// Rises each time it shows that it lives. Who has seen no rise for some time takes over; nothing but the economy of
+    /// decisions hangs on there being one leader, since each move is fenced by its own attempt.
+    pub beat: u64,
+}
+
 /// Everything the coordinator knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ClusterState {
@@ -90,6 +100,9 @@ pub struct ClusterState {
     pub hosts: BTreeMap<u32, HostInfo>,
     /// Last attempt id given out.
     pub attempts: u64,
+    /// Who decides on moves, once somebody does.
+    #[serde(default)]
+    pub leader: Option<Leader>,
 }
 
 /// A request.
@@ -97,6 +110,13 @@ pub struct ClusterState {
 pub enum Command {
     /// Announces a host, or its new addresses.
     Register(HostInfo),
+    /// Becomes the leader, or shows that it still is one.
+    Lead {
+        /// The host.
+        host: u32,
+        /// The beat that it has seen, 0 before the first; another one is a conflict.
+        beat: u64,
+    },
     /// Creates a partition; one that exists with the same slots is left as it is.
     Create {
         /// Id.
@@ -210,6 +230,7 @@ impl Machine {
                 self.state.hosts.insert(info.host, info);
                 Ok(Answer::State(self.state.clone()))
             }
+            Command::Lead { host, beat } => self.lead(host, beat),
             Command::List => Ok(Answer::State(self.state.clone())),
             Command::Read { partition } => Ok(Answer::Record(self.record(partition)?.clone())),
             Command::Create { partition, keyspace, slots, owner } => self.create(partition, keyspace, slots, owner),
@@ -223,6 +244,15 @@ impl Machine {
             Command::BeginReconcile { partition, attempt, until } => self.begin_reconcile(partition, attempt, until),
             Command::EndReconcile { partition, attempt, outcome } => self.end_reconcile(partition, attempt, &outcome),
         }
+    }
+
+    fn lead(&mut self, host: u32, beat: u64) -> Result<Answer, String> {
+        let (leader, present) = self.state.leader.as_ref().map_or((0, 0), |leader| (leader.host, leader.beat));
+        if present != beat {
+            return Err(format!("host {leader} leads (beat {present}, not {beat})"));
+        }
+        self.state.leader = Some(Leader { host, beat: beat + 1 });
+        Ok(Answer::State(self.state.clone()))
     }
 
     fn record(&mut self, partition: u64) -> Result<&mut PartitionRecord, String> {
@@ -454,6 +484,17 @@ mod tests {
     fn record_of_an_earlier_release_has_not_diverged() {
         let stored = r#"{"partition":1,"keyspace":"k","slots":[0,9],"owner":1,"epoch":1,"state":"Stable","revision":1,"history":[]}"#;
         assert_eq!(serde_json::from_str::<PartitionRecord>(stored).unwrap().diverged, None);
+    }
+
+    #[test]
+    fn leadership_goes_to_who_saw_the_last_beat() {
+        let mut machine = machine();
+        assert!(machine.apply(Command::Lead { host: 1, beat: 0 }).is_ok());
+        assert!(machine.apply(Command::Lead { host: 2, beat: 0 }).is_err(), "host 1 was first");
+        assert!(machine.apply(Command::Lead { host: 1, beat: 1 }).is_ok());
+        assert!(machine.apply(Command::Lead { host: 2, beat: 2 }).is_ok(), "host 1 was silent");
+        assert!(machine.apply(Command::Lead { host: 1, beat: 2 }).is_err(), "it wakes up and is none any more");
+        assert_eq!(machine.state.leader, Some(Leader { host: 2, beat: 3 }));
     }
 
     #[test]

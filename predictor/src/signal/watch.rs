@@ -227,8 +227,34 @@ impl<const N: usize> Watch<N> {
         matches!(self.state, State::Raised { .. })
     }
 
+    /// The same for a copy of another length, from the next window on; what was learned of the load stays.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when a setting is out of its range.
+    pub fn set_config(&mut self, config: WatchConfig) -> Result<()> {
+        config.check()?;
+        if config.lead_windows as u32 != self.config.lead_windows as u32 {
+            self.horizons = HORIZONS.map(|part| self.forecast.horizon((config.lead_windows * part) as u32));
+        }
+        self.config = config;
+        Ok(())
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn config(&self) -> &WatchConfig {
+        &self.config
+    }
+
+    /// The load that is expected when a shadow begun now would be ready.
+    #[must_use]
+    pub fn expected(&self) -> f64 {
+        self.forecast.ahead(self.config.lead_windows as u32)
+    }
+
     /// Windows until the load is expected over its limit, at most the lead time.
-    fn crossing(&self) -> f64 {
+    #[must_use]
+    pub fn crossing(&self) -> f64 {
         let lead = self.config.lead_windows;
         (0..=lead as u32).find(|windows| self.forecast.ahead(*windows) >= 1.0).map_or(lead, f64::from)
     }
