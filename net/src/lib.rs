@@ -1,8 +1,10 @@
 //! Between hosts of Antumbra: QUIC transport, shadow protocol and switchover, coordinator, routing, and the RESP server
 //! that clients speak to.
 
+pub mod controller;
 pub mod coordinator;
 pub mod error;
+pub mod events;
 pub mod failpoint;
 pub mod host;
 mod mutant;

@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use antumbra_engine::types::{HostId, ShardId};
 use antumbra_engine::{Engine, EngineConfig, PartitionOptions};
+use antumbra_net::controller::plan::Settings;
+use antumbra_net::controller::trend::Limits;
+use antumbra_net::controller::{Automation, ControllerConfig, Copy};
 use antumbra_net::failpoint::Failpoint;
 use antumbra_net::host::learn::{LearnConfig, Learning};
 use antumbra_net::host::{CoordinatorAt, Host, HostConfig, Reports};
@@ -77,9 +80,62 @@ pub struct NodeOptions {
     /// together. Weights are kept in the data folder. 0: the shipped weights stay.
     #[arg(long, default_value_t = 0)]
     learn: usize,
+    #[command(flatten)]
+    controller: ControllerOptions,
     /// Die at this step of a move (crash tests).
     #[arg(long, hide = true)]
     failpoint: Option<String>,
+}
+
+/// Who decides on moves, and by what.
+#[derive(Args)]
+#[command(next_help_heading = "Moves ahead of need")]
+struct ControllerOptions {
+    /// Who decides on moves: manual (signals are noted), advise (decisions are noted), auto (they are carried out). One host
+    /// decides for all, the first of those with `advise` or `auto`; give all the same.
+    #[arg(long, default_value = "manual")]
+    policy: Automation,
+    /// Share of its core at which a shard is overloaded.
+    #[arg(long, default_value_t = 0.8)]
+    limit_core: f64,
+    /// Requests per second at which a shard is overloaded.
+    #[arg(long)]
+    limit_requests: Option<f64>,
+    /// MB per second of its log at which a shard is overloaded.
+    #[arg(long)]
+    limit_log_mb_s: Option<f64>,
+    /// MiB of data at which this host is full.
+    #[arg(long)]
+    limit_data_mib: Option<f64>,
+    /// Cap on what the controller's copies send, in MB per second.
+    #[arg(long)]
+    copy_mb_s: Option<f64>,
+    /// Share of the expected reads, in per cent, that a shadow has to serve before it is switched to; 100 = all segments.
+    #[arg(long, default_value_t = 95.0)]
+    copy_early: f64,
+    /// Moves that a host may be part of at a time.
+    #[arg(long, default_value_t = 1)]
+    moves_per_host: usize,
+}
+
+impl ControllerOptions {
+    fn config(&self, window: Duration) -> ControllerConfig {
+        ControllerConfig {
+            automation: self.policy,
+            window,
+            limits: Limits {
+                core: self.limit_core,
+                requests_s: self.limit_requests,
+                log_bytes_s: self.limit_log_mb_s.map(|limit| limit * 1e6),
+                data_bytes: self.limit_data_mib.map(|limit| limit * f64::from(1 << 20)),
+            },
+            settings: Settings { moves_per_host: self.moves_per_host, ..Settings::default() },
+            copy: Copy {
+                throttle_bytes_s: self.copy_mb_s.map(|rate| (rate * 1e6) as u64),
+                early: (self.copy_early < 100.0).then_some(self.copy_early.max(0.0) / 100.0),
+            },
+        }
+    }
 }
 
 /// Runs until SIGINT or SIGTERM.
@@ -106,6 +162,8 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
         coordinator: parse_coordinator(options.coordinator.as_deref())?,
         failpoint: Failpoint::new(options.failpoint.clone())?,
         reports: Reports::Folder(options.dir.join("conflicts")),
+        events: Some(options.dir.join("events")),
+        controller: Some(options.controller.config(Duration::from_millis(options.window_ms))),
         options: PartitionOptions { segment_target_bytes: options.segment_kib << 10, ..PartitionOptions::default() },
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

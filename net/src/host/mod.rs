@@ -9,6 +9,7 @@ mod reports;
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -16,10 +17,13 @@ use antumbra_engine::types::{AttemptId, Epoch, HostId, Lsn, PartitionId, ShardId
 use antumbra_engine::{Engine, Error as EngineError, Partition, PartitionOptions, PartitionSpec};
 use tokio::sync::Notify;
 
+use crate::controller::trend::{HostTrend, MoveTrend};
+use crate::controller::{self, ControllerConfig, steer};
 use crate::coordinator::embedded::{Embedded, SYSTEM_PARTITION};
 use crate::coordinator::remote::Remote;
 use crate::coordinator::{self, ClusterState, Command, Coordinator, HostInfo, PartitionRecord, RecordState};
 use crate::error::{Error, Result};
+use crate::events::Events;
 use crate::failpoint::Failpoint;
 #[cfg(feature = "sim")]
 use crate::mutant::{Mutant, planted};
@@ -27,6 +31,7 @@ use crate::resp::forward;
 use crate::resp::slot;
 use crate::routing::RoutingTable;
 use crate::shadow::drive::{self, MoveHandle, MoveOptions, Pace, TargetInbox};
+use crate::shadow::source::State;
 use crate::time;
 use crate::tls::Identity;
 use crate::transport::{Handler, Incoming, Plane, PlaneConfig, PlaneHandle, SchedulingClass, StreamKind};
@@ -72,6 +77,10 @@ pub struct HostConfig {
     pub failpoint: Failpoint,
     /// Where reports of reconciliations go.
     pub reports: Reports,
+    /// Where the event history goes, beside the memory.
+    pub events: Option<PathBuf>,
+    /// What is measured, and who decides on moves; `None` = nothing is measured.
+    pub controller: Option<ControllerConfig>,
 }
 
 /// What a host is told beside its planes.
@@ -81,6 +90,8 @@ pub(crate) struct Settings {
     pub options: PartitionOptions,
     pub failpoint: Failpoint,
     pub reports: Reports,
+    pub events: Option<PathBuf>,
+    pub controller: Option<ControllerConfig>,
 }
 
 /// The ways to and from other hosts.
@@ -112,6 +123,8 @@ pub struct Host {
     pub failpoint: Failpoint,
     /// Where reports of reconciliations go.
     pub reports: Reports,
+    /// What has happened here.
+    pub events: Events,
     embedded: Option<Embedded>,
     resp: SocketAddr,
     pub(crate) claims: Claims,
@@ -127,6 +140,10 @@ pub struct Host {
     returning: Arc<Mutex<HashSet<PartitionId>>>,
     /// What the sources of the shadows here have said last.
     heard: Mutex<HashMap<PartitionId, (AttemptId, Heard)>>,
+    /// The last window's, if it is measured.
+    trend: Mutex<Option<HostTrend>>,
+    /// Partitions whose automatic moves have ended well since the last window.
+    used: Mutex<Vec<PartitionId>>,
     _planes: Mutex<Vec<Plane>>,
 }
 
@@ -178,8 +195,9 @@ impl Host {
         let control = plane("control", config.control, SchedulingClass::Normal)?;
         let bulk = plane("bulk", config.bulk, SchedulingClass::Idle)?;
         let planes = Planes { control: control.handle(), bulk: bulk.handle(), threads: vec![control, bulk], slot };
-        let HostConfig { resp, coordinator, options, failpoint, reports, .. } = config;
-        Host::serve_on(engine, id, planes, Settings { resp, coordinator, options, failpoint, reports }).await
+        let HostConfig { resp, coordinator, options, failpoint, reports, events, controller, .. } = config;
+        let settings = Settings { resp, coordinator, options, failpoint, reports, events, controller };
+        Host::serve_on(engine, id, planes, settings).await
     }
 
     /// As [`Host::start`], on a simulated network.
@@ -219,6 +237,7 @@ impl Host {
             options: settings.options,
             failpoint: settings.failpoint,
             reports: settings.reports,
+            events: Events::new(settings.events),
             embedded,
             resp: settings.resp,
             claims: Claims::default(),
@@ -229,6 +248,8 @@ impl Host {
             fetching: Mutex::default(),
             returning: Arc::default(),
             heard: Mutex::default(),
+            trend: Mutex::default(),
+            used: Mutex::default(),
             _planes: Mutex::new(planes.threads),
         });
         let _ = planes.slot.set(Arc::downgrade(&host));
@@ -243,6 +264,9 @@ impl Host {
             time::pause(Duration::from_millis(50)).await;
         }
         host.control.spawn(reconcile::run(Arc::downgrade(&host), reconciler));
+        if let Some(config) = settings.controller {
+            controller::start(&host, config)?;
+        }
         Ok(host)
     }
 
@@ -328,6 +352,46 @@ impl Host {
         lock(&self.moves).get(&partition).cloned()
     }
 
+    /// The last moves that began here, ascending by partition.
+    pub(crate) fn move_trends(&self) -> Vec<MoveTrend> {
+        let mut moves: Vec<MoveTrend> = lock(&self.moves)
+            .iter()
+            .map(|(partition, known)| {
+                let (state, under_way) = (known.state(), !known.is_finished());
+                MoveTrend {
+                    partition: partition.0,
+                    destination: known.destination().0,
+                    automatic: known.is_automatic(),
+                    under_way,
+                    is_undecided: under_way
+                        && matches!(state, State::Opening | State::Copying | State::Reconnecting | State::Ready),
+                    ready: state == State::Ready,
+                }
+            })
+            .collect();
+        moves.sort_by_key(|known| known.partition);
+        moves
+    }
+
+    /// What the last window looked like, if windows are measured and one has closed.
+    #[must_use]
+    pub fn trend(&self) -> Option<HostTrend> {
+        lock(&self.trend).clone()
+    }
+
+    pub(crate) fn set_trend(&self, trend: HostTrend) {
+        *lock(&self.trend) = Some(trend);
+    }
+
+    /// An automatic move has ended well.
+    pub(crate) fn note_used(&self, partition: PartitionId) {
+        lock(&self.used).push(partition);
+    }
+
+    pub(crate) fn take_used(&self) -> Vec<PartitionId> {
+        std::mem::take(&mut lock(&self.used))
+    }
+
     pub(crate) fn inbox(&self, attempt: AttemptId) -> Option<TargetInbox> {
         lock(&self.inboxes).get(&attempt).cloned()
     }
@@ -399,6 +463,7 @@ impl Host {
             StreamKind::Fetch => drive::serve_fetch(self, incoming).await,
             StreamKind::Return => drive::serve_return(self, incoming).await,
             StreamKind::Probe => probe::serve(incoming).await,
+            StreamKind::Steer => steer::serve(self, incoming).await,
         }
     }
 }

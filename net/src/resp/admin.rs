@@ -18,7 +18,7 @@ const USAGE: &str = "PARTITIONS | CREATE id first-slot last-slot owner | MOVE id
                      [THROTTLE mb-per-second] [SETPOINT auto|us] [MANUAL] [EARLY percent] | STANDBY id host [ASYNC] | STANDBY id OFF | \
                      PROMOTE id [FORCE [POLICY lww|prefer-target|prefer-source|reject-and-keep-both|merge:operator]] | \
                      ABANDON id FORCE | SWITCH id | FILL id | LINK host mebibytes | PROGRESS id | REPORT id | COMPACT id | SEGMENTS id | \
-                     STATE id | RECORD id START one-key-of | RECORD id TAKE | RECORD id STOP";
+                     STATE id | TRENDS | EVENTS [after [most]] | RECORD id START one-key-of | RECORD id TAKE | RECORD id STOP";
 
 /// Runs one admin command.
 pub(crate) async fn run(host: &Arc<Host>, args: &[Bytes]) -> Result<Value> {
@@ -45,6 +45,11 @@ pub(crate) async fn run(host: &Arc<Host>, args: &[Bytes]) -> Result<Value> {
             let id = partition_id(words.get(1))?;
             on_plane(host, |host| async move { coordinator::read(host.coordinator.as_ref(), id.0).await }).await
         }
+        Some("TRENDS") => host
+            .trend()
+            .map(|trend| json!(trend))
+            .ok_or_else(|| Error::Refused { what: "no window has been measured yet".into() }),
+        Some("EVENTS") => events(host, &words[1..]),
         Some("LINK") => link(host, &words[1..]).await,
         Some("FILL") => fill(host, partition_id(words.get(1))?).await,
         Some("SEGMENTS") => segments(host, partition_id(words.get(1))?).await,
@@ -90,6 +95,16 @@ fn describe(stats: &PartitionStats, shard: u16) -> Value {
         "memtable_bytes": stats.memtable_bytes, "last_lsn": stats.visible.0, "windows": stats.windows_closed,
         "last_window": { "reads": stats.totals.reads, "writes": stats.totals.writes, "bytes": stats.totals.bytes },
     })
+}
+
+/// The newest 100, or the newest `most` behind number `after`.
+fn events(host: &Host, words: &[&str]) -> Result<Value> {
+    let number = |index: usize, otherwise: u64| match words.get(index) {
+        Some(word) => word.parse().map_err(|_| usage()),
+        None => Ok(otherwise),
+    };
+    let (after, most) = (number(0, 0)?, number(1, 100)?);
+    Ok(json!(host.events.since(after, usize::try_from(most).unwrap_or(usize::MAX))))
 }
 
 async fn create(host: &Arc<Host>, words: &[&str]) -> Result<Value> {

@@ -1,5 +1,6 @@
 //! What a move cost, for reports.
 
+use antumbra_engine::types::HostId;
 use serde::{Deserialize, Serialize};
 
 /// Accounts of the copy.
@@ -125,4 +126,26 @@ pub struct MoveReport {
     pub frozen_us: u64,
     /// Wall clock in milliseconds since the Unix epoch: copy began, ready, frozen, promoted, complete.
     pub marks_ms: Vec<(String, u64)>,
+}
+
+impl MoveReport {
+    /// What an event history says of it.
+    #[must_use]
+    pub fn in_words(&self, destination: HostId) -> String {
+        let shadow = &self.shadow;
+        format!(
+            "moved to host {destination} (attempt {}): {} segments, {:.1} MB on the wire ({:.1} MB of images, {} deltas) in {:.1} s, \
+             {} requests with a stale token, {} resumed; writes parked for {:.2} ms; {} segments were missing at the switchover",
+            self.attempt,
+            shadow.segments,
+            shadow.bytes_on_wire as f64 / 1e6,
+            shadow.bytes_copied as f64 / 1e6,
+            shadow.deltas,
+            shadow.seconds,
+            shadow.token_retries,
+            shadow.resumed,
+            self.frozen_us as f64 / 1e3,
+            self.switchover.missing,
+        )
+    }
 }

@@ -322,6 +322,8 @@ impl World {
             options: self.shape.options,
             failpoint: Failpoint::default(),
             reports: Reports::Kept(Arc::clone(&slot.reports)),
+            events: None,
+            controller: None,
         };
         let _on = slot.node.enter();
         slot.node.spawn(async move {

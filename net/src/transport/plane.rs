@@ -50,12 +50,16 @@ pub enum StreamKind {
     Probe = 7,
     /// What a host wrote alone behind a forced promotion, old owner to new one.
     Return = 8,
+    /// One request of the leader: trends, and what it has decided.
+    Steer = 9,
 }
 
 impl StreamKind {
     fn from_byte(byte: u8) -> Option<StreamKind> {
-        use StreamKind::{Bulk, Control, Coordinator, Fetch, Forward, Mirror, Probe, Return};
-        [Control, Mirror, Bulk, Coordinator, Forward, Fetch, Probe, Return].into_iter().find(|kind| *kind as u8 == byte)
+        use StreamKind::{Bulk, Control, Coordinator, Fetch, Forward, Mirror, Probe, Return, Steer};
+        [Control, Mirror, Bulk, Coordinator, Forward, Fetch, Probe, Return, Steer]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
     }
 }
 

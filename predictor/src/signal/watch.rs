@@ -161,8 +161,7 @@ impl<const N: usize> Watch<N> {
             weights += weight;
         }
         self.forecast.observe(if weights > 0.0 { sum / weights } else { 0.0 });
-        let armed = highest >= config.arm_level;
-        let worth = armed && self.probability() * config.overload_windows > config.copy_cost * (1.0 + self.misses);
+        let worth = self.is_worth_it();
         self.misses *= MISS_KEPT;
         self.confirmed |= hurts;
         match self.state {
@@ -202,6 +201,14 @@ impl<const N: usize> Watch<N> {
     #[must_use]
     pub fn probability(&self) -> f64 {
         self.forecast.over(&self.horizons[0])
+    }
+
+    /// Whether a shadow begun now is expected to gain more than it costs.
+    #[must_use]
+    pub fn is_worth_it(&self) -> bool {
+        let config = &self.config;
+        let gain = self.probability() * config.overload_windows;
+        self.highest() >= config.arm_level && gain > config.copy_cost * (1.0 + self.misses)
     }
 
     /// The highest probability within twice the lead time.

@@ -11,6 +11,7 @@ pub struct Node {
     child: Child,
     args: Vec<String>,
     pub resp: SocketAddr,
+    control: SocketAddr,
 }
 
 impl Drop for Node {
@@ -39,6 +40,11 @@ impl Node {
         while still && !std::fs::read_dir(&threads).unwrap().all(|task| stands(task.unwrap())) {
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Starts another node under `dir` whose coordinator this first one serves.
+    pub fn join(&self, dir: &std::path::Path, host: u32, more: &[&str]) -> Node {
+        start_node(dir, host, free_udp(), Some(format!("1@{}", self.control)), more)
     }
 
     /// Whether the process has ended by itself.
@@ -119,7 +125,7 @@ fn start_node(
         option("--coordinator", coordinator);
     }
     args.extend(more.iter().map(|arg| arg.to_string()));
-    Node { child: launch(&args, None), args, resp }
+    Node { child: launch(&args, None), args, resp, control }
 }
 
 /// Sends one inline command and returns what comes back within a moment.

@@ -20,6 +20,7 @@ use serde::Serialize;
 use tokio::sync::Notify;
 
 use crate::error::Error;
+use crate::events::Topic;
 use crate::host::Host;
 use crate::time;
 
@@ -75,6 +76,8 @@ pub struct MoveOptions {
     pub early: Option<f64>,
     /// Limits of the protocol.
     pub limits: Limits,
+    /// A controller has decided on it, and goes on to.
+    pub automatic: bool,
 }
 
 /// How far a move is.
@@ -94,8 +97,11 @@ pub struct MoveProgress {
     pub failed: Option<String>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    destination: HostId,
+    automatic: bool,
+    state: Mutex<State>,
     progress: Mutex<MoveProgress>,
     report: Mutex<Option<MoveReport>>,
     allow: Notify,
@@ -105,12 +111,45 @@ struct Shared {
 }
 
 /// A move under way or done. Clones share it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct MoveHandle {
     shared: Arc<Shared>,
 }
 
 impl MoveHandle {
+    fn new(destination: HostId, automatic: bool) -> MoveHandle {
+        let shared = Shared {
+            destination,
+            automatic,
+            state: Mutex::new(State::Opening),
+            progress: Mutex::default(),
+            report: Mutex::default(),
+            allow: Notify::new(),
+            ended: Notify::new(),
+            told_to_end: AtomicBool::new(false),
+            end: Notify::new(),
+        };
+        MoveHandle { shared: Arc::new(shared) }
+    }
+
+    /// Where to.
+    #[must_use]
+    pub fn destination(&self) -> HostId {
+        self.shared.destination
+    }
+
+    /// Whether a controller has begun it.
+    #[must_use]
+    pub fn is_automatic(&self) -> bool {
+        self.shared.automatic
+    }
+
+    /// State of the source's machine.
+    #[must_use]
+    pub fn state(&self) -> State {
+        *lock(&self.shared.state)
+    }
+
     /// How far it is.
     #[must_use]
     pub fn progress(&self) -> MoveProgress {
@@ -172,6 +211,7 @@ impl MoveHandle {
     }
 
     fn note_state(&self, state: State) {
+        *lock(&self.shared.state) = state;
         self.note(|progress| progress.state = format!("{state:?}"));
     }
 
@@ -190,13 +230,20 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// Starts a move on the control plane.
 pub(crate) fn start(host: Arc<Host>, partition: PartitionId, destination: HostId, options: MoveOptions) -> MoveHandle {
-    let handle = MoveHandle::default();
+    let handle = MoveHandle::new(destination, options.automatic);
     let plane = host.control.clone();
     let task = handle.clone();
+    let who = if options.automatic { "the controller" } else { "an operator" };
+    host.events.note(Topic::Move, Some(partition), format!("{who} begins a move to host {destination}"));
     plane.spawn(async move {
         let result = attempt::run(&host, partition, destination, options, &task).await;
-        if let Err(cause) = &result {
-            tracing::warn!(%cause, %partition, %destination, "move ended");
+        let text = match &result {
+            Ok(report) => report.in_words(destination),
+            Err(cause) => format!("the move to host {destination} ended, this host serves as before: {cause}"),
+        };
+        host.events.note(Topic::Move, Some(partition), text);
+        if result.is_ok() && options.automatic {
+            host.note_used(partition);
         }
         task.end(result);
     });

@@ -174,7 +174,7 @@ impl<'a> Driver<'a> {
                 biased;
                 () = ticker.tick() => self.tick().await,
                 () = shared.allow.notified() => self.machine.handle(Event::Allowed),
-                () = shared.end.notified() => self.note_and_handle(Event::Failed("an operator has given it up".into())),
+                () = shared.end.notified() => self.note_and_handle(Event::Failed("it has been given up".into())),
                 signal = self.signals.recv() => self.handle_signal(signal).await,
             };
             let mut pending = std::collections::VecDeque::from(actions);

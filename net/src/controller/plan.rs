@@ -1,0 +1,489 @@
+//! What to do about the trends of all hosts: a pure function of what they say.
+//!
+//! Loads are parts of the value that hurts. A partition's load counts where it will be when the moves under way have
+//! ended, so that no signal is answered twice.
+
+use std::collections::BTreeMap;
+
+use super::trend::{HostTrend, METRICS, MoveTrend, PartitionTrend, ShardTrend};
+
+/// What the plan keeps to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Settings {
+    /// Load that a host may have with what it takes over, as a part of the limit.
+    pub settle: f64,
+    /// Load from which on a ready shadow is switched to.
+    pub switch_level: f64,
+    /// Expected windows to the crossing from which on it is switched to.
+    pub switch_windows: f64,
+    /// Moves that a host may be part of at a time.
+    pub moves_per_host: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { settle: 0.7, switch_level: 0.97, switch_windows: 2.0, moves_per_host: 1 }
+    }
+}
+
+/// What is to be done, on which host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Casts a shadow ahead.
+    Start {
+        /// The partition.
+        partition: u64,
+        /// Its owner.
+        source: u32,
+        /// The host that the shadow falls on.
+        destination: u32,
+    },
+    /// Switches to a ready shadow.
+    Switch {
+        /// The partition.
+        partition: u64,
+        /// Its owner.
+        source: u32,
+    },
+    /// Drops a shadow that is not needed.
+    GiveUp {
+        /// The partition.
+        partition: u64,
+        /// Its owner.
+        source: u32,
+    },
+}
+
+impl Action {
+    /// The partition.
+    #[must_use]
+    pub fn partition(&self) -> u64 {
+        match self {
+            Action::Start { partition, .. } | Action::Switch { partition, .. } | Action::GiveUp { partition, .. } => {
+                *partition
+            }
+        }
+    }
+
+    /// The host that carries it out.
+    #[must_use]
+    pub fn source(&self) -> u32 {
+        match self {
+            Action::Start { source, .. } | Action::Switch { source, .. } | Action::GiveUp { source, .. } => *source,
+        }
+    }
+}
+
+/// An action and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// What.
+    pub action: Action,
+    /// Why, in words and figures.
+    pub reason: String,
+}
+
+/// What follows from a look at all hosts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// To be done now.
+    pub decisions: Vec<Decision>,
+    /// Shards (host, shard) that want relief and cannot have it, with the reason.
+    pub stuck: Vec<((u32, u16), String)>,
+}
+
+type Load = [f64; METRICS.len()];
+
+fn highest(load: &Load) -> f64 {
+    load.iter().copied().fold(0.0, f64::max)
+}
+
+/// The expected loads, with the moves under way as if they had ended.
+struct Outlook<'a> {
+    hosts: &'a BTreeMap<u32, HostTrend>,
+    shards: BTreeMap<(u32, u16), Load>,
+    moves: BTreeMap<u32, usize>,
+}
+
+impl<'a> Outlook<'a> {
+    fn new(hosts: &'a BTreeMap<u32, HostTrend>) -> Outlook<'a> {
+        let mut outlook = Outlook { hosts, shards: BTreeMap::new(), moves: BTreeMap::new() };
+        for trend in hosts.values() {
+            for (index, shard) in trend.shards.iter().enumerate() {
+                let expected = shard.metrics.map(|metric| metric * shard.growth());
+                outlook.shards.insert((trend.host, index as u16), expected);
+            }
+        }
+        for trend in hosts.values() {
+            for moving in trend.moves.iter().filter(|moving| moving.under_way) {
+                let found = trend.partitions.iter().find(|partition| partition.partition == moving.partition);
+                if let Some(partition) = found {
+                    outlook.shift(trend.host, partition, moving.destination);
+                }
+            }
+        }
+        outlook
+    }
+
+    fn shard(&self, host: u32, shard: u16) -> Option<&'a ShardTrend> {
+        self.hosts.get(&host)?.shards.get(usize::from(shard))
+    }
+
+    /// What a partition will load its shard with.
+    fn expected(&self, host: u32, partition: &PartitionTrend) -> Load {
+        let growth = self.shard(host, partition.shard).map_or(1.0, ShardTrend::growth);
+        partition.load.map(|load| load * growth)
+    }
+
+    fn landing(&self, partition: u64, destination: u32) -> Option<u16> {
+        let shards = self.hosts.get(&destination)?.shards.len().max(1);
+        Some((partition % shards as u64) as u16)
+    }
+
+    /// The loads of source and destination after a move.
+    fn after(&self, source: u32, partition: &PartitionTrend, destination: u32) -> Option<(Load, Load)> {
+        let load = self.expected(source, partition);
+        let landing = self.landing(partition.partition, destination)?;
+        let mut from = *self.shards.get(&(source, partition.shard))?;
+        let mut to = *self.shards.get(&(destination, landing))?;
+        for metric in 0..METRICS.len() {
+            from[metric] = (from[metric] - load[metric]).max(0.0);
+            to[metric] += load[metric];
+        }
+        Some((from, to))
+    }
+
+    fn shift(&mut self, source: u32, partition: &PartitionTrend, destination: u32) {
+        *self.moves.entry(source).or_default() += 1;
+        *self.moves.entry(destination).or_default() += 1;
+        if let Some((from, to)) = self.after(source, partition, destination) {
+            self.shards.insert((source, partition.shard), from);
+            if let Some(landing) = self.landing(partition.partition, destination) {
+                self.shards.insert((destination, landing), to);
+            }
+        }
+    }
+
+    fn has_room_for_a_move(&self, host: u32, settings: &Settings) -> bool {
+        self.moves.get(&host).copied().unwrap_or(0) < settings.moves_per_host
+    }
+}
+
+/// A partition that could go to a host, and what that would leave.
+struct Candidate<'a> {
+    partition: &'a PartitionTrend,
+    destination: u32,
+    from: f64,
+    to: f64,
+}
+
+/// Decides. `rests` says of a partition that it is left alone for now: moved or tried a moment ago, or not at rest for
+/// the coordinator.
+#[must_use]
+pub fn plan(hosts: &BTreeMap<u32, HostTrend>, settings: &Settings, rests: impl Fn(u64) -> bool) -> Plan {
+    let mut plan = Plan::default();
+    let mut outlook = Outlook::new(hosts);
+    for trend in hosts.values() {
+        for moving in trend.moves.iter().filter(|moving| moving.automatic && moving.is_undecided) {
+            plan.decisions.extend(follow_up(trend, moving, settings));
+        }
+    }
+    let mut raised: Vec<(u32, u16, &ShardTrend)> = hosts
+        .values()
+        .flat_map(|trend| trend.shards.iter().enumerate().map(|(index, shard)| (trend.host, index as u16, shard)))
+        .filter(|(.., shard)| shard.worth)
+        .collect();
+    // who will hurt first
+    raised.sort_by(|a, b| a.2.crossing_windows.total_cmp(&b.2.crossing_windows).then(b.2.level.total_cmp(&a.2.level)));
+    for (host, index, shard) in raised {
+        let Some(expected) = outlook.shards.get(&(host, index)).map(highest) else {
+            continue;
+        };
+        // a move under way will do
+        if expected < settings.settle.max(0.9) {
+            continue;
+        }
+        match relieve(&outlook, host, index, settings, &rests) {
+            Ok(best) => {
+                let Candidate { partition, destination, from, to } = best;
+                let reason = format!(
+                    "shard {index} of host {host} is at {:.2} of its limit ({}), {:.2} expected in {:.0} windows (probability {:.2}); \
+                     without partition {} it will be at {from:.2}, host {destination} with it at {to:.2}; {:.1} MB to copy",
+                    shard.level,
+                    shard.leading_metric(),
+                    shard.expected,
+                    shard.lead_windows,
+                    shard.probability,
+                    partition.partition,
+                    partition.bytes as f64 / 1e6,
+                );
+                let action = Action::Start { partition: partition.partition, source: host, destination };
+                outlook.shift(host, partition, destination);
+                plan.decisions.push(Decision { action, reason });
+            }
+            Err(reason) => {
+                let reason = format!(
+                    "shard {index} of host {host} is at {:.2} of its limit ({}), {:.2} expected: {reason}",
+                    shard.level,
+                    shard.leading_metric(),
+                    shard.expected
+                );
+                plan.stuck.push(((host, index), reason));
+            }
+        }
+    }
+    plan
+}
+
+/// What becomes of a shadow that the controller has cast.
+fn follow_up(trend: &HostTrend, moving: &MoveTrend, settings: &Settings) -> Option<Decision> {
+    let (partition, source) = (moving.partition, trend.host);
+    let of = trend.partitions.iter().find(|known| known.partition == partition)?;
+    let shard = trend.shards.get(usize::from(of.shard))?;
+    if !shard.raised {
+        let reason = format!("the load of shard {} has turned: {:.2} of the limit", of.shard, shard.level);
+        return Some(Decision { action: Action::GiveUp { partition, source }, reason });
+    }
+    let is_due = shard.level >= settings.switch_level || shard.crossing_windows <= settings.switch_windows;
+    (moving.ready && is_due).then(|| Decision {
+        action: Action::Switch { partition, source },
+        reason: format!(
+            "the shadow is ready and shard {} at {:.2} of its limit, to be crossed in {:.0} windows",
+            of.shard, shard.level, shard.crossing_windows
+        ),
+    })
+}
+
+/// The cheapest move that relieves a shard; among those that do not do it alone, the one that helps most.
+fn relieve<'a>(
+    outlook: &Outlook<'a>,
+    host: u32,
+    shard: u16,
+    settings: &Settings,
+    rests: impl Fn(u64) -> bool,
+) -> Result<Candidate<'a>, String> {
+    if !outlook.has_room_for_a_move(host, settings) {
+        return Err(format!("host {host} is part of as many moves as it may be"));
+    }
+    let trend = outlook.hosts.get(&host).ok_or("the host has gone")?;
+    let here = || trend.partitions.iter().filter(|partition| partition.shard == shard);
+    if here().next().is_none() {
+        return Err("no partition is there to be moved".into());
+    }
+    let mut candidates = Vec::new();
+    let mut least = f64::INFINITY;
+    for partition in here().filter(|partition| partition.at_rest && !rests(partition.partition)) {
+        for other in outlook.hosts.values().filter(|other| other.host != host) {
+            let Some((from, to)) = outlook.after(host, partition, other.host) else {
+                continue;
+            };
+            let (from, to) = (highest(&from), highest(&to));
+            let landing = outlook.landing(partition.partition, other.host);
+            let is_raised =
+                landing.and_then(|landing| outlook.shard(other.host, landing)).is_some_and(|shard| shard.raised);
+            least = least.min(to);
+            if to <= settings.settle && !is_raised && outlook.has_room_for_a_move(other.host, settings) {
+                candidates.push(Candidate { partition, destination: other.host, from, to });
+            }
+        }
+    }
+    // bytes decide among those that suffice, the lower load of the destination among equal ones
+    let enough = settings.settle.max(0.9);
+    let order = |a: &Candidate<'_>, b: &Candidate<'_>| {
+        let (a_does, b_does) = (a.from < enough, b.from < enough);
+        b_does
+            .cmp(&a_does)
+            .then(if a_does && b_does { a.partition.bytes.cmp(&b.partition.bytes) } else { a.from.total_cmp(&b.from) })
+            .then(a.to.total_cmp(&b.to))
+    };
+    candidates.into_iter().min_by(order).ok_or_else(|| {
+        if outlook.hosts.len() == 1 {
+            "there is no other host".into()
+        } else if least.is_finite() {
+            format!(
+                "no host has room for one of its partitions: the best would be at {least:.2}, more than {:.2}, or is part of a \
+                 move",
+                settings.settle
+            )
+        } else {
+            "its partitions are being moved, or were a moment ago".into()
+        }
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn shard(level: f64, expected: f64, raised: bool) -> ShardTrend {
+        let mut metrics = [0.0; METRICS.len()];
+        metrics[0] = level;
+        ShardTrend {
+            metrics,
+            level,
+            expected,
+            probability: if raised { 0.9 } else { 0.1 },
+            raised,
+            worth: raised,
+            crossing_windows: if raised { 10.0 } else { 40.0 },
+            lead_windows: 40.0,
+        }
+    }
+
+    fn partition(id: u64, load: f64, bytes: u64) -> PartitionTrend {
+        let mut loads = [0.0; METRICS.len()];
+        loads[0] = load;
+        PartitionTrend { partition: id, shard: 0, load: loads, bytes, at_rest: true }
+    }
+
+    fn host(id: u32, shard: ShardTrend, partitions: Vec<PartitionTrend>) -> (u32, HostTrend) {
+        (id, HostTrend { host: id, window_ms: 1000, windows: 100, shards: vec![shard], partitions, moves: Vec::new() })
+    }
+
+    fn under_way(partition: u64, destination: u32, ready: bool) -> MoveTrend {
+        MoveTrend { partition, destination, automatic: true, under_way: true, is_undecided: true, ready }
+    }
+
+    fn actions(hosts: &BTreeMap<u32, HostTrend>) -> Vec<Action> {
+        plan(hosts, &Settings::default(), |_| false).decisions.into_iter().map(|decision| decision.action).collect()
+    }
+
+    #[test]
+    fn smallest_partition_that_suffices_goes_to_the_emptiest_host() {
+        let busy = vec![partition(1, 0.5, 100), partition(2, 0.2, 10), partition(3, 0.1, 1)];
+        let hosts = BTreeMap::from([
+            host(1, shard(0.8, 1.04, true), busy),
+            host(2, shard(0.3, 0.3, false), Vec::new()),
+            host(3, shard(0.2, 0.2, false), Vec::new()),
+        ]);
+        // 3 alone leaves 0.91: not enough; 2 leaves 0.78
+        assert_eq!(actions(&hosts), [Action::Start { partition: 2, source: 1, destination: 3 }]);
+    }
+
+    #[test]
+    fn quiet_hosts_are_left_alone() {
+        let hosts = BTreeMap::from([
+            host(1, shard(0.8, 0.9, false), vec![partition(1, 0.8, 1)]),
+            host(2, shard(0.0, 0.0, false), Vec::new()),
+        ]);
+        assert_eq!(plan(&hosts, &Settings::default(), |_| false), Plan::default());
+    }
+
+    #[test]
+    fn signal_that_fades_casts_nothing() {
+        let fading = ShardTrend { worth: false, ..shard(0.9, 1.1, true) };
+        let hosts = BTreeMap::from([
+            host(1, fading, vec![partition(1, 0.4, 5), partition(2, 0.5, 7)]),
+            host(2, shard(0.1, 0.1, false), Vec::new()),
+        ]);
+        assert_eq!(plan(&hosts, &Settings::default(), |_| false), Plan::default());
+    }
+
+    #[test]
+    fn load_is_not_pushed_around() {
+        // the whole load would only hurt elsewhere
+        let mut hosts = BTreeMap::from([
+            host(1, shard(0.9, 1.2, true), vec![partition(1, 0.9, 1)]),
+            host(2, shard(0.1, 0.1, false), Vec::new()),
+        ]);
+        let stuck = plan(&hosts, &Settings::default(), |_| false);
+        assert!(stuck.decisions.is_empty() && stuck.stuck[0].1.contains("no host has room"), "{stuck:?}");
+        // and a host that is about to hurt takes nothing
+        hosts.insert(1, host(1, shard(0.9, 1.2, true), vec![partition(1, 0.2, 1), partition(3, 0.7, 1)]).1);
+        hosts.insert(2, host(2, shard(0.3, 0.3, true), Vec::new()).1);
+        assert!(actions(&hosts).is_empty());
+    }
+
+    #[test]
+    fn signal_is_answered_once() {
+        let mut hosts = BTreeMap::from([
+            host(1, shard(0.9, 1.1, true), vec![partition(1, 0.4, 5), partition(2, 0.5, 7)]),
+            host(2, shard(0.1, 0.1, false), Vec::new()),
+            host(3, shard(0.1, 0.1, false), Vec::new()),
+        ]);
+        let [Action::Start { partition, destination, .. }] = actions(&hosts)[..] else { panic!() };
+        assert_eq!(partition, 1);
+        hosts.get_mut(&1).unwrap().moves.push(under_way(partition, destination, false));
+        assert!(actions(&hosts).is_empty());
+    }
+
+    #[test]
+    fn ready_shadow_is_switched_to_when_it_is_due_and_dropped_when_the_load_turns() {
+        let moving = |shard, ready| {
+            let mut hosts = BTreeMap::from([
+                host(1, shard, vec![partition(1, 0.4, 5), partition(2, 0.5, 7)]),
+                host(2, ShardTrend { raised: false, ..shard }, Vec::new()),
+            ]);
+            hosts.get_mut(&1).unwrap().moves.push(under_way(1, 2, ready));
+            actions(&hosts)
+        };
+        assert!(moving(shard(0.9, 1.1, true), true).is_empty(), "ready, not needed yet");
+        assert!(moving(shard(0.98, 1.1, true), false).is_empty(), "needed, not ready yet");
+        assert_eq!(moving(shard(0.98, 1.1, true), true), [Action::Switch { partition: 1, source: 1 }]);
+        let soon = ShardTrend { crossing_windows: 1.0, ..shard(0.9, 1.1, true) };
+        assert_eq!(moving(soon, true), [Action::Switch { partition: 1, source: 1 }]);
+        assert_eq!(moving(shard(0.5, 0.5, false), true), [Action::GiveUp { partition: 1, source: 1 }]);
+    }
+
+    #[test]
+    fn resting_partitions_stay() {
+        let hosts = BTreeMap::from([
+            host(1, shard(0.9, 1.1, true), vec![partition(1, 0.4, 5), partition(2, 0.45, 7)]),
+            host(2, shard(0.1, 0.1, false), Vec::new()),
+        ]);
+        let settings = Settings::default();
+        let resting = plan(&hosts, &settings, |id| id == 1);
+        assert_eq!(resting.decisions[0].action, Action::Start { partition: 2, source: 1, destination: 2 });
+        let all = plan(&hosts, &settings, |_| true);
+        assert!(all.decisions.is_empty() && all.stuck[0].1.contains("a moment ago"), "{all:?}");
+    }
+
+    fn arbitrary_host(id: u32) -> impl Strategy<Value = (u32, HostTrend)> {
+        let loads = prop::collection::vec((0.0..0.6f64, 1..1_000_000u64, any::<bool>()), 0..5);
+        (loads, 0.8..1.6f64, any::<bool>()).prop_map(move |(loads, growth, raised)| {
+            let level: f64 = loads.iter().map(|(load, ..)| load).sum();
+            let partitions = loads
+                .iter()
+                .enumerate()
+                .map(|(index, (load, bytes, at_rest))| PartitionTrend {
+                    at_rest: *at_rest,
+                    ..partition(u64::from(id) * 10 + index as u64, *load, *bytes)
+                })
+                .collect();
+            host(id, shard(level, level * growth, raised), partitions)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_plan_breaks_its_promises(hosts in (1..5u32).prop_flat_map(|count| {
+            (1..=count).map(arbitrary_host).collect::<Vec<_>>()
+        })) {
+            let hosts: BTreeMap<u32, HostTrend> = hosts.into_iter().collect();
+            let settings = Settings::default();
+            let plan = plan(&hosts, &settings, |id| id % 3 == 0);
+            let mut taken: BTreeMap<u32, f64> = BTreeMap::new();
+            let mut parts: BTreeMap<u32, usize> = BTreeMap::new();
+            for decision in &plan.decisions {
+                let Action::Start { partition, source, destination } = decision.action else {
+                    panic!("nothing is under way: {decision:?}");
+                };
+                let moved = hosts[&source].partitions.iter().find(|known| known.partition == partition).unwrap();
+                prop_assert!(source != destination && moved.at_rest && partition % 3 != 0);
+                prop_assert!(hosts[&source].shards[0].raised && !hosts[&destination].shards[0].raised);
+                *taken.entry(destination).or_default() += moved.load[0] * hosts[&source].shards[0].growth();
+                for host in [source, destination] {
+                    *parts.entry(host).or_default() += 1;
+                }
+            }
+            for (host, load) in taken {
+                let shard = &hosts[&host].shards[0];
+                prop_assert!(shard.level * shard.growth() + load <= settings.settle + 1e-9);
+            }
+            prop_assert!(parts.values().all(|moves| *moves <= settings.moves_per_host));
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! What the leader asks of the other hosts, one call each: their trends, and what it has decided.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use antumbra_engine::types::{HostId, PartitionId};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::events::Topic;
+use crate::host::Host;
+use crate::shadow::{MoveOptions, Policy, SetPoint};
+use crate::transport::{Incoming, StreamKind, call, serve_call};
+
+use super::plan::{Action, Decision};
+use super::trend::HostTrend;
+
+/// A host that takes longer is left out.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A request of the leader.
+#[derive(Debug, Serialize, Deserialize)]
+enum Request {
+    /// The last trend.
+    Trend,
+    /// Casts a shadow ahead, to be switched to when told so.
+    Start { partition: u64, destination: u32, copy: Copy, reason: String },
+    /// Switches to it.
+    Switch { partition: u64, reason: String },
+    /// Drops it.
+    GiveUp { partition: u64, reason: String },
+}
+
+/// How the controller's copies are made.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Copy {
+    /// Cap on bytes per second on the wire.
+    pub throttle_bytes_s: Option<u64>,
+    /// Share of the expected accesses (0..1) that suffices for the switchover; `None` = all segments.
+    pub early: Option<f64>,
+}
+
+/// The answer.
+#[derive(Debug, Serialize, Deserialize)]
+enum Response {
+    Trend(HostTrend),
+    Done,
+    Refused(String),
+}
+
+/// The last trend of a host.
+pub(super) async fn trend_of(host: &Arc<Host>, of: HostId) -> Result<HostTrend> {
+    match ask(host, of, Request::Trend).await? {
+        Response::Trend(trend) => Ok(trend),
+        Response::Refused(what) => Err(Error::Refused { what }),
+        Response::Done => Err(Error::protocol("no trend in the answer")),
+    }
+}
+
+/// Has a decision carried out.
+pub(super) async fn carry_out(host: &Arc<Host>, decision: &Decision, copy: Copy) -> Result<()> {
+    let reason = decision.reason.clone();
+    let request = match decision.action {
+        Action::Start { partition, destination, .. } => Request::Start { partition, destination, copy, reason },
+        Action::Switch { partition, .. } => Request::Switch { partition, reason },
+        Action::GiveUp { partition, .. } => Request::GiveUp { partition, reason },
+    };
+    match ask(host, HostId(decision.action.source()), request).await? {
+        Response::Refused(what) => Err(Error::Refused { what }),
+        Response::Done | Response::Trend(_) => Ok(()),
+    }
+}
+
+async fn ask(host: &Arc<Host>, of: HostId, request: Request) -> Result<Response> {
+    if of == host.id {
+        return Ok(answer(host, request));
+    }
+    let addresses = host.routing.load().addresses(of).cloned();
+    let address = addresses.ok_or_else(|| Error::Refused { what: format!("host {of} is not known") })?.control;
+    let request = serde_json::to_vec(&request).map_err(|cause| Error::protocol(cause.to_string()))?;
+    let response = call(&host.control, address, of, StreamKind::Steer, &request, TIMEOUT).await?;
+    serde_json::from_slice(&response).map_err(|cause| Error::protocol(format!("host {of} answered: {cause}")))
+}
+
+/// Serves one request of the leader.
+pub(crate) async fn serve(host: Arc<Host>, incoming: Incoming) {
+    let peer = incoming.peer;
+    let served = serve_call(incoming, |request| async move {
+        let response = match serde_json::from_slice(&request) {
+            Ok(request) => answer(&host, request),
+            Err(cause) => Response::Refused(format!("no request: {cause}")),
+        };
+        serde_json::to_vec(&response).unwrap_or_default()
+    });
+    if let Err(cause) = served.await {
+        tracing::debug!(%cause, %peer, "a leader's call");
+    }
+}
+
+fn answer(host: &Arc<Host>, request: Request) -> Response {
+    let done = match request {
+        Request::Trend => {
+            return match host.trend() {
+                Some(trend) => Response::Trend(trend),
+                None => Response::Refused(format!("host {} measures no trends", host.id)),
+            };
+        }
+        Request::Start { partition, destination, copy, reason } => {
+            let options = MoveOptions {
+                policy: Policy::Manual,
+                throttle_bytes_s: copy.throttle_bytes_s,
+                early: copy.early,
+                set_point: SetPoint::Quiet,
+                automatic: true,
+                ..MoveOptions::default()
+            };
+            let id = PartitionId(partition);
+            host.start_move(id, HostId(destination), options).map(|_| {
+                host.events.note(
+                    Topic::Decision,
+                    Some(id),
+                    format!("a shadow is cast on host {destination}: {reason}"),
+                );
+            })
+        }
+        Request::Switch { partition, reason } => automatic(host, partition).map(|moving| {
+            let id = PartitionId(partition);
+            host.events.note(
+                Topic::Decision,
+                Some(id),
+                format!("switchover to host {}: {reason}", moving.destination()),
+            );
+            moving.switch();
+        }),
+        Request::GiveUp { partition, reason } => automatic(host, partition).map(|moving| {
+            let id = PartitionId(partition);
+            host.events.note(Topic::Decision, Some(id), format!("the shadow is dropped: {reason}"));
+            moving.give_up();
+        }),
+    };
+    done.map_or_else(|cause| Response::Refused(cause.to_string()), |()| Response::Done)
+}
+
+/// The move of a partition, if a controller has begun it: those of operators are theirs.
+fn automatic(host: &Host, partition: u64) -> Result<crate::shadow::MoveHandle> {
+    let found = host.find_move(PartitionId(partition));
+    found.filter(|moving| moving.is_automatic() && !moving.is_finished()).ok_or_else(|| Error::Refused {
+        what: format!("no move of partition {partition} that a controller has begun is under way on host {}", host.id),
+    })
+}
