@@ -11,6 +11,7 @@ mod node;
 mod predict;
 mod repair;
 mod scrub;
+mod secret;
 mod show;
 mod verify;
 

@@ -13,12 +13,13 @@ use antumbra_net::controller::{Automation, ControllerConfig, Copy};
 use antumbra_net::failpoint::Failpoint;
 use antumbra_net::host::learn::{LearnConfig, Learning};
 use antumbra_net::host::{CoordinatorAt, Host, HostConfig, Reports};
+use antumbra_net::http::{self, HttpConfig};
 use antumbra_net::resp::{self, ServerConfig, Service, Users};
 use antumbra_net::tls::{Authority, Identity};
 use antumbra_predictor::Model;
 use clap::Args;
 
-use crate::CliError;
+use crate::{CliError, secret};
 
 #[derive(Args)]
 pub struct NodeOptions {
@@ -58,6 +59,12 @@ pub struct NodeOptions {
     /// Length of an access window, in milliseconds.
     #[arg(long, default_value_t = 1000)]
     window_ms: u64,
+    /// Address for operators (HTTP): status page, metrics for Prometheus, health; without it there is none.
+    #[arg(long)]
+    http: Option<SocketAddr>,
+    /// File with the token that lets the status page act, at least 16 bytes; only its owner may read it.
+    #[arg(long, requires = "http")]
+    http_token_file: Option<PathBuf>,
     /// Connections of clients; more are refused.
     #[arg(long, default_value_t = 20_000)]
     connections_max: usize,
@@ -173,7 +180,15 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
             serve_clients(&host, ShardId(shard as u16), &service).await?;
         }
         let learning = learn(&engine, &options)?;
-        println!("READY host {id} resp {}", options.resp);
+        let mut http = String::new();
+        if let Some(listen) = options.http {
+            let token = options.http_token_file.as_deref().map(secret::read).transpose()?;
+            let config = HttpConfig { listen, token, automation: options.controller.policy };
+            let (address, serving) = http::bind(Arc::clone(&host), Arc::clone(&service), config).await?;
+            tokio::spawn(serving);
+            http = format!(" http {address}");
+        }
+        println!("READY host {id} resp {}{http}", options.resp);
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         tokio::select! {
             _ = tokio::signal::ctrl_c() => {}

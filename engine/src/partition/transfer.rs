@@ -1,7 +1,7 @@
 //! The source's side of a move: plan, mirror, freeze, hand-over; images and deltas are [`super::image`]'s. Driven by the
 //! shadow protocol; each method names the attempt, and a closed attempt changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -46,6 +46,12 @@ pub struct SegmentSummary {
     pub bytes: u64,
     /// Its present version.
     pub token: ValidationToken,
+    /// Bytes of it that are locked in memory.
+    pub resident_bytes: u64,
+    /// Whether it is still at the host that owned the partition before.
+    pub is_missing: bool,
+    /// Accesses in the window that closed last.
+    pub accesses: u64,
     /// Expected accesses by the guard over all scorers.
     pub auto: f32,
     /// The same by the GRU alone.
@@ -106,6 +112,8 @@ impl Partition {
     pub fn segment_summaries(&self) -> Vec<SegmentSummary> {
         let layout = self.layout();
         let access = self.access.borrow();
+        let seen = access.windows.history(0);
+        let missing: BTreeSet<SegmentId> = self.missing_segments().into_iter().collect();
         let score = |kind, index: usize| access.scores(kind).get(index).copied().unwrap_or(0.0);
         layout
             .segments
@@ -116,6 +124,9 @@ impl Partition {
                 start: segment.start.clone(),
                 bytes: segment.bytes().max(SEGMENT_BYTES_MIN),
                 token: self.token(segment),
+                resident_bytes: segment.resident_bytes(),
+                is_missing: missing.contains(&segment.id),
+                accesses: seen.and_then(|counts| counts.get(index)).map_or(0, |counts| counts.accesses()),
                 auto: score(ScorerKind::Auto, index),
                 gru: score(ScorerKind::Gru, index),
                 ewma: score(ScorerKind::Ewma, index),

@@ -49,7 +49,7 @@ enum Response {
 }
 
 /// The last trend of a host.
-pub(super) async fn trend_of(host: &Arc<Host>, of: HostId) -> Result<HostTrend> {
+pub(crate) async fn trend_of(host: &Arc<Host>, of: HostId) -> Result<HostTrend> {
     match ask(host, of, Request::Trend).await? {
         Response::Trend(trend) => Ok(trend),
         Response::Refused(what) => Err(Error::Refused { what }),

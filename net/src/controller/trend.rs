@@ -9,6 +9,7 @@ use antumbra_engine::{EngineStats, PartitionStats, Serving, ShardUse};
 use antumbra_predictor::signal::{SignalEvent, Watch, WatchConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::coordinator::embedded::SYSTEM_PARTITION;
 use crate::error::{Error, Result};
 use crate::time;
 
@@ -199,7 +200,9 @@ impl Observer {
         };
         let window = now.saturating_duration_since(began).max(Duration::from_millis(1));
         self.windows += 1;
-        let owned = |partition: &&PartitionStats| matches!(partition.serving, Serving::Owner | Serving::Frozen);
+        let owned = |partition: &&PartitionStats| {
+            partition.id != SYSTEM_PARTITION && matches!(partition.serving, Serving::Owner | Serving::Frozen)
+        };
         let owned: Vec<(&PartitionStats, u16)> =
             stats.partitions.iter().filter(owned).map(|partition| (partition, shard_of(partition.id))).collect();
         let mut shards = Vec::new();

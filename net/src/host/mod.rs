@@ -352,9 +352,31 @@ impl Host {
         lock(&self.moves).get(&partition).cloned()
     }
 
+    /// Runs what talks to other hosts where they are talked to, whatever runtime asks.
+    pub(crate) async fn on_plane<T, F>(self: &Arc<Self>, work: impl FnOnce(Arc<Host>) -> F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let (answer, answered) = futures_channel::oneshot::channel();
+        let work = work(Arc::clone(self));
+        self.control.spawn(async move {
+            // Who asked may have gone.
+            let _ = answer.send(work.await);
+        });
+        answered.await.unwrap_or_else(|_| Err(Error::link(self.id, "the control plane is closed")))
+    }
+
     /// The last moves that began here, ascending by partition.
+    #[must_use]
+    pub fn all_moves(&self) -> Vec<(PartitionId, MoveHandle)> {
+        let mut all: Vec<_> = lock(&self.moves).iter().map(|(id, known)| (*id, known.clone())).collect();
+        all.sort_by_key(|(id, _)| *id);
+        all
+    }
+
     pub(crate) fn move_trends(&self) -> Vec<MoveTrend> {
-        let mut moves: Vec<MoveTrend> = lock(&self.moves)
+        self.all_moves()
             .iter()
             .map(|(partition, known)| {
                 let (state, under_way) = (known.state(), !known.is_finished());
@@ -368,9 +390,7 @@ impl Host {
                     ready: state == State::Ready,
                 }
             })
-            .collect();
-        moves.sort_by_key(|known| known.partition);
-        moves
+            .collect()
     }
 
     /// What the last window looked like, if windows are measured and one has closed.

@@ -121,20 +121,13 @@ async fn create(host: &Arc<Host>, words: &[&str]) -> Result<Value> {
     on_plane(host, |host| async move { coordinator::change(host.coordinator.as_ref(), command).await }).await
 }
 
-/// Runs what talks to other hosts where they are talked to.
+/// As [`Host::on_plane`], the result in JSON.
 async fn on_plane<T, F>(host: &Arc<Host>, work: impl FnOnce(Arc<Host>) -> F) -> Result<Value>
 where
     T: Serialize + Send + 'static,
     F: Future<Output = Result<T>> + Send + 'static,
 {
-    let (answer, answered) = futures_channel::oneshot::channel();
-    let work = work(Arc::clone(host));
-    host.control.spawn(async move {
-        // The client may have gone.
-        let _ = answer.send(work.await);
-    });
-    let result = answered.await.unwrap_or_else(|_| Err(Error::link(host.id, "the control plane is closed")));
-    result.map(|result| json!(result))
+    host.on_plane(work).await.map(|result| json!(result))
 }
 
 fn standby(host: &Arc<Host>, words: &[&str]) -> Result<Value> {

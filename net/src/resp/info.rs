@@ -12,6 +12,7 @@ use super::command::{COMMANDS, help, unknown_subcommand};
 use super::connection::Connection;
 use super::glob::matches_glob;
 use super::reply::Reply;
+use crate::process::{cpu_seconds, resident_bytes};
 
 /// The release of Redis whose commands clients may expect; what is missing is in `net/docs/resp.md`.
 pub(super) const REDIS_VERSION: &str = "7.4.0";
@@ -192,21 +193,4 @@ impl Connection<'_> {
             ("timeout", idle.to_string()),
         ]
     }
-}
-
-/// Bytes of memory that this process has; 0 where that cannot be found out.
-fn resident_bytes() -> u64 {
-    const PAGE_BYTES: u64 = 4096;
-    let pages = std::fs::read_to_string("/proc/self/statm").ok();
-    let pages = pages.and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
-    pages.unwrap_or(0) * PAGE_BYTES
-}
-
-/// Time in user and in kernel mode.
-fn cpu_seconds() -> Option<(f64, f64)> {
-    const TICKS_PER_SECOND: f64 = 100.0;
-    let text = std::fs::read_to_string("/proc/self/stat").ok()?;
-    // The name, in parentheses, may have spaces.
-    let mut fields = text.rsplit_once(')')?.1.split_whitespace().skip(11).map(|field| field.parse::<f64>().ok());
-    Some((fields.next()?? / TICKS_PER_SECOND, fields.next()?? / TICKS_PER_SECOND))
 }

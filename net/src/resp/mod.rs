@@ -19,6 +19,7 @@ pub mod fuzz;
 mod glob;
 mod info;
 pub(crate) mod keyed;
+pub mod latency;
 pub mod limits;
 pub(crate) mod operation;
 mod pipeline;
@@ -31,4 +32,4 @@ mod transaction;
 
 pub use acl::Users;
 pub use limits::Limits;
-pub use server::{ServerConfig, Service, serve};
+pub use server::{Figures, ServerConfig, Service, serve};

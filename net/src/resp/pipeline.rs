@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -94,6 +95,7 @@ impl Connection<'_> {
     }
 
     async fn run_keyed(&self, keyed: Keyed) -> (Reply, Charge) {
+        let began = Instant::now();
         let operation = keyed.operation;
         let slot = operation.slot();
         let reply = match self.run_operation(operation).await {
@@ -110,6 +112,9 @@ impl Connection<'_> {
             Ok(Outcome::Replies(mut replies)) if replies.len() == 1 => replies.pop().unwrap_or(Reply::Nil),
             other => self.server.failure(slot, other),
         };
+        let counters = &self.server.counters;
+        let latency = if keyed.written.is_empty() { &counters.reads } else { &counters.writes };
+        latency.note(began.elapsed());
         self.charged(reply)
     }
 

@@ -19,6 +19,7 @@ use super::acl::Users;
 use super::client::{Client, Clients};
 use super::command::COMMANDS;
 use super::connection::Connection;
+use super::latency::{Latency, LatencyCounts};
 use super::limits::{Budget, Limits, WRITE_STALL_MAX};
 use super::operation::Outcome;
 use super::reply::Reply;
@@ -77,11 +78,65 @@ impl Service {
         counters.iter().map(|counters| read(counters)).sum()
     }
 
+    /// What all servers together have done.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        let (mut reads, mut writes) = (LatencyCounts::default(), LatencyCounts::default());
+        for counters in self.counters.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            counters.reads.add_to(&mut reads);
+            counters.writes.add_to(&mut writes);
+        }
+        let calls = |place: usize| self.sum(|counters| counters.calls[place].get());
+        Figures {
+            clients: self.clients.len() as u64,
+            accepted: self.clients.accepted(),
+            refused_connections: self.sum(|counters| counters.refused_connections.get()),
+            client_bytes: self.sum(|counters| counters.client_bytes.get()),
+            errors: self.sum(|counters| counters.errors.get()),
+            forwarded: self.sum(|counters| counters.forwarded.get()),
+            moved: self.sum(|counters| counters.moved.get()),
+            hits: self.sum(|counters| counters.hits.get()),
+            misses: self.sum(|counters| counters.misses.get()),
+            calls: COMMANDS.iter().enumerate().map(|(place, spec)| (spec.name, calls(place))).collect(),
+            reads,
+            writes,
+        }
+    }
+
     fn new_counters(&self) -> Arc<Counters> {
         let fresh = Arc::new(Counters::default());
         self.counters.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&fresh));
         fresh
     }
+}
+
+/// What a host's servers have done since they began.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    /// Connections now.
+    pub clients: u64,
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Connections refused, since there were too many.
+    pub refused_connections: u64,
+    /// Bytes of clients' buffers now, as far as they count against the budget.
+    pub client_bytes: u64,
+    /// Replies that were errors.
+    pub errors: u64,
+    /// Requests served by way of another host.
+    pub forwarded: u64,
+    /// Requests answered `MOVED`.
+    pub moved: u64,
+    /// Reads that found their key.
+    pub hits: u64,
+    /// Reads that did not.
+    pub misses: u64,
+    /// Calls by command.
+    pub calls: Vec<(&'static str, u64)>,
+    /// How long commands on keys took that only read.
+    pub reads: LatencyCounts,
+    /// The same of those that write.
+    pub writes: LatencyCounts,
 }
 
 /// A number that one shard counts up and all read.
@@ -115,6 +170,10 @@ pub(crate) struct Counters {
     pub client_bytes: Count,
     /// By the commands' places in the table.
     pub calls: Vec<Count>,
+    /// Of commands on keys that only read.
+    pub reads: Latency,
+    /// Of those that write.
+    pub writes: Latency,
 }
 
 impl Default for Counters {
@@ -128,6 +187,8 @@ impl Default for Counters {
             misses: Count::default(),
             client_bytes: Count::default(),
             calls: COMMANDS.iter().map(|_| Count::default()).collect(),
+            reads: Latency::default(),
+            writes: Latency::default(),
         }
     }
 }

@@ -110,7 +110,18 @@ mod tests {
 
     fn summary(id: u64, bytes: u64, gru: f32, ewma: f32) -> SegmentSummary {
         let token = ValidationToken { segment: SegmentId(id), version: Lsn(0), checksum: 0 };
-        SegmentSummary { id: SegmentId(id), start: Bytes::new(), bytes, token, auto: gru + ewma, gru, ewma }
+        SegmentSummary {
+            id: SegmentId(id),
+            start: Bytes::new(),
+            bytes,
+            token,
+            resident_bytes: 0,
+            is_missing: false,
+            accesses: 0,
+            auto: gru + ewma,
+            gru,
+            ewma,
+        }
     }
 
     #[test]

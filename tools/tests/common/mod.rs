@@ -44,6 +44,7 @@ impl Node {
 
     /// Starts another node under `dir` whose coordinator this first one serves.
     pub fn join(&self, dir: &std::path::Path, host: u32, more: &[&str]) -> Node {
+        let more = more.iter().map(|arg| arg.to_string()).collect();
         start_node(dir, host, free_udp(), Some(format!("1@{}", self.control)), more)
     }
 
@@ -97,11 +98,17 @@ pub fn start_many(dir: &std::path::Path, nodes: u32) -> Vec<Node> {
 
 /// As [`start_many`], with more arguments for each node.
 pub fn start_with(dir: &std::path::Path, nodes: u32, more: &[&str]) -> Vec<Node> {
-    let control = free_udp();
-    let coordinator = format!("1@{control}");
-    let mut started = vec![start_node(dir, 1, control, None, more)];
-    started.extend((2..=nodes).map(|host| start_node(dir, host, free_udp(), Some(coordinator.clone()), more)));
-    started
+    start_each(dir, nodes, |_| more.iter().map(|arg| arg.to_string()).collect())
+}
+
+/// As [`start_with`], each node with its own.
+pub fn start_each(dir: &std::path::Path, nodes: u32, more: impl Fn(u32) -> Vec<String>) -> Vec<Node> {
+    let first = start_node(dir, 1, free_udp(), None, more(1));
+    let mut others: Vec<Node> = (2..=nodes)
+        .map(|host| start_node(dir, host, free_udp(), Some(format!("1@{}", first.control)), more(host)))
+        .collect();
+    others.insert(0, first);
+    others
 }
 
 fn start_node(
@@ -109,7 +116,7 @@ fn start_node(
     host: u32,
     control: SocketAddr,
     coordinator: Option<String>,
-    more: &[&str],
+    more: Vec<String>,
 ) -> Node {
     let resp = free_tcp();
     let text = |path: std::path::PathBuf| path.display().to_string();
@@ -124,7 +131,7 @@ fn start_node(
     if let Some(coordinator) = coordinator {
         option("--coordinator", coordinator);
     }
-    args.extend(more.iter().map(|arg| arg.to_string()));
+    args.extend(more);
     Node { child: launch(&args, None), args, resp, control }
 }
 

@@ -12,6 +12,7 @@ use std::process::{Command, ExitCode};
 const HELP: &str = "\
 cargo xtask setup             install what the tests need: system packages, the CPU libtorch (in your cache)
 cargo xtask test [--no-torch] set-up, then all tests; --no-torch leaves training out and says so
+cargo xtask test --browser    of these only the status page in a headless Chromium; screenshots in the target folder
 cargo xtask model [--writes N ...]  model checker of the move, with larger bounds
 cargo xtask check             formatting, clippy, documentation
 cargo xtask sim [--seeds N]   the storage simulator: N seeds (2000) of crashes and faults against a model; --help for more
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     let flag = |name: &str| args.iter().any(|arg| arg == name);
     let result = match args.first().map(String::as_str) {
         Some("setup") => setup::run(),
+        Some("test") if flag("--browser") => test::browser(),
         Some("test") => test::run(!flag("--no-torch")),
         Some("model") => model::run(&args[1..]),
         Some("check") => check(),

@@ -47,6 +47,22 @@ pub fn run(with_torch: bool) -> Result<()> {
     } else {
         counts.skipped.push("training and its agreement with libtorch: --no-torch was given".into());
     }
+    conclude(&counts)
+}
+
+/// Runs the set-up and the tests of the status page.
+pub fn browser() -> Result<()> {
+    let mut counts = Counts::default();
+    setup::run()?;
+    run_counted(
+        cargo().args(["test", "--release", "-p", "antumbra-tools", "--test", "browser", "--", "--show-output"]),
+        &mut counts,
+    )?;
+    conclude(&counts)
+}
+
+/// Says what has come out.
+fn conclude(counts: &Counts) -> Result<()> {
     for line in &counts.failures {
         println!("{line}");
     }

@@ -11,11 +11,12 @@ mod sending;
 mod streams;
 mod switching;
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use antumbra_engine::types::{HostId, PartitionId};
+use antumbra_engine::types::{HostId, PartitionId, SegmentId};
 use serde::Serialize;
 use tokio::sync::Notify;
 
@@ -103,6 +104,7 @@ struct Shared {
     automatic: bool,
     state: Mutex<State>,
     progress: Mutex<MoveProgress>,
+    held: Mutex<HashSet<SegmentId>>,
     report: Mutex<Option<MoveReport>>,
     allow: Notify,
     ended: Notify,
@@ -123,6 +125,7 @@ impl MoveHandle {
             automatic,
             state: Mutex::new(State::Opening),
             progress: Mutex::default(),
+            held: Mutex::default(),
             report: Mutex::default(),
             allow: Notify::new(),
             ended: Notify::new(),
@@ -148,6 +151,12 @@ impl MoveHandle {
     #[must_use]
     pub fn state(&self) -> State {
         *lock(&self.shared.state)
+    }
+
+    /// The segments that the shadow holds.
+    #[must_use]
+    pub fn held(&self) -> HashSet<SegmentId> {
+        lock(&self.shared.held).clone()
     }
 
     /// How far it is.
@@ -208,6 +217,10 @@ impl MoveHandle {
 
     fn note(&self, change: impl FnOnce(&mut MoveProgress)) {
         change(&mut lock(&self.shared.progress));
+    }
+
+    fn note_held(&self, segment: SegmentId) {
+        lock(&self.shared.held).insert(segment);
     }
 
     fn note_state(&self, state: State) {

@@ -228,6 +228,7 @@ impl<'a> Driver<'a> {
                     let missing = self.machine.missing();
                     self.progressed = time::now();
                     self.handle.note(|progress| progress.held = progress.segments - missing);
+                    self.handle.note_held(segment);
                     return actions;
                 }
                 Message::MirrorAck(lsn) => {

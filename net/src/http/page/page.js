@@ -1,0 +1,326 @@
+// Follows /api/stream and draws what it says. No part of it waits for another site.
+"use strict";
+
+const KEPT = 300; // states that the plots show, one a second
+const $ = (id) => document.getElementById(id);
+const history = [];
+let status = null;
+
+// ---- small helpers ----------------------------------------------------------------------------------------------------
+
+function element(tag, attributes, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (name === "text") made.textContent = value;
+    else if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else made.setAttribute(name, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+function bytes(count) {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let unit = 0;
+  while (count >= 1000 && unit < units.length - 1) { count /= 1000; unit += 1; }
+  return `${unit && count < 100 ? count.toFixed(1) : Math.round(count)} ${units[unit]}`;
+}
+
+const number = (value) => Math.round(value).toLocaleString("en");
+const percent = (part) => `${Math.round(part * 100)} %`;
+const width = (part) => `${(Math.min(1, Math.max(0, part)) * 100).toFixed(1)}%`;
+const microseconds = (us) => us >= 1e6 ? `${(us / 1e6).toFixed(2)} s` : us >= 1000 ? `${(us / 1000).toFixed(2)} ms` : `${us} µs`;
+
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+// ---- theme ------------------------------------------------------------------------------------------------------------
+
+function setTheme(dark) {
+  document.documentElement.classList.toggle("dark", dark);
+  $("theme").setAttribute("aria-pressed", String(dark));
+  if (status) draw();
+}
+
+const wanted = localStorage.getItem("theme");
+const preference = matchMedia("(prefers-color-scheme: dark)");
+setTheme(wanted ? wanted === "dark" : preference.matches);
+preference.addEventListener("change", (event) => { if (!localStorage.getItem("theme")) setTheme(event.matches); });
+$("theme").addEventListener("click", () => {
+  const dark = !document.documentElement.classList.contains("dark");
+  localStorage.setItem("theme", dark ? "dark" : "light");
+  setTheme(dark);
+});
+
+// ---- hosts ------------------------------------------------------------------------------------------------------------
+
+function hostCard(host) {
+  const title = element("h3", { text: `Host ${host.host}${host.host === status.host ? " (this one)" : ""}` });
+  const owned = status.partitions.filter((partition) => partition.owner === host.host).map((partition) => partition.partition);
+  const card = element("li", { "data-host": host.host }, title,
+    element("div", { class: "soft", text: `${host.resp}; partitions ${owned.join(", ") || "none"}` }));
+  if (!host.trend || !host.trend.windows) {
+    card.append(element("p", { class: host.trend ? "soft" : "lost", text: host.trend ? "no window yet" : "does not answer" }));
+    return card;
+  }
+  host.trend.shards.forEach((shard, index) => {
+    const fill = element("i", shard.raised ? { class: "raised" } : {});
+    fill.style.width = width(shard.level);
+    const expected = element("b", { title: `expected: ${percent(shard.expected)}` });
+    expected.style.left = width(Math.min(0.99, shard.expected));
+    const text = `shard ${index}: ${percent(shard.level)} of its limit, ${percent(shard.expected)} expected, overload probable by ${percent(shard.probability)}`;
+    card.append(element("div", { class: "load" }, element("span", { text: `shard ${index}` }),
+      element("div", { class: "bar", role: "img", "aria-label": text, title: text }, fill, expected), element("span", { text: percent(shard.level) })));
+  });
+  return card;
+}
+
+// ---- partitions -------------------------------------------------------------------------------------------------------
+
+function stateOf(partition) {
+  if (partition.diverged) return `diverged from host ${partition.diverged.host}`;
+  if (partition.state === "Stable") return "stable";
+  const [name, moving] = Object.entries(partition.state)[0];
+  return `${name.toLowerCase()}: ${moving.source} to ${moving.destination}, attempt ${moving.attempt}`;
+}
+
+function partitionRow(partition) {
+  const here = partition.here;
+  const moving = status.moves.find((known) => known.partition === partition.partition && known.under_way);
+  const actions = element("td");
+  if (partition.owner === status.host && status.hosts.length > 1 && !moving) {
+    actions.append(element("button", { type: "button", text: "Move", onclick: () => ask("move", partition.partition) }));
+  }
+  if (moving) {
+    actions.append(element("button", { type: "button", text: "Abort", onclick: () => ask("abort", partition.partition) }));
+    if (moving.progress.state === "Ready") {
+      actions.append(" ", element("button", { type: "button", text: "Switch", onclick: () => ask("switch", partition.partition) }));
+    }
+  }
+  const cells = [partition.partition, `${partition.slots[0]}-${partition.slots[1]}`, `host ${partition.owner}`, partition.epoch, stateOf(partition),
+    here ? here.serving : "-", here ? bytes(here.table_bytes + here.memtable_bytes) : "-", here ? number(here.reads) : "-", here ? number(here.writes) : "-"];
+  const row = element("tr", { "data-partition": partition.partition });
+  cells.forEach((text, index) => row.append(element(index ? "td" : "th", index ? { text } : { text, scope: "row" })));
+  row.append(actions);
+  return row;
+}
+
+// Four rows: observed, predicted, held in the shadow, resident.
+function drawStrip(canvas, segments) {
+  const context = canvas.getContext("2d");
+  canvas.width = Math.max(1, segments.length);
+  canvas.height = 4;
+  const [cool, hot, held, resident] = ["--cool", "--hot", "--good", "--read"].map(colour);
+  const scale = (name) => Math.log1p(Math.max(1e-9, ...segments.map((segment) => segment[name])));
+  const scales = { observed: scale("observed"), predicted: scale("predicted") };
+  segments.forEach((segment, column) => {
+    ["observed", "predicted"].forEach((name, row) => {
+      context.globalAlpha = 1; context.fillStyle = cool; context.fillRect(column, row, 1, 1);
+      context.globalAlpha = Math.log1p(segment[name]) / scales[name]; context.fillStyle = hot; context.fillRect(column, row, 1, 1);
+    });
+    context.globalAlpha = 1;
+    context.fillStyle = segment.missing ? hot : segment.held ? held : cool; context.fillRect(column, 2, 1, 1);
+    context.fillStyle = cool; context.fillRect(column, 3, 1, 1);
+    context.globalAlpha = segment.resident; context.fillStyle = resident; context.fillRect(column, 3, 1, 1);
+  });
+  const share = (test) => percent(segments.filter(test).length / Math.max(1, segments.length));
+  canvas.setAttribute("aria-label", `${segments.length} segments; accessed in the last window ${share((segment) => segment.observed > 0)}, held in a shadow ` +
+    `${share((segment) => segment.held)}, resident ${share((segment) => segment.resident > 0)}, missing ${share((segment) => segment.missing)}`);
+}
+
+async function strips() {
+  const here = status.partitions.filter((partition) => partition.here && partition.here.serving !== "released").map((partition) => partition.partition);
+  for (const old of [...$("strips").children]) if (!here.includes(Number(old.dataset.strip))) old.remove();
+  for (const id of here) {
+    const answer = await fetch(`api/partitions/${id}/segments`);
+    if (!answer.ok) continue;
+    let strip = document.querySelector(`[data-strip="${id}"]`);
+    if (!strip) {
+      const rows = element("ul", { "aria-hidden": "true" }, ...["observed", "predicted", "in shadow", "resident"].map((text) => element("li", { text })));
+      strip = element("div", { class: "strip", "data-strip": id }, element("h3", { text: `Partition ${id}, segments in key order` }),
+        element("div", { class: "rows" }, rows, element("canvas", { role: "img" })));
+      $("strips").append(strip);
+    }
+    drawStrip(strip.querySelector("canvas"), await answer.json());
+  }
+}
+
+// ---- moves ------------------------------------------------------------------------------------------------------------
+
+const SHADES = ["--read", "--accent", "--good", "--soft", "--bad", "--line", "--read", "--accent"];
+
+function moveCard(known) {
+  const progress = known.progress;
+  const by = known.automatic ? "controller" : "operator";
+  const card = element("article", { class: "move", "data-move": known.partition },
+    element("h3", { text: `Partition ${known.partition} to host ${known.destination} (${by}): ${progress.failed ? "ended" : progress.state}` }));
+  if (progress.failed) {
+    card.append(element("p", { class: "lost", text: progress.failed }));
+    return card;
+  }
+  const fill = element("i");
+  fill.style.width = width(progress.held / Math.max(1, progress.segments));
+  card.append(element("div", { class: "bar", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": progress.segments, "aria-valuenow": progress.held,
+    "aria-label": `segments held by the shadow of partition ${known.partition}` }, fill),
+  element("p", { class: "soft", text: `${progress.held} of ${progress.segments} segments held, ${bytes(progress.bytes_on_wire)} sent` }));
+  if (known.done) {
+    const done = known.done;
+    const total = done.steps.reduce((sum, step) => sum + step.us, 0) || 1;
+    const line = element("div", { class: "steps", role: "img", "aria-label": done.steps.map((step) => `${step.name} ${microseconds(step.us)}`).join(", ") });
+    done.steps.forEach((step, index) => {
+      const part = element("span", { title: `${step.name}: ${microseconds(step.us)}` });
+      part.style.flexGrow = step.us / total;
+      part.style.background = colour(SHADES[index % SHADES.length]);
+      line.append(part);
+    });
+    const list = element("ol", { class: "soft" }, ...done.steps.map((step) => element("li", { text: `${step.name}: ${microseconds(step.us)}` })));
+    card.append(element("p", { text: `Switchover of attempt ${done.attempt}: writes parked for ${microseconds(done.frozen_us)}, ` +
+      `${bytes(done.bytes_on_wire)} in ${done.seconds.toFixed(1)} s, both sides ${done.equal ? "equal" : "DIFFERENT"}` }), line,
+    element("details", {}, element("summary", { text: "Steps" }), list));
+  }
+  return card;
+}
+
+// ---- plots ------------------------------------------------------------------------------------------------------------
+
+function plot(id, series, mark) {
+  const svg = $(id);
+  const values = series.flatMap((line) => line.values).filter((value) => value !== null);
+  const top = Math.max(mark || 0, ...values, 1e-9) * 1.1;
+  const x = (index) => 600 - (history.length - 1 - index) * 600 / (KEPT - 1);
+  const y = (value) => 156 - value / top * 150;
+  const line = (name, attributes) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    return made;
+  };
+  const drawn = series.map((one) => line("polyline", {
+    points: one.values.map((value, index) => value === null ? null : `${x(index).toFixed(1)},${y(value).toFixed(1)}`).filter(Boolean).join(" "),
+    fill: "none", stroke: colour(one.colour), "stroke-width": 2, "vector-effect": "non-scaling-stroke",
+    "stroke-dasharray": one.dashed ? "5 4" : "none",
+  }));
+  if (mark) drawn.push(line("line", { x1: 0, x2: 600, y1: y(mark), y2: y(mark), stroke: colour("--bad"), "stroke-width": 1, "vector-effect": "non-scaling-stroke" }));
+  svg.replaceChildren(...drawn);
+  const text = series.map((one) => `${one.name}: ${one.text(one.values.at(-1))}`).join("; ");
+  svg.setAttribute("aria-label", text);
+  $(`${id}-legend`).textContent = text;
+}
+
+function plots() {
+  const show = (format) => (value) => value === null || value === undefined ? "none" : format(value);
+  plot("plot-requests", [
+    { name: "reads", colour: "--read", values: history.map((state) => state.reads), text: show(number) },
+    { name: "writes", colour: "--write", dashed: true, values: history.map((state) => state.writes), text: show(number) },
+  ]);
+  plot("plot-load", [
+    { name: "highest shard", colour: "--read", values: history.map((state) => state.level), text: show(percent) },
+    { name: "expected", colour: "--accent", dashed: true, values: history.map((state) => state.expected), text: show(percent) },
+  ], 1);
+  plot("plot-latency", [
+    { name: "reads", colour: "--read", values: history.map((state) => state.readP99), text: show(microseconds) },
+    { name: "writes", colour: "--write", dashed: true, values: history.map((state) => state.writeP99), text: show(microseconds) },
+  ]);
+}
+
+function remember() {
+  const here = status.hosts.find((host) => host.host === status.host);
+  const shards = here && here.trend ? here.trend.shards : [];
+  const highest = (name) => shards.length ? Math.max(...shards.map((shard) => shard[name])) : null;
+  history.push({
+    reads: status.requests.reads_s, writes: status.requests.writes_s, readP99: status.requests.read_p99_us, writeP99: status.requests.write_p99_us,
+    level: highest("level"), expected: highest("expected"),
+  });
+  if (history.length > KEPT) history.shift();
+}
+
+// ---- everything -------------------------------------------------------------------------------------------------------
+
+function draw() {
+  $("host").textContent = `host ${status.host}`;
+  $("leader").textContent = status.leader === null ? "none" : `host ${status.leader}`;
+  $("policy").textContent = status.automation;
+  $("version").textContent = status.version;
+  $("alarm").hidden = !status.coordinator_error;
+  $("alarm").textContent = status.coordinator_error ? `The coordinator cannot be reached, what is shown of others may be old: ${status.coordinator_error}` : "";
+  $("hosts").replaceChildren(...status.hosts.map(hostCard));
+  // A button that has the focus keeps it.
+  const focused = document.activeElement && document.activeElement.closest("tr[data-partition]");
+  const label = focused && document.activeElement.textContent;
+  $("partitions").replaceChildren(...status.partitions.map(partitionRow));
+  if (focused) {
+    const row = document.querySelector(`tr[data-partition="${focused.dataset.partition}"]`);
+    const button = row && [...row.querySelectorAll("button")].find((known) => known.textContent === label);
+    if (button) button.focus();
+  }
+  if (status.moves.length) {
+    const open = new Set([...document.querySelectorAll(".move details[open]")].map((known) => known.closest(".move").dataset.move));
+    $("moves").replaceChildren(...status.moves.map(moveCard));
+    for (const known of document.querySelectorAll(".move")) {
+      const details = known.querySelector("details");
+      if (details && open.has(known.dataset.move)) details.open = true;
+    }
+  }
+  plots();
+}
+
+function addEvent(event) {
+  const at = new Date(event.at_ms);
+  const where = event.partition === null ? "" : `partition ${event.partition}: `;
+  const row = element("li", { class: `topic-${event.topic}`, "data-event": event.number },
+    element("time", { datetime: at.toISOString(), class: "soft", text: at.toLocaleTimeString("en-GB") }),
+    element("span", { text: event.topic }), element("span", { text: where + event.text }));
+  $("events").prepend(row);
+  while ($("events").children.length > 500) $("events").lastChild.remove();
+}
+
+const stream = new EventSource("api/stream");
+let busy = false;
+stream.addEventListener("open", () => { $("link").textContent = "live"; $("link").className = "live"; });
+stream.addEventListener("error", () => { $("link").textContent = "lost, trying again"; $("link").className = "lost"; });
+stream.addEventListener("event", (message) => addEvent(JSON.parse(message.data)));
+stream.addEventListener("status", (message) => {
+  status = JSON.parse(message.data);
+  remember();
+  draw();
+  if (!busy) {
+    busy = true;
+    strips().catch(() => {}).finally(() => { busy = false; });
+  }
+});
+
+// ---- actions ----------------------------------------------------------------------------------------------------------
+
+const ACTIONS = {
+  move: (partition) => `Move partition ${partition} to another host? Readers see no pause, writers a few milliseconds.`,
+  abort: (partition) => `Abort the move of partition ${partition}? This host goes on serving it; what was copied is dropped.`,
+  switch: (partition) => `Switch partition ${partition} over now? The destination becomes its owner.`,
+};
+let pending = null;
+
+function ask(action, partition) {
+  pending = { action, partition };
+  $("confirm-text").textContent = ACTIONS[action](partition);
+  $("confirm-destination").hidden = action !== "move";
+  const others = status.hosts.filter((host) => host.host !== status.host);
+  $("destination").replaceChildren(...others.map((host) => element("option", { value: host.host, text: `host ${host.host}` })));
+  $("confirm-error").textContent = "";
+  $("token").value = sessionStorage.getItem("token") || "";
+  $("confirm").showModal();
+}
+
+$("confirm-go").addEventListener("click", async (event) => {
+  event.preventDefault();
+  const token = $("token").value;
+  const body = { partition: pending.partition };
+  if (pending.action === "move") body.destination = Number($("destination").value);
+  const answer = await fetch(`api/${pending.action}`, {
+    method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json", Authorization: `Bearer ${token}` },
+  }).catch((cause) => ({ ok: false, json: async () => ({ error: String(cause) }) }));
+  if (answer.ok) {
+    sessionStorage.setItem("token", token);
+    $("confirm").close();
+  } else {
+    $("confirm-error").textContent = (await answer.json().catch(() => ({ error: "no answer" }))).error;
+  }
+});
