@@ -15,6 +15,7 @@ pub mod routing;
 pub mod shadow;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod status;
 pub mod throttle;
 mod time;
 pub mod tls;

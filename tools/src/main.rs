@@ -2,6 +2,7 @@
 
 mod bench;
 mod client;
+mod ctl;
 mod demo;
 mod doctor;
 mod dump;
@@ -35,6 +36,8 @@ enum Command {
     Demo(demo::DemoOptions),
     /// Runs one node.
     Node(node::NodeOptions),
+    /// Shows and steers a running cluster.
+    Ctl(ctl::CtlOptions),
     /// Measures the engine on this machine.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(options) => demo::run(options),
         Command::Node(options) => node::run(options).map(|()| ExitCode::SUCCESS),
+        Command::Ctl(options) => ctl::run(options),
         Command::Bench(command) => bench::run(&command),
         Command::Predict(command) => predict::run(command).map(|()| ExitCode::SUCCESS),
         Command::Inspect(command) => inspect::run(&command).map(|()| ExitCode::SUCCESS),

@@ -183,7 +183,7 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
         let mut http = String::new();
         if let Some(listen) = options.http {
             let token = options.http_token_file.as_deref().map(secret::read).transpose()?;
-            let config = HttpConfig { listen, token, automation: options.controller.policy };
+            let config = HttpConfig { listen, token };
             let (address, serving) = http::bind(Arc::clone(&host), Arc::clone(&service), config).await?;
             tokio::spawn(serving);
             http = format!(" http {address}");

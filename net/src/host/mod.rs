@@ -18,7 +18,7 @@ use antumbra_engine::{Engine, Error as EngineError, Partition, PartitionOptions,
 use tokio::sync::Notify;
 
 use crate::controller::trend::{HostTrend, MoveTrend};
-use crate::controller::{self, ControllerConfig, steer};
+use crate::controller::{self, Automation, ControllerConfig, steer};
 use crate::coordinator::embedded::{Embedded, SYSTEM_PARTITION};
 use crate::coordinator::remote::Remote;
 use crate::coordinator::{self, ClusterState, Command, Coordinator, HostInfo, PartitionRecord, RecordState};
@@ -125,6 +125,8 @@ pub struct Host {
     pub reports: Reports,
     /// What has happened here.
     pub events: Events,
+    /// Who decides on moves.
+    pub automation: Automation,
     embedded: Option<Embedded>,
     resp: SocketAddr,
     pub(crate) claims: Claims,
@@ -238,6 +240,7 @@ impl Host {
             failpoint: settings.failpoint,
             reports: settings.reports,
             events: Events::new(settings.events),
+            automation: settings.controller.map_or(Automation::Manual, |config| config.automation),
             embedded,
             resp: settings.resp,
             claims: Claims::default(),

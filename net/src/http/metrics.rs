@@ -13,7 +13,7 @@ use crate::coordinator::RecordState;
 use crate::resp::Figures;
 use crate::resp::latency::{BUCKETS, LatencyCounts, bound_ns};
 
-use super::status::{Status, serving};
+use crate::status::{Status, serving};
 
 /// Everything in OpenMetrics text.
 pub(super) fn encode(status: &Arc<Status>, figures: &Figures) -> String {
@@ -116,7 +116,7 @@ impl Collector for Scrape {
 impl Scrape {
     fn node(&self, writer: &mut Writer<'_>) -> fmt::Result {
         let (status, engine) = (&*self.status, &self.status.engine);
-        let labels: Labels<'_> = vec![("version", status.version.into()), ("host", status.host.to_string())];
+        let labels: Labels<'_> = vec![("version", status.version.clone()), ("host", status.host.to_string())];
         writer.info(("node", "The release that this node runs, and its number"), &labels)?;
         let one = |value: f64| [(Vec::new(), value)];
         let flag = |is: bool| one(if is { 1.0 } else { 0.0 });
@@ -198,9 +198,7 @@ impl Scrape {
         let trends = here.and_then(|host| host.trend.as_ref()).map_or(&[][..], |trend| &trend.shards[..]);
         let loads = trends.iter().enumerate().flat_map(|(shard, trend)| {
             let named = self.status.metrics.iter().zip(trend.metrics);
-            named.map(move |(metric, load)| {
-                (vec![("shard", shard.to_string()), ("metric", (*metric).to_string())], load)
-            })
+            named.map(move |(metric, load)| (vec![("shard", shard.to_string()), ("metric", metric.clone())], load))
         });
         writer.gauges(("shard_load", "Load in the last window, as a part of its limit", None), loads)?;
         let each = |figure: fn(&crate::controller::trend::ShardTrend) -> f64| {

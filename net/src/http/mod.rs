@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `/metrics` | OpenMetrics text: `net/docs/metrics.md` |
 //! | `/healthz` | 200 while this node serves, 503 while its coordinator cannot be reached |
-//! | `/api/status` | [`status::Status`] |
+//! | `/api/status` | [`Status`](status::Status) |
 //! | `/api/partitions/{id}/segments` | segments of a partition here: observed and predicted accesses, what is held |
 //! | `/api/stream` | server-sent events: `status` each second, `event` for each event of the history |
 //! | `POST /api/move`, `/api/abort`, `/api/switch` | actions; `Authorization: Bearer TOKEN` |
@@ -14,7 +14,6 @@
 mod actions;
 mod listener;
 mod metrics;
-pub mod status;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -32,10 +31,10 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::controller::Automation;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::resp::Service;
+use crate::status;
 
 use listener::Bounded;
 
@@ -57,8 +56,6 @@ pub struct HttpConfig {
     pub listen: SocketAddr,
     /// What an operator has to show for an action; without it there are none.
     pub token: Option<String>,
-    /// Who decides on moves, for the page.
-    pub automation: Automation,
 }
 
 impl std::fmt::Debug for HttpConfig {
@@ -74,14 +71,13 @@ struct App {
     service: Arc<Service>,
     config: HttpConfig,
     followers: Arc<Semaphore>,
-    status: status::Cache,
 }
 
 type Shared = State<Arc<App>>;
 
 impl App {
     async fn status(&self) -> Result<Arc<status::Status>> {
-        self.status.get(&self.host, &self.service, self.config.automation).await
+        self.service.status(&self.host).await
     }
 }
 
@@ -102,7 +98,7 @@ pub async fn bind(
     let listener = TcpListener::bind(listen).await.map_err(|cause| Error::link(listen, cause))?;
     let address = listener.local_addr().map_err(|cause| Error::link(listen, cause))?;
     let followers = Arc::new(Semaphore::new(FOLLOWERS_MAX));
-    let app = Arc::new(App { host, service, config, followers, status: status::Cache::default() });
+    let app = Arc::new(App { host, service, config, followers });
     let served = axum::serve(Bounded::new(listener, CONNECTIONS_MAX), router(app));
     Ok((address, async move { served.await }))
 }

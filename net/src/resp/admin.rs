@@ -12,19 +12,23 @@ use serde_json::{Value, json};
 use crate::coordinator::{self, Command};
 use crate::error::{Error, Result};
 use crate::host::{Host, probe};
+use crate::resp::Service;
 use crate::shadow::{MoveOptions, Policy, SetPoint};
+use crate::status;
 
-const USAGE: &str = "PARTITIONS | CREATE id first-slot last-slot owner | MOVE id host [ORDER auto|gru|ewma|key|random] \
+const USAGE: &str = "STATUS | MOVES | PARTITIONS | CREATE id first-slot last-slot owner | MOVE id host [ORDER auto|gru|ewma|key|random] \
                      [THROTTLE mb-per-second] [SETPOINT auto|us] [MANUAL] [EARLY percent] | STANDBY id host [ASYNC] | STANDBY id OFF | \
                      PROMOTE id [FORCE [POLICY lww|prefer-target|prefer-source|reject-and-keep-both|merge:operator]] | \
-                     ABANDON id FORCE | SWITCH id | FILL id | LINK host mebibytes | PROGRESS id | REPORT id | COMPACT id | SEGMENTS id | \
+                     ABANDON id FORCE | SWITCH id | ABORT id | SCRUB id [mb-per-second] | FILL id | LINK host mebibytes | PROGRESS id | REPORT id | COMPACT id | SEGMENTS id | \
                      STATE id | TRENDS | EVENTS [after [most]] | RECORD id START one-key-of | RECORD id TAKE | RECORD id STOP";
 
 /// Runs one admin command.
-pub(crate) async fn run(host: &Arc<Host>, args: &[Bytes]) -> Result<Value> {
+pub(crate) async fn run(host: &Arc<Host>, service: &Service, args: &[Bytes]) -> Result<Value> {
     let words: Vec<String> = args[1..].iter().map(|arg| String::from_utf8_lossy(arg).into_owned()).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.first().map(|word| word.to_ascii_uppercase()).as_deref() {
+        Some("STATUS") => service.status_now(host).await.map(|status| json!(*status)),
+        Some("MOVES") => Ok(json!(status::moves(host))),
         Some("PARTITIONS") => partitions(host).await,
         Some("CREATE") => create(host, &words[1..]).await,
         Some("MOVE") => start_move(host, &words[1..]),
@@ -35,6 +39,15 @@ pub(crate) async fn run(host: &Arc<Host>, args: &[Bytes]) -> Result<Value> {
             find_move(host, &words)?.switch();
             Ok(json!("OK"))
         }
+        Some("ABORT") => {
+            let known = find_move(host, &words)?;
+            if known.is_finished() {
+                return Err(Error::Refused { what: "the move has ended already".into() });
+            }
+            known.give_up();
+            Ok(json!("OK"))
+        }
+        Some("SCRUB") => scrub(host, &words[1..]).await,
         Some("PROGRESS") => Ok(json!(find_move(host, &words)?.progress())),
         Some("REPORT") => Ok(json!(find_move(host, &words)?.report())),
         Some("COMPACT") => {
@@ -149,6 +162,21 @@ fn standby(host: &Arc<Host>, words: &[&str]) -> Result<Value> {
     let options = MoveOptions { policy: Policy::Standby { synchronous }, ..MoveOptions::default() };
     host.start_move(partition, destination, options)?;
     Ok(json!("OK"))
+}
+
+/// Reads everything that this host holds of a partition and checks it.
+async fn scrub(host: &Host, words: &[&str]) -> Result<Value> {
+    let rate = match words.get(1) {
+        Some(word) => Some(word.parse::<f64>().ok().filter(|rate| *rate > 0.0).ok_or_else(usage)?),
+        None => None,
+    };
+    let partition = host.engine.partition(partition_id(words.first())?)?;
+    let report = partition.scrub(rate.map(|rate| (rate * 1e6) as u64)).await?;
+    Ok(json!({
+        "partition": partition.id().0, "tables": report.tables, "blocks": report.blocks, "bytes": report.bytes,
+        "records": report.records,
+        "damage": report.damage.iter().map(|(segment, cause)| format!("segment {segment}: {cause}")).collect::<Vec<_>>(),
+    }))
 }
 
 /// Without `FORCE` it says what may be lost, and changes nothing.

@@ -67,7 +67,7 @@ impl Connection<'_> {
                 self.wait(&args[1..], both).await
             }
             Local::Debug => self.debug(args).await,
-            Local::Antumbra => match admin::run(&self.server.host, args).await {
+            Local::Antumbra => match admin::run(&self.server.host, &self.server.service, args).await {
                 Ok(value) => Reply::text(value.to_string()),
                 Err(cause) => Reply::Error(format!("ERR {cause}")),
             },

@@ -14,6 +14,7 @@ use glommio::net::{TcpListener, TcpStream};
 
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::status::{self, Status};
 
 use super::acl::Users;
 use super::client::{Client, Clients};
@@ -24,6 +25,9 @@ use super::limits::{Budget, Limits, WRITE_STALL_MAX};
 use super::operation::Outcome;
 use super::reply::Reply;
 use super::scan::Cursors;
+
+/// For how long a state is shown to those who follow.
+const FRESH: Duration = Duration::from_millis(500);
 
 /// Configuration of a host's servers.
 #[derive(Clone, Debug)]
@@ -57,6 +61,7 @@ pub struct Service {
     pub(super) clients: Clients,
     pub(super) began: Instant,
     counters: Mutex<Vec<Arc<Counters>>>,
+    status: status::Cache,
 }
 
 impl Service {
@@ -69,6 +74,7 @@ impl Service {
             clients: Clients::default(),
             began: Instant::now(),
             counters: Mutex::default(),
+            status: status::Cache::default(),
         })
     }
 
@@ -76,6 +82,22 @@ impl Service {
     pub(super) fn sum(&self, read: impl Fn(&Counters) -> u64) -> u64 {
         let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
         counters.iter().map(|counters| read(counters)).sum()
+    }
+
+    /// The state of the cluster as this host knows it; half a second old at most, so that many who follow cost as one.
+    ///
+    /// # Errors
+    /// [`Error::Engine`] when the engine is being closed, [`Error::Link`] when the control plane is.
+    pub async fn status(&self, host: &Arc<Host>) -> Result<Arc<Status>> {
+        self.status.get(host, self, FRESH).await
+    }
+
+    /// The same as it is now: it shows what was asked for before.
+    ///
+    /// # Errors
+    /// As [`Service::status`].
+    pub async fn status_now(&self, host: &Arc<Host>) -> Result<Arc<Status>> {
+        self.status.get(host, self, Duration::ZERO).await
     }
 
     /// What all servers together have done.

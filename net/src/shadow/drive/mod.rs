@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use antumbra_engine::types::{HostId, PartitionId, SegmentId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::error::Error;
@@ -82,7 +82,7 @@ pub struct MoveOptions {
 }
 
 /// How far a move is.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MoveProgress {
     /// State of the source's machine.
     pub state: String,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use antumbra_engine::types::{HostId, PartitionId};
 use antumbra_engine::{EngineStats, Serving};
 use futures_util::future::join_all;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use crate::controller::trend::{HostTrend, METRICS};
@@ -17,21 +17,18 @@ use crate::error::Result;
 use crate::host::Host;
 use crate::resp::Service;
 use crate::resp::latency::LatencyCounts;
-use crate::shadow::MoveReport;
 use crate::shadow::accounts::StepTime;
 use crate::shadow::drive::MoveProgress;
+use crate::shadow::{MoveHandle, MoveReport};
 use crate::time;
 
-/// A state that is younger is not made anew.
-const FRESH: Duration = Duration::from_millis(500);
-
 /// A node's state and what it knows of the others.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
     /// This host.
     pub host: u32,
     /// Release.
-    pub version: &'static str,
+    pub version: String,
     /// Milliseconds since the Unix epoch by this host's wall clock.
     pub now_ms: u64,
     /// Who decides on moves.
@@ -41,7 +38,7 @@ pub struct Status {
     /// Why the coordinator could not be read; the cluster is then as it was seen last.
     pub coordinator_error: Option<String>,
     /// Names of the metrics in trends, in their order.
-    pub metrics: [&'static str; METRICS.len()],
+    pub metrics: Vec<String>,
     /// Ascending by id.
     pub hosts: Vec<HostStatus>,
     /// All of the cluster, ascending by id.
@@ -56,7 +53,7 @@ pub struct Status {
 }
 
 /// Rates and times since the state before this one.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Requests {
     /// Reads per second.
     pub reads_s: f64,
@@ -69,7 +66,7 @@ pub struct Requests {
 }
 
 /// A host.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HostStatus {
     /// Id.
     pub host: u32,
@@ -80,7 +77,7 @@ pub struct HostStatus {
 }
 
 /// A partition.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PartitionStatus {
     /// What the cluster agrees on.
     #[serde(flatten)]
@@ -90,10 +87,10 @@ pub struct PartitionStatus {
 }
 
 /// What a host holds of a partition.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Here {
     /// Owner, frozen, suspended, shadow or released.
-    pub serving: &'static str,
+    pub serving: String,
     /// Its shard.
     pub shard: u16,
     /// Number of segments.
@@ -113,7 +110,7 @@ pub struct Here {
 }
 
 /// A move that began on this host.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MoveStatus {
     /// The partition.
     pub partition: u64,
@@ -130,7 +127,7 @@ pub struct MoveStatus {
 }
 
 /// What a move cost.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Done {
     /// Attempt id.
     pub attempt: u64,
@@ -159,21 +156,22 @@ impl From<MoveReport> for Done {
     }
 }
 
-/// The last state, made anew when somebody asks and it is no longer fresh: many who ask cost as one.
-#[derive(Default)]
-pub(super) struct Cache {
+/// The last state, made anew when somebody asks and it is no longer fresh.
+#[derive(Debug, Default)]
+pub(crate) struct Cache {
     last: Mutex<Option<(Instant, Arc<Status>)>>,
     counted: Mutex<Option<(Instant, LatencyCounts, LatencyCounts)>>,
     cluster: Mutex<ClusterState>,
 }
 
 impl Cache {
-    pub async fn get(&self, host: &Arc<Host>, service: &Service, automation: Automation) -> Result<Arc<Status>> {
+    /// A state that is younger than `fresh`, or a new one.
+    pub async fn get(&self, host: &Arc<Host>, service: &Service, fresh: Duration) -> Result<Arc<Status>> {
         let mut last = self.last.lock().await;
-        if let Some((_, status)) = last.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+        if let Some((_, status)) = last.as_ref().filter(|(at, _)| at.elapsed() < fresh) {
             return Ok(Arc::clone(status));
         }
-        let status = Arc::new(self.make(host, service, automation).await?);
+        let status = Arc::new(self.make(host, service).await?);
         *last = Some((Instant::now(), Arc::clone(&status)));
         Ok(status)
     }
@@ -196,7 +194,7 @@ impl Cache {
         }
     }
 
-    async fn make(&self, host: &Arc<Host>, service: &Service, automation: Automation) -> Result<Status> {
+    async fn make(&self, host: &Arc<Host>, service: &Service) -> Result<Status> {
         let engine = Arc::new(host.engine.stats().await?);
         let (cluster, coordinator_error) =
             match host.on_plane(|host| async move { coordinator::list(host.coordinator.as_ref()).await }).await {
@@ -222,29 +220,34 @@ impl Cache {
             .zip(trends)
             .map(|(info, trend)| HostStatus { host: info.host, resp: info.resp.clone(), trend })
             .collect();
-        let moves = host.all_moves().into_iter().map(|(partition, known)| MoveStatus {
-            partition: partition.0,
-            destination: known.destination().0,
-            automatic: known.is_automatic(),
-            under_way: !known.is_finished(),
-            progress: known.progress(),
-            done: known.report().map(Done::from),
-        });
         Ok(Status {
             host: host.id.0,
-            version: env!("CARGO_PKG_VERSION"),
+            version: env!("CARGO_PKG_VERSION").to_string(),
             now_ms: time::wall_ms(),
-            automation,
+            automation: host.automation,
             leader: cluster.leader.as_ref().map(|leader| leader.host),
             coordinator_error,
-            metrics: METRICS,
+            metrics: METRICS.map(str::to_string).to_vec(),
             hosts,
             partitions: partitions(host, &engine, &cluster),
-            moves: moves.collect(),
+            moves: moves(host),
             requests: self.requests(service).await,
             engine,
         })
     }
+}
+
+/// The last moves that began here, ascending by partition.
+pub(crate) fn moves(host: &Host) -> Vec<MoveStatus> {
+    let status = |(partition, known): (PartitionId, MoveHandle)| MoveStatus {
+        partition: partition.0,
+        destination: known.destination().0,
+        automatic: known.is_automatic(),
+        under_way: !known.is_finished(),
+        progress: known.progress(),
+        done: known.report().map(Done::from),
+    };
+    host.all_moves().into_iter().map(status).collect()
 }
 
 fn partitions(host: &Host, engine: &EngineStats, cluster: &ClusterState) -> Vec<PartitionStatus> {
@@ -252,7 +255,7 @@ fn partitions(host: &Host, engine: &EngineStats, cluster: &ClusterState) -> Vec<
         let stats = engine.partitions.iter().find(|known| known.id.0 == id && known.id != SYSTEM_PARTITION)?;
         let shards = host.engine.partitions();
         Some(Here {
-            serving: serving(stats.serving),
+            serving: serving(stats.serving).to_string(),
             shard: shards.iter().find(|(known, _)| *known == stats.id).map_or(0, |(_, shard)| shard.0),
             segments: stats.segments,
             missing_segments: stats.missing_segments,
@@ -267,7 +270,7 @@ fn partitions(host: &Host, engine: &EngineStats, cluster: &ClusterState) -> Vec<
     records.map(|record| PartitionStatus { record: record.clone(), here: here(record.partition) }).collect()
 }
 
-pub(super) fn serving(serving: Serving) -> &'static str {
+pub(crate) fn serving(serving: Serving) -> &'static str {
     match serving {
         Serving::Owner => "owner",
         Serving::Frozen => "frozen",
@@ -278,7 +281,7 @@ pub(super) fn serving(serving: Serving) -> &'static str {
 }
 
 /// A segment for the heat strip.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SegmentStatus {
     /// Id.
     pub segment: u64,
@@ -301,7 +304,7 @@ pub struct SegmentStatus {
 }
 
 /// The segments of a partition here, ascending by key.
-pub(super) async fn segments(host: &Arc<Host>, id: u64) -> Result<Vec<SegmentStatus>> {
+pub(crate) async fn segments(host: &Arc<Host>, id: u64) -> Result<Vec<SegmentStatus>> {
     let id = PartitionId(id);
     let partition = host.engine.partition(id)?;
     let summaries = partition.with(|partition| async move { Ok(partition.segment_summaries()) }).await?;

@@ -1,0 +1,158 @@
+//! Moves from the command line: begun, followed, judged.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use antumbra_net::status::{MoveStatus, Status};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use crate::CliError;
+use crate::client::Client;
+
+use super::{Cluster, show, typed};
+
+/// Between two looks at a move.
+const PERIOD: Duration = Duration::from_millis(200);
+
+#[derive(Args)]
+pub struct MoveArgs {
+    /// The partition.
+    partition: u64,
+    /// Where to.
+    destination: u32,
+    #[command(flatten)]
+    how: How,
+    /// Wait with the switchover until `ctl switch`.
+    #[arg(long)]
+    manual: bool,
+    /// Return when it has begun.
+    #[arg(long)]
+    detach: bool,
+}
+
+#[derive(Args)]
+pub struct DrainArgs {
+    /// The host.
+    host: u32,
+    #[command(flatten)]
+    how: How,
+}
+
+/// How copies are made.
+#[derive(Args)]
+struct How {
+    /// Order of the copy: auto, gru, ewma, key or random.
+    #[arg(long, default_value = "auto")]
+    order: String,
+    /// Cap on what is sent, in MB per second.
+    #[arg(long)]
+    throttle_mb_s: Option<f64>,
+    /// Switch over when so many per cent of the expected reads would be served by what is held.
+    #[arg(long)]
+    early: Option<f64>,
+    /// Copy at the rate that the cap allows, whatever requests see.
+    #[arg(long)]
+    rash: bool,
+}
+
+impl How {
+    fn words(&self) -> String {
+        let mut words = format!(" ORDER {}", self.order);
+        if let Some(rate) = self.throttle_mb_s {
+            words += &format!(" THROTTLE {rate}");
+        }
+        if let Some(percent) = self.early {
+            words += &format!(" EARLY {percent}");
+        }
+        if !self.rash {
+            words += " SETPOINT auto";
+        }
+        words
+    }
+}
+
+/// `ctl move`: succeeds when the partition has moved and both sides agreed.
+pub async fn run(cluster: &Cluster, args: &MoveArgs, json: bool) -> Result<ExitCode, CliError> {
+    let source = cluster.owner_of(args.partition).await?;
+    let manual = if args.manual { " MANUAL" } else { "" };
+    let how = args.how.words();
+    source.command(&format!("ANTUMBRA MOVE {} {}{how}{manual}", args.partition, args.destination)).await?;
+    if args.detach {
+        let what = format!("partition {} is being moved to host {}", args.partition, args.destination);
+        show::print(json, &json!({ "done": what }), |_| format!("{what}\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let ended = follow(&source, args.partition, &format!("partition {}", args.partition)).await?;
+    show::print(json, &ended, |ended| show::moving(ended) + "\n")?;
+    Ok(if is_well(&ended) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn is_well(ended: &MoveStatus) -> bool {
+    ended.progress.failed.is_none() && ended.done.as_ref().is_some_and(|done| done.equal)
+}
+
+/// Follows a move to its end, with a bar where there is a terminal.
+async fn follow(source: &Client, partition: u64, what: &str) -> Result<MoveStatus, CliError> {
+    let bar = ProgressBar::new(0);
+    bar.set_style(ProgressStyle::with_template("{prefix} {bar:40} {pos}/{len} segments {elapsed} {msg}")?);
+    bar.set_prefix(what.to_string());
+    loop {
+        let moves: Vec<MoveStatus> = typed(source.json("ANTUMBRA MOVES").await?)?;
+        let known = moves.into_iter().find(|known| known.partition == partition);
+        let known = known.ok_or_else(|| format!("the move of partition {partition} is not known to its source"))?;
+        bar.set_length(known.progress.segments as u64);
+        bar.set_position(known.progress.held as u64);
+        bar.set_message(format!("{}, {}", known.progress.state, crate::show::size(known.progress.bytes_on_wire)));
+        if !known.under_way {
+            bar.finish_and_clear();
+            return Ok(known);
+        }
+        tokio::time::sleep(PERIOD).await;
+    }
+}
+
+/// `ctl drain`: succeeds when the host owns nothing any more.
+pub async fn drain(cluster: &Cluster, args: &DrainArgs, json: bool) -> Result<ExitCode, CliError> {
+    let mut ended = Vec::new();
+    loop {
+        let status = cluster.status().await?;
+        let owned: Vec<u64> = status
+            .partitions
+            .iter()
+            .filter(|known| known.record.owner == args.host)
+            .map(|known| known.record.partition)
+            .collect();
+        let Some(partition) = owned.first().copied() else {
+            break;
+        };
+        let destination = emptiest(&status, args.host).ok_or("there is no other host that answers")?;
+        let source = cluster.host(&status, args.host).await?;
+        let how = args.how.words();
+        source.command(&format!("ANTUMBRA MOVE {partition} {destination}{how}")).await?;
+        let done = follow(&source, partition, &format!("{} left, partition {partition}", owned.len())).await?;
+        if !json {
+            println!("{}", show::moving(&done));
+        }
+        let well = is_well(&done);
+        ended.push(done);
+        if !well {
+            show::print(json, &ended, |_| format!("host {} is not empty\n", args.host))?;
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    show::print(json, &ended, |_| format!("host {} owns nothing\n", args.host))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The host that answers and owns the least data.
+fn emptiest(status: &Status, but: u32) -> Option<u32> {
+    let answers = status.hosts.iter().filter(|host| host.host != but && host.trend.is_some());
+    answers
+        .min_by_key(|host| {
+            let partitions = host.trend.as_ref().map_or(&[][..], |trend| &trend.partitions);
+            (partitions.iter().map(|partition| partition.bytes).sum::<u64>(), partitions.len(), host.host)
+        })
+        .map(|host| host.host)
+}
