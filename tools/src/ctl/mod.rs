@@ -148,10 +148,10 @@ impl Cluster {
 
 async fn login(address: SocketAddr, user: Option<&(String, String)>) -> Result<Client, CliError> {
     let client = Client::connect(address).await?;
-    if let Some((name, password)) = user {
-        if let ClientReply::Error(what) = client.call(&[b"AUTH", name.as_bytes(), password.as_bytes()]).await? {
-            return Err(format!("{address}: {what}").into());
-        }
+    if let Some((name, password)) = user
+        && let ClientReply::Error(what) = client.call(&[b"AUTH", name.as_bytes(), password.as_bytes()]).await?
+    {
+        return Err(format!("{address}: {what}").into());
     }
     Ok(client)
 }
