@@ -12,6 +12,8 @@ pub enum Bug {
     ReorderManifest,
     /// A shadow waits for its device neither before it acknowledges the mirror nor before it says that it is ready.
     MirrorUnsynced,
+    /// What changed between a base and the moment at which its segment was asked for is not sent.
+    DeltaFromNow,
 }
 
 /// Whether this thread's machine has the defect.

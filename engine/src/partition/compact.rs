@@ -169,14 +169,18 @@ impl Partition {
         Ok(())
     }
 
+    /// Segments keep their bounds while somebody pins them, and in a shadow and a copy that was handed over: those of both hosts
+    /// are to be the same for a roll-back.
+    fn keeps_bounds(&self) -> bool {
+        self.layout_pins.get() > 0 || matches!(self.serving(), Serving::Released { .. } | Serving::Shadow { .. })
+    }
+
     fn is_oversized(&self, segment: &Segment) -> bool {
-        self.layout_pins.get() == 0
-            && !segment.cut
-            && segment.bytes() > self.options.segment_target_bytes * SPLIT_FACTOR
+        !self.keeps_bounds() && !segment.cut && segment.bytes() > self.options.segment_target_bytes * SPLIT_FACTOR
     }
 
     fn small_neighbours(&self, layout: &Layout) -> Option<usize> {
-        if self.layout_pins.get() > 0 {
+        if self.keeps_bounds() {
             return None;
         }
         let limit = self.options.segment_target_bytes / MERGE_DIVISOR;
@@ -191,7 +195,7 @@ impl Partition {
         let run = &layout.segments[index..index + count];
         // What is merged is small, and never cut: the size at which a piece is cut counts its open block before
         // compression, so that small neighbours could be merged and cut again for ever.
-        let may_cut = count == 1 && self.layout_pins.get() == 0;
+        let may_cut = count == 1 && !self.keeps_bounds();
         let pieces = self.write_pieces(run, may_cut).await?;
         let version = run.iter().map(|segment| segment.version.get()).max().unwrap_or_default();
         let replacement: Vec<Rc<Segment>> = self.segments_of(run, &pieces, version, may_cut);

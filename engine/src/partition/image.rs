@@ -41,11 +41,11 @@ const READ_BYTES: usize = 128 << 10;
 /// The state that an image shows, kept until its segment is covered.
 #[derive(Debug)]
 pub(super) struct Captured {
-    pin: SnapshotPin,
+    pub pin: SnapshotPin,
     /// Range deletions at or below have been applied to the image.
-    erased_up_to: Lsn,
+    pub erased_up_to: Lsn,
     /// Digest of the image's records.
-    digest: u128,
+    pub digest: u128,
 }
 
 /// A segment as a table: every record at or below an LSN that its readers need, and perhaps older ones.

@@ -8,6 +8,7 @@
 //! - `INV-MAINT`: flush, compaction and image installation of one partition exclude each other.
 
 mod access;
+mod base;
 mod batch;
 mod compact;
 mod digest;
@@ -56,6 +57,7 @@ use progress::Progress;
 use snapshots::Snapshots;
 
 pub use access::Totals;
+pub use base::Base;
 pub use batch::{Batch, Commit, Condition, Conflict, Versioned};
 pub use digest::RangeDigest;
 pub use export::{ExportPage, Exported};
@@ -134,6 +136,8 @@ pub struct Partition {
     snapshots: Rc<Snapshots>,
     /// Deletions above this LSN are kept for a comparison with another host's history.
     keep_since: Cell<Option<Lsn>>,
+    /// What a roll-back to the host before needs.
+    base: RefCell<Option<base::KeptBase>>,
     maintenance: TaskLock,
     /// First batch that the durable manifest still needs for this partition.
     replay_from: Cell<WalSeq>,
@@ -195,6 +199,8 @@ pub struct PartitionStats {
     pub visible: Lsn,
     /// Deletions behind this LSN are kept, if there is one: another host's history parted here.
     pub keeps_since: Option<Lsn>,
+    /// Another host has the state at this LSN, and a roll-back to it needs only what changed since, if there is one.
+    pub keeps_base: Option<Lsn>,
     /// Sums of the last closed window.
     pub totals: Totals,
     /// Sums of all windows closed since the partition was opened.
@@ -242,6 +248,7 @@ impl Partition {
             filling_changed: Event::default(),
             snapshots: Rc::default(),
             keep_since: Cell::new(None),
+            base: RefCell::default(),
             maintenance: TaskLock::default(),
             replay_from: Cell::new(init.replay_from),
             flushes: Cell::new(0),
@@ -327,6 +334,7 @@ impl Partition {
             resident_bytes: layout.segments.iter().map(|segment| segment.resident_bytes()).sum(),
             visible: self.progress.borrow().visible(),
             keeps_since: self.keep_since.get(),
+            keeps_base: self.kept_base(),
             totals,
             sums,
             windows_closed,
@@ -369,6 +377,13 @@ impl Partition {
     /// Whether a memtable waits for its flush.
     pub(crate) fn has_frozen_memtable(&self) -> bool {
         !self.frozen.borrow().is_empty()
+    }
+
+    /// Everything written so far is in tables on return.
+    pub(crate) async fn flush_memtables(&self) -> Result<()> {
+        self.freeze_memtable();
+        while self.flush_oldest().await? {}
+        Ok(())
     }
 
     pub(crate) fn layout(&self) -> Rc<Layout> {
@@ -432,6 +447,7 @@ impl Partition {
         self.shadow.take();
         self.filling.take();
         self.final_pin.take();
+        self.base.take();
     }
 
     fn check_key(&self, key: &[u8]) -> Result<()> {

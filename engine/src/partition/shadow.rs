@@ -18,6 +18,7 @@ use crate::shard::files::Table;
 use crate::table::TableBuilder;
 use crate::types::{AttemptId, Epoch, Hlc, Lsn, SegmentId, WalSeq};
 
+use super::base::Bases;
 use super::expected::Expected;
 use super::image::CheckedImage;
 use super::layout::Segment;
@@ -42,6 +43,8 @@ pub(super) struct ShadowState {
     pub stopped: bool,
     /// That it holds everything up to some LSN is durable.
     pub noted_whole: bool,
+    /// What lay here before, of segments that are not installed yet.
+    pub bases: Bases,
 }
 
 /// How far the mirror has been taken in.
@@ -51,6 +54,23 @@ pub struct Applied {
     pub last: Lsn,
     /// The WAL batch that makes it durable.
     pub seq: WalSeq,
+}
+
+/// What a copy's delta lies on.
+enum Below {
+    /// A table that has come.
+    Image(CheckedImage),
+    /// What lay here before, whose live records have this digest.
+    Base(u128),
+}
+
+impl Below {
+    fn digest(&self) -> u128 {
+        match self {
+            Below::Image(image) => image.digest,
+            Below::Base(digest) => *digest,
+        }
+    }
 }
 
 impl Partition {
@@ -65,6 +85,7 @@ impl Partition {
             sealed: None,
             stopped: false,
             noted_whole: false,
+            bases: Bases::default(),
         });
     }
 
@@ -167,7 +188,25 @@ impl Partition {
         delta: Vec<Record>,
     ) -> Result<()> {
         let partition = Rc::clone(self);
-        let task = async move { partition.install_tables(attempt, segment, covered, image, delta).await };
+        let task = async move { partition.install_tables(attempt, segment, covered, Below::Image(image), delta).await };
+        self.shard.background().run(task).await
+    }
+
+    /// As [`Partition::install_image`], of a segment whose base here has the digest `base` and is its image.
+    ///
+    /// # Errors
+    /// As [`Partition::install_image`]; [`Error::Stale`] when there is no such base.
+    pub async fn install_on_base(
+        self: &Rc<Self>,
+        attempt: AttemptId,
+        segment: SegmentId,
+        covered: Lsn,
+        base: u128,
+        delta: Vec<Record>,
+    ) -> Result<()> {
+        let partition = Rc::clone(self);
+        let task =
+            async move { partition.install_tables(attempt, segment, Some(covered), Below::Base(base), delta).await };
         self.shard.background().run(task).await
     }
 
@@ -176,13 +215,13 @@ impl Partition {
         attempt: AttemptId,
         id: SegmentId,
         covered: Option<Lsn>,
-        image: CheckedImage,
+        below: Below,
         delta: Vec<Record>,
     ) -> Result<()> {
         self.check_missing(attempt, id)?;
         let segment = self.segment(id)?;
         let range = segment.range();
-        let mut digest = covered.map(|covered| CopyDigest::new(id, image.digest, covered));
+        let mut digest = covered.map(|covered| CopyDigest::new(id, below.digest(), covered));
         for record in &delta {
             if !range.contains(&record.key) {
                 return Err(Error::corruption("<delta>", 0, format!("a key outside segment {id}")));
@@ -200,9 +239,14 @@ impl Partition {
         let erasures: Vec<Erasure> =
             pieces.filter_map(|erasure| erasure.clipped(&segment.start, segment.end.as_ref())).collect();
         let mut tables: Vec<(Vec<u8>, Lsn)> = Vec::new();
-        if !image.table.is_empty() {
-            tables.push((image.table, image.max_lsn));
-        }
+        let base = match below {
+            Below::Image(image) if image.table.is_empty() => None,
+            Below::Image(image) => {
+                tables.push((image.table, image.max_lsn));
+                None
+            }
+            Below::Base(digest) => Some(self.base_of(attempt, id, digest)?),
+        };
         if !delta.is_empty() {
             let mut builder = TableBuilder::new(plain_options(self.options));
             for record in &delta {
@@ -213,7 +257,7 @@ impl Partition {
             tables.push((built.bytes, built.meta.max_lsn));
         }
         let clock = delta.iter().chain(&erased).map(|record| record.hlc).max().unwrap_or_default();
-        self.install_below(attempt, id, copy, tables, erasures).await?;
+        self.install_below(attempt, id, copy, base, tables, erasures).await?;
         match self.shadow.borrow_mut().as_mut() {
             Some(shadow) => {
                 shadow.clock = shadow.clock.max(clock);
@@ -233,12 +277,13 @@ impl Partition {
         }
     }
 
-    /// Writes tables, oldest first, into one file and puts them below what the segment has.
+    /// Writes tables, oldest first, into one file and puts them below what the segment has, and above what lay here before.
     async fn install_below(
         &self,
         attempt: AttemptId,
         id: SegmentId,
         copy: Option<u128>,
+        under: Option<Rc<Segment>>,
         tables: Vec<(Vec<u8>, Lsn)>,
         erasures: Vec<Erasure>,
     ) -> Result<()> {
@@ -256,17 +301,23 @@ impl Partition {
         let mut slices = old.slices.clone();
         slices.extend(old.base.iter().cloned());
         let brought = tables.iter().map(|(_, lsn)| *lsn).chain(erasures.iter().map(|erasure| erasure.lsn));
-        let version = old.version.get().max(brought.max().unwrap_or_default());
+        let below = under.as_ref().map_or(Lsn(0), |under| under.version.get());
+        let version = old.version.get().max(brought.max().unwrap_or_default()).max(below);
         let mut opened = opened.into_iter();
-        let base = opened.next();
+        let base = match &under {
+            Some(under) => under.base.clone(),
+            None => opened.next(),
+        };
         slices.extend(opened);
+        slices.extend(under.iter().flat_map(|under| under.slices.iter().cloned()));
+        let erased_below = under.as_ref().map(|under| Rc::clone(&under.erasures)).unwrap_or_default();
         let segment = Rc::new(Segment {
             id,
             start: old.start.clone(),
             end: old.end.clone(),
             base,
             slices,
-            erasures: [&*old.erasures, &erasures].concat().into(),
+            erasures: [&*old.erasures, &erasures, &*erased_below].concat().into(),
             version: version.into(),
             cut: false,
             detours: Cell::new(0),
@@ -280,6 +331,12 @@ impl Partition {
         // Records that came during the write raised the version further.
         segment.version.set(segment.version.get().max(old.version.get()));
         *self.layout.borrow_mut() = layout.replaced(index, 1, vec![segment]);
+        if let Some(shadow) = self.shadow.borrow_mut().as_mut() {
+            match under {
+                Some(_) => shadow.bases.note_installed(id),
+                None => shadow.bases.forget(id),
+            }
+        }
         self.shard.rows().forget_all();
         self.note_held(id);
         Ok(())
@@ -383,7 +440,16 @@ impl Partition {
         Ok(())
     }
 
-    fn with_shadow<T>(&self, attempt: AttemptId, with: impl FnOnce(&mut ShadowState) -> Result<T>) -> Result<T> {
+    fn base_of(&self, attempt: AttemptId, id: SegmentId, digest: u128) -> Result<Rc<Segment>> {
+        let base = self.with_shadow(attempt, |shadow| Ok(shadow.bases.get(id, digest)))?;
+        base.ok_or_else(|| self.stale(format!("segment {id} has no base of this digest here")))
+    }
+
+    pub(super) fn with_shadow<T>(
+        &self,
+        attempt: AttemptId,
+        with: impl FnOnce(&mut ShadowState) -> Result<T>,
+    ) -> Result<T> {
         let mut shadow = self.shadow.borrow_mut();
         let shadow = shadow.as_mut().filter(|shadow| shadow.attempt == attempt);
         with(shadow.ok_or_else(|| self.stale(format!("attempt {attempt}")))?)

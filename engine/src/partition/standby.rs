@@ -133,7 +133,7 @@ impl Partition {
     pub(super) fn kept_since(&self) -> Option<Lsn> {
         match self.serving() {
             Serving::Suspended => Some(Lsn(0)),
-            _ => self.keep_since.get(),
+            _ => self.keep_since.get().into_iter().chain(self.kept_base()).min(),
         }
     }
 }

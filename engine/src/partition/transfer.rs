@@ -257,6 +257,7 @@ impl Partition {
         // What was submitted before the freeze is at the new owner: it may be acknowledged.
         self.mirror.take();
         self.outgoing.take();
+        self.base.take();
         self.progress.borrow_mut().set_mirrored(None);
         self.set_serving(Serving::Released { owner });
     }

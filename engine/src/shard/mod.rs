@@ -34,7 +34,7 @@ use crate::partition::layout::{Layout, Segment};
 use crate::partition::{Partition, PartitionInit, Serving, SnapshotPin};
 use crate::residency::Residency;
 use crate::table::{BuildBuffers, Charge, ShardBlockCache};
-use crate::types::{AttemptId, Epoch, FileId, KeyRange, Lsn, PartitionId, SegmentId, ShardId};
+use crate::types::{AttemptId, Epoch, FileId, HostId, KeyRange, Lsn, PartitionId, SegmentId, ShardId};
 use crate::wal::Wal;
 
 use files::{Table, TableFile};
@@ -135,10 +135,19 @@ impl Shard {
     /// [`Error::Invalid`] when the id is taken, [`Error::Io`] when the manifest cannot be written (nothing is created).
     pub async fn create_partition(self: &Rc<Shard>, spec: PartitionSpec) -> Result<Rc<Partition>> {
         let first = (SegmentId(1), spec.range.start.clone());
+        self.check_free(spec.id)?;
         self.install_partition(spec, Role::Owner, vec![first], Lsn(0)).await
     }
 
-    /// Writes a new partition's manifest entry and brings it to life.
+    fn check_free(&self, id: PartitionId) -> Result<()> {
+        if self.partitions.borrow().contains_key(&id) {
+            return Err(Error::Invalid { what: format!("partition {id} exists already on this host") });
+        }
+        Ok(())
+    }
+
+    /// Writes a new partition's manifest entry and brings it to life. A partition that has the id goes in the same edit; its
+    /// tables are the caller's.
     pub(crate) async fn install_partition(
         self: &Rc<Shard>,
         spec: PartitionSpec,
@@ -146,12 +155,14 @@ impl Shard {
         segments: Vec<(SegmentId, Vec<u8>)>,
         last_lsn: Lsn,
     ) -> Result<Rc<Partition>> {
-        if self.partitions.borrow().contains_key(&spec.id) {
-            return Err(Error::Invalid { what: format!("partition {} exists already on this host", spec.id) });
-        }
+        let replaces = self.partitions.borrow().contains_key(&spec.id);
         let next_segment = segments.iter().map(|(id, _)| id.0).max().unwrap_or(0) + 1;
         let replay_from = self.wal.collecting();
-        let mut edits = vec![ManifestEdit::CreatePartition(NewPartition {
+        let mut edits = Vec::new();
+        if replaces {
+            edits.push(ManifestEdit::DropPartition { partition: spec.id });
+        }
+        edits.push(ManifestEdit::CreatePartition(NewPartition {
             partition: spec.id,
             keyspace: spec.keyspace.clone(),
             range: spec.range.clone(),
@@ -162,7 +173,7 @@ impl Shard {
             segments: segments.clone(),
             replay_from,
             last_lsn,
-        })];
+        }));
         if spec.options.compression != Compression::None {
             edits.push(ManifestEdit::SetOptions { partition: spec.id, compression: spec.options.compression });
         }
@@ -249,9 +260,36 @@ impl Shard {
         segments: Vec<(SegmentId, Vec<u8>)>,
         from: Lsn,
     ) -> Result<Rc<Partition>> {
+        self.check_free(spec.id)?;
         let partition = self.install_partition(spec, Role::Shadow { attempt }, segments, from).await?;
         partition.begin_shadow(attempt, from);
         Ok(partition)
+    }
+
+    /// As [`Shard::create_shadow`], on top of the copy here that was handed over to `owner` at `base`: see
+    /// [`crate::partition::Base`]. The copy is the shadow's then, whatever becomes of the attempt. Returns how many segments
+    /// have a base.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPartition`]; [`Error::Invalid`] when what is here is no such copy, and it is left alone; [`Error::Io`].
+    pub async fn create_shadow_on_base(
+        self: &Rc<Shard>,
+        spec: PartitionSpec,
+        attempt: AttemptId,
+        segments: Vec<(SegmentId, Vec<u8>)>,
+        from: Lsn,
+        (owner, base): (HostId, Lsn),
+    ) -> Result<usize> {
+        let old = self.partition(spec.id)?;
+        let copy = old.take_base(owner, base).await?;
+        old.retire().await;
+        // The shadow must not find the copy's records in a batch that is still being collected.
+        self.wal.wait_durable(self.wal.collecting()).await?;
+        let partition = self.install_partition(spec, Role::Shadow { attempt }, segments, from).await?;
+        drop(old);
+        self.handle_memtable_freed();
+        partition.begin_shadow(attempt, from);
+        Ok(partition.adopt_base(&copy))
     }
 
     /// Discards the shadow of an attempt; a partition that is no such shadow is left alone.

@@ -16,5 +16,6 @@ mod offline;
 mod operations;
 mod promote;
 mod residency;
+mod roll_back;
 mod shadow;
 mod shards;
