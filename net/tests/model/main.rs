@@ -74,6 +74,8 @@ fn ends(world: &World, mutant: Mutant) -> bool {
         repeats: 0,
         timeouts: 1,
         early: 0,
+        releases: 0,
+        forces: 0,
     };
     for _ in 0..STEPS_MAX {
         let mut steps = world.steps(mutant);
@@ -100,7 +102,10 @@ fn ends(world: &World, mutant: Mutant) -> bool {
     if std::env::var_os("ANTUMBRA_MODEL_SHOW_REST").is_some() && !(rests && served) {
         eprintln!("{world:#?}\n{:?}", world.steps(mutant));
     }
-    rests && served && world.record().state == antumbra_net::coordinator::RecordState::Stable
+    rests
+        && served
+        && world.record().diverged.is_none()
+        && world.record().state == antumbra_net::coordinator::RecordState::Stable
 }
 
 fn number(name: &str, default: u64) -> u64 {
@@ -134,6 +139,8 @@ fn budget() -> Budget {
         repeats: byte("REPEATS", 0),
         timeouts: byte("TIMEOUTS", 0),
         early: byte("EARLY", 1),
+        releases: byte("RELEASES", 0),
+        forces: byte("FORCES", 0),
     }
 }
 
@@ -156,6 +163,20 @@ fn copy_that_goes_on_over_another_link_keeps_the_invariants() {
     check_sound(Budget { writes: rest.writes.max(2), hiccups: rest.hiccups.max(2), ..rest });
 }
 
+/// There, a write, and back on the copy that stayed; it may be given up at any time.
+#[test]
+fn roll_back_keeps_the_invariants() {
+    let rest = Budget { crashes: [0, 1], cuts: 0, lost_answers: 0, ..budget() };
+    check_sound(Budget { writes: 2, moves: 2, releases: 1, ..rest });
+}
+
+/// A standby that is promoted by force while its source lives, is cut off, or is dead; the source returns.
+#[test]
+fn forced_promotion_loses_nothing_without_a_word() {
+    let rest = Budget { crashes: [1, 1], cuts: 1, lost_answers: 0, early: 0, ..budget() };
+    check_sound(Budget { writes: 2, forces: 1, ..rest });
+}
+
 #[test]
 fn planted_bugs_are_found() {
     let base = Budget {
@@ -168,10 +189,16 @@ fn planted_bugs_are_found() {
         repeats: 0,
         timeouts: 0,
         early: 0,
+        releases: 0,
+        forces: 0,
     };
     let early = Budget { cuts: 1, lost_answers: 0, early: 1, ..base };
     let hunts = [
-        (Mutant::CompleteBeforeFilled, early),
+        // The copy at the source stays for a roll-back, until it is given up.
+        (Mutant::CompleteBeforeFilled, Budget { releases: 1, ..early }),
+        (Mutant::ServeBase, Budget { moves: 2, cuts: 0, ..early }),
+        (Mutant::DropParted, Budget { writes: 1, forces: 1, cuts: 0, lost_answers: 0, ..base }),
+        (Mutant::MirrorGoesOn, Budget { writes: 1, forces: 1, cuts: 0, lost_answers: 0, ..base }),
         (Mutant::WriteBeforeHandOver, base),
         (Mutant::FreezeLeftByTimer, base),
         (Mutant::StaleAttempt, Budget { writes: 1, moves: 2, cuts: 0, lost_answers: 0, timeouts: 1, ..base }),

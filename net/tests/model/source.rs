@@ -1,14 +1,12 @@
 //! A move at its source: carries out what the machine says.
 
-use std::collections::BTreeMap;
-
 use antumbra_engine::Serving;
 use antumbra_engine::types::{Lsn, SegmentId};
 use antumbra_net::coordinator::{Command, PartitionRecord, RecordState};
 use antumbra_net::shadow::recovery::Held;
 use antumbra_net::shadow::source::{Action, Event, Limits, Source, State};
 
-use crate::world::{Body, HOSTS, PARTITION, Packet, Value, World, segment_of, segments};
+use crate::world::{Body, HOSTS, Host, PARTITION, Packet, World, segments};
 
 /// The coordinator has answered the begin, or its record has been read.
 pub fn begun(world: &mut World, index: usize, record: &PartitionRecord) {
@@ -21,19 +19,24 @@ pub fn begun(world: &mut World, index: usize, record: &PartitionRecord) {
         }
     };
     let (attempt, epoch) = (moving.attempt, record.epoch);
+    let former = record.former.as_ref().filter(|former| former.host == destination);
+    let base = former.map(|former| former.lsn as u8);
     let host = &mut world.hosts[index];
     let from = host.last();
     if let Some(side) = host.source.as_mut() {
         side.attempt = Some(attempt);
         side.epoch = epoch;
+        side.base = base;
         side.machine = Source::new(
             segments(),
             Lsn(u64::from(from)),
             Limits { retries_max: 1, lag_max: 1, patience_looks: u32::MAX, late_looks: 0, asynchronous: false },
         );
     }
-    handle(world, index, Event::Allowed);
-    world.send(1 - index, attempt, Body::Open { epoch, from });
+    if world.budget.forces == 0 {
+        handle(world, index, Event::Allowed);
+    }
+    world.send(1 - index, attempt, Body::Open { epoch, from, base });
 }
 
 /// Hands an event to the machine and carries out what follows from it.
@@ -66,14 +69,22 @@ fn carry_out(world: &mut World, index: usize, action: Action) -> Option<Event> {
     let attempt = host.source.as_ref().and_then(|side| side.attempt)?;
     match action {
         Action::SendSegment(segment) => {
-            let mut records = host.records.iter().filter(|(_, (key, _))| segment_of(usize::from(*key)) == segment);
-            let newest: BTreeMap<u8, Value> =
-                records.next_back().map(|(lsn, value)| (*lsn, *value)).into_iter().collect();
+            let mut records = Host::newest_at(&host.records, segment, u8::MAX);
+            let mut on_base = false;
             if let Some(side) = host.source.as_mut() {
                 side.covered[key_of(segment)] = true;
-                side.copies.insert(segment, newest.clone());
+                let at_base = side.base.map(|base| (base, Host::newest_at(&host.records, segment, base)));
+                let copy = match at_base.filter(|(_, known)| side.offered.get(&segment) == Some(known)) {
+                    Some((base, known)) => {
+                        on_base = true;
+                        records.retain(|lsn, _| *lsn > base);
+                        known.into_iter().chain(records.clone()).collect()
+                    }
+                    None => records.clone(),
+                };
+                side.copies.insert(segment, copy);
             }
-            world.send(peer, attempt, Body::Segment { segment, records: newest });
+            world.send(peer, attempt, Body::Segment { segment, records, on_base });
             None
         }
         Action::SendStale(token) => {
@@ -104,7 +115,10 @@ fn carry_out(world: &mut World, index: usize, action: Action) -> Option<Event> {
             None
         }
         Action::Commit => {
-            world.ask(index, Command::Commit { partition: PARTITION, attempt, epoch: epoch_known });
+            world.ask(
+                index,
+                Command::Commit { partition: PARTITION, attempt, epoch: epoch_known, lsn: u64::from(last) },
+            );
             None
         }
         Action::HandOver => {
@@ -203,6 +217,13 @@ pub fn deliver(world: &mut World, packet: &Packet) {
             Event::Resumed { held: held.clone() }
         }
         Body::Request(wanted) => Event::Requested { wanted: *wanted, present: host.token(wanted.segment) },
+        Body::RequestOnBase(wanted, held) => {
+            let present = host.token(wanted.segment);
+            if let Some(side) = world.hosts[index].source.as_mut() {
+                side.offered.insert(wanted.segment, held.clone());
+            }
+            Event::Requested { wanted: *wanted, present }
+        }
         Body::Held(segment) => Event::Held(*segment),
         Body::Ack(lsn) => {
             let lsn = *lsn;
@@ -242,10 +263,14 @@ pub fn mirror(world: &mut World, index: usize) {
     let Some(side) = target.target.as_mut() else {
         return;
     };
+    if side.stopped {
+        return;
+    }
     if lsn > side.last() {
         side.chain.push((lsn, value));
         target.records.extend(value.map(|value| (lsn, value)));
     }
+    target.note_whole();
     world.send(index, attempt, Body::Ack(lsn));
 }
 

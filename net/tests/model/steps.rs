@@ -49,6 +49,10 @@ pub enum Step {
     Act(usize),
     /// A source whose target is lost reads the record.
     Poll(usize),
+    /// An owner gives the copy up that the host before has.
+    Release(usize),
+    /// Somebody has a standby promoted by force.
+    Force(usize),
     /// Only with [`Mutant::FreezeLeftByTimer`].
     Thaw(usize),
 }
@@ -93,6 +97,13 @@ impl World {
         }
         if host.serves_writes() && host.is_unclaimed() && host.verdict.is_none() && self.budget.moves > 0 {
             steps.push(Step::StartMove(index));
+        }
+        let is_owner = self.record().owner == HOSTS[index].0 && host.serves_writes();
+        if self.budget.releases > 0 && is_owner && self.record().former.is_some() {
+            steps.push(Step::Release(index));
+        }
+        if self.budget.forces > 0 && host.whole_at().is_some() && self.is_standby(index) {
+            steps.push(Step::Force(index));
         }
         if let Some(side) = &host.source {
             if source::can_mirror(self, index) {
@@ -140,6 +151,12 @@ impl World {
         }
     }
 
+    /// The record has an open attempt whose shadow is here.
+    fn is_standby(&self, index: usize) -> bool {
+        let Some(Held::Shadow(attempt)) = self.hosts[index].held else { return false };
+        matches!(&self.record().state, RecordState::Moving(moving) if moving.attempt == attempt.0)
+    }
+
     fn has_link(&self, index: usize) -> bool {
         let host = &self.hosts[index];
         host.target.is_some() || host.source.as_ref().is_some_and(|side| side.attempt.is_some() && !side.lost)
@@ -169,6 +186,10 @@ impl World {
     /// `INV-READS`: a promotion by the record waits until no read lease can run any more.
     fn may_act(&self, index: usize, verdict: Verdict, mutant: Mutant) -> bool {
         let other = &self.hosts[1 - index];
+        // What is handed out reaches an owner that serves; until then it is tried again.
+        if matches!(verdict, Verdict::Return(..)) {
+            return other.serves_writes();
+        }
         let lease_runs = other.up && other.serving == Some(Serving::Frozen) && !other.lease_over;
         !matches!(verdict, Verdict::Promote(..)) || !lease_runs || mutant == Mutant::WriteBeforeHandOver
     }
@@ -224,6 +245,16 @@ impl World {
                     source::handle(self, *host, Event::Completed);
                 }
             }
+            Step::Force(host) => {
+                self.budget.forces -= 1;
+                target::force(self, *host, mutant);
+            }
+            Step::Release(host) => {
+                self.budget.releases -= 1;
+                if let Some(attempt) = self.record().former.as_ref().map(|former| former.attempt) {
+                    self.ask(*host, Command::Release { partition: PARTITION, attempt });
+                }
+            }
             Step::Thaw(host) => self.hosts[*host].serving = Some(Serving::Owner),
         }
         self.settle();
@@ -259,6 +290,8 @@ impl World {
             mirror: Vec::new(),
             chain: Vec::new(),
             copies: Copies::new(),
+            base: None,
+            offered: Copies::new(),
             mirrored: None,
             lost: false,
         });
@@ -269,8 +302,12 @@ impl World {
     fn coordinate(&mut self, ask: &Ask, answered: bool, repeated: bool) {
         let before = self.record().clone();
         let answer = self.coordinator.apply(ask.command.clone());
+        let is_forced = matches!(ask.command, Command::ForcePromote { .. });
         if before.owner != self.record().owner {
-            self.check_equal((before.owner - 1) as usize);
+            match is_forced {
+                true => self.forced = true,
+                false => self.check_equal((before.owner - 1) as usize),
+            }
         }
         let heard = self.hosts[ask.host].up && self.hosts[ask.host].life == ask.life;
         if repeated {
@@ -313,6 +350,8 @@ impl World {
             (Command::Abort { attempt: asked, .. }, answer) if attempt == Some(Some(*asked)) => {
                 source::aborted(self, index, answer.ok().as_ref());
             }
+            // Whatever the record says now, the attempt is filled no more.
+            (Command::ForcePromote { .. }, _) => self.hosts[index].target = None,
             (Command::Complete { attempt: asked, .. }, _) if attempt == Some(Some(*asked)) => {
                 self.hosts[index].source = None;
             }
@@ -398,6 +437,14 @@ impl World {
                 host.serving = Some(Serving::Released { owner });
             }
             Verdict::Promote(attempt, epoch) => {
+                let forced = self.coordinator.state.records[&PARTITION].diverged.clone();
+                if let Some(lsn) = forced.filter(|forced| forced.attempt == attempt.0).map(|forced| forced.lsn as u8) {
+                    if host.whole_at() != Some(lsn) {
+                        self.broken.get_or_insert("S1: a standby is promoted that the record does not describe");
+                    }
+                    host.sealed = Some(lsn);
+                    return target::promote(host, epoch);
+                }
                 target::promote(host, epoch);
                 // What is missing is fetched before the attempt is completed.
                 if host.held == Some(Held::Partly) && mutant != Mutant::CompleteBeforeFilled {
@@ -411,8 +458,21 @@ impl World {
                 host.missing.clear();
                 host.durable = 0;
             }
-            // Nobody promotes by force here.
-            Verdict::Wait | Verdict::Return(..) => {}
+            Verdict::Return(..) if mutant == Mutant::DropParted => {
+                (host.held, host.serving, host.sealed) = (None, None, None);
+                host.records.clear();
+                host.durable = 0;
+                let attempt = self.record().diverged.as_ref().map_or(0, |diverged| diverged.attempt);
+                let outcome = String::new();
+                self.ask(1 - index, Command::EndReconcile { partition: PARTITION, attempt, outcome });
+            }
+            Verdict::Return(_, attempt) => {
+                let lsn = self.record().diverged.as_ref().map_or(0, |diverged| diverged.lsn as u8);
+                target::settle(self, index, lsn);
+                let outcome = String::new();
+                self.ask(1 - index, Command::EndReconcile { partition: PARTITION, attempt: attempt.0, outcome });
+            }
+            Verdict::Wait => {}
         }
     }
 }

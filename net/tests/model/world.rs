@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use antumbra_engine::Serving;
 use antumbra_engine::types::{HostId, Lsn, SegmentId, ValidationToken};
 use antumbra_net::coordinator::machine::Machine;
-use antumbra_net::coordinator::{Command, HostInfo};
+use antumbra_net::coordinator::{Command, HostInfo, RecordState};
 use antumbra_net::shadow::recovery::{Held, Verdict};
 use antumbra_net::shadow::source::Source;
 use antumbra_net::shadow::target::Target;
@@ -40,6 +40,10 @@ pub struct Budget {
     pub timeouts: u8,
     /// Switchovers before every segment is held.
     pub early: u8,
+    /// Copies at the host before that their owner gives up.
+    pub releases: u8,
+    /// Standbys that are promoted by force; if there are any, no move is switched to.
+    pub forces: u8,
 }
 
 /// Bugs that are planted to see that the checker finds them.
@@ -54,13 +58,22 @@ pub enum Mutant {
     StaleAttempt,
     /// An owner that lacks segments completes the attempt all the same, so that the source drops them.
     CompleteBeforeFilled,
+    /// A shadow takes what lay there before for the segments themselves, and not for what their deltas lie on.
+    ServeBase,
+    /// A host whose history has parted drops its copy without handing out what it wrote alone.
+    DropParted,
+    /// A standby that is being promoted by force still takes what the mirror brings.
+    MirrorGoesOn,
 }
 
 /// A record: key and version.
 pub type Value = (u8, u8);
 
+/// Records by LSN.
+pub type Records = BTreeMap<u8, Value>;
+
 /// What the copy of each segment brought.
-pub type Copies = BTreeMap<SegmentId, BTreeMap<u8, Value>>;
+pub type Copies = BTreeMap<SegmentId, Records>;
 
 /// A message of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,20 +85,40 @@ pub struct Packet {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Body {
-    Open { epoch: u64, from: u8 },
+    Open {
+        epoch: u64,
+        from: u8,
+        base: Option<u8>,
+    },
     Opened,
     Resume,
-    Resumed { last: u8, held: Vec<SegmentId> },
+    Resumed {
+        last: u8,
+        held: Vec<SegmentId>,
+    },
     Plan(Vec<ValidationToken>),
     Request(ValidationToken),
+    /// With what the segment holds at the base there.
+    RequestOnBase(ValidationToken, Records),
     Stale(ValidationToken),
-    Segment { segment: SegmentId, records: BTreeMap<u8, Value> },
+    Segment {
+        segment: SegmentId,
+        records: Records,
+        on_base: bool,
+    },
     Held(SegmentId),
     Ack(u8),
-    Seal { last: u8, chain: Vec<(u8, Option<Value>)>, copies: Copies, early: bool },
+    Seal {
+        last: u8,
+        chain: Vec<(u8, Option<Value>)>,
+        copies: Copies,
+        early: bool,
+    },
     SealOk,
     Failed,
-    Promote { epoch: u64 },
+    Promote {
+        epoch: u64,
+    },
     Promoted,
     Complete,
 }
@@ -111,6 +144,9 @@ pub struct SourceSide {
     pub mirror: Vec<(u8, Option<Value>)>,
     pub chain: Vec<(u8, Option<Value>)>,
     pub copies: Copies,
+    /// The LSN of the copy that the record says is at the target, and what the target has told of it.
+    pub base: Option<u8>,
+    pub offered: Copies,
     /// Last LSN that the target has, once acknowledgements wait for it.
     pub mirrored: Option<u8>,
     pub lost: bool,
@@ -125,6 +161,10 @@ pub struct TargetSide {
     pub chain: Vec<(u8, Option<Value>)>,
     pub copies: Copies,
     pub from: u8,
+    /// What lay here before; no restart knows it.
+    pub base: Option<Records>,
+    /// It is about to be promoted by force: nothing more is taken.
+    pub stopped: bool,
 }
 
 /// One host.
@@ -163,6 +203,8 @@ pub struct World {
     /// Largest version of each key that was acknowledged, and that any reader can have seen.
     pub acked: [u8; KEYS],
     pub seen: [u8; KEYS],
+    /// Somebody has promoted by force: two hosts may serve, and what they say need not agree until all is settled.
+    pub forced: bool,
     /// The first rule that was broken.
     pub broken: Option<&'static str>,
 }
@@ -232,6 +274,12 @@ impl Host {
         of_key.map(|(_, (_, version))| *version).next_back().unwrap_or(0)
     }
 
+    /// What a segment holds at `lsn`: its newest record at or below, as all is overwritten that came before.
+    pub fn newest_at(records: &Records, segment: SegmentId, lsn: u8) -> Records {
+        let of_segment = records.range(..=lsn).filter(|(_, (key, _))| segment_of(usize::from(*key)) == segment);
+        of_segment.map(|(lsn, value)| (*lsn, *value)).next_back().into_iter().collect()
+    }
+
     pub fn token(&self, segment: SegmentId) -> ValidationToken {
         let of_segment = self.records.iter().filter(|(_, (key, _))| segment_of(usize::from(*key)) == segment);
         let version = Lsn(of_segment.map(|(lsn, _)| u64::from(*lsn)).next_back().unwrap_or(0));
@@ -268,6 +316,7 @@ impl World {
             last_version: 0,
             acked: [0; KEYS],
             seen: [0; KEYS],
+            forced: false,
             broken: None,
         }
     }
@@ -307,6 +356,9 @@ impl World {
                 }
             }
         }
+        if self.forced {
+            return self.settle_forced();
+        }
         for host in self.hosts.iter().filter(|host| host.serves_reads()) {
             for key in 0..KEYS {
                 if host.lacks(key) {
@@ -331,6 +383,40 @@ impl World {
         };
         if (0..KEYS).any(|key| durable(key) < self.acked[key]) {
             self.broken.get_or_insert("W2: an acknowledged write is not durable at the owner");
+        }
+    }
+
+    /// Nothing that was acknowledged is gone: until the histories are one again either host may have it, then the owner has.
+    /// Versions are timestamps here, and the later one wins.
+    fn settle_forced(&mut self) {
+        let parted = self.record().diverged.is_some() || self.record().state != RecordState::Stable;
+        let owner = self.owner();
+        for key in 0..KEYS {
+            let has = |index: usize| {
+                let host = &self.hosts[index];
+                if host.held.is_some() { host.durable_version(key) } else { 0 }
+            };
+            let known = if parted { has(0).max(has(1)) } else { has(owner) };
+            if known < self.acked[key] {
+                self.broken.get_or_insert("W2: an acknowledged write is lost without a word");
+            }
+        }
+    }
+}
+
+impl Host {
+    /// As `Partition::standby`: the last LSN up to which a shadow holds all, if there is one (`INV-PREFIX`).
+    pub fn whole_at(&self) -> Option<u8> {
+        let is_shadow = matches!(self.held, Some(Held::Shadow(_)));
+        let last = self.target.as_ref().map_or(self.durable, |side| side.last());
+        let newest = self.records.keys().next_back().copied().unwrap_or(0);
+        (is_shadow && self.missing.is_empty() && newest <= last).then_some(last)
+    }
+
+    /// How far it is whole is durable, since elided LSNs are in no log.
+    pub fn note_whole(&mut self) {
+        if let Some(last) = self.whole_at() {
+            self.durable = self.durable.max(last);
         }
     }
 }
