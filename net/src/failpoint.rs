@@ -48,6 +48,15 @@ impl Failpoint {
         "target:reconciled",
     ];
 
+    /// The places of a move.
+    pub fn of_a_move() -> impl Iterator<Item = &'static str> {
+        Self::NAMES.into_iter().filter(|place| !Self::OF_A_PROMOTION.contains(place))
+    }
+
+    /// The places of a forced promotion and of what follows.
+    pub const OF_A_PROMOTION: [&'static str; 5] =
+        ["target:forcing", "target:forced", "source:returning", "target:reconciling", "target:reconciled"];
+
     /// Dies if this is the place: no destructor runs, nothing is flushed.
     pub fn pass(&self, place: &str) {
         debug_assert!(Self::NAMES.contains(&place), "a failpoint without a name in the list");

@@ -18,6 +18,8 @@ pub enum Mutant {
     DropParted,
     /// The target acknowledges what is not on its device, and says that it is ready.
     MirrorUnsynced,
+    /// A roll-back leaves out what changed between the base and the request.
+    DeltaFromNow,
 }
 
 /// Whether this host has the defect.

@@ -141,6 +141,7 @@ mod tests {
             revision: epoch,
             history: Vec::new(),
             diverged: None,
+            former: None,
         }
     }
 

@@ -89,6 +89,10 @@ pub struct NodeOptions {
     learn: usize,
     #[command(flatten)]
     controller: ControllerOptions,
+    /// For how many seconds the host that a partition was moved away from keeps its copy: ANTUMBRA ROLLBACK sends only
+    /// what has changed since. Until then deletions and the state of that moment take space here too.
+    #[arg(long, default_value_t = 60)]
+    roll_back_s: u64,
     /// Die at this step of a move (crash tests).
     #[arg(long, hide = true)]
     failpoint: Option<String>,
@@ -168,6 +172,7 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
         resp: options.resp,
         coordinator: parse_coordinator(options.coordinator.as_deref())?,
         failpoint: Failpoint::new(options.failpoint.clone())?,
+        roll_back_for: Duration::from_secs(options.roll_back_s),
         reports: Reports::Folder(options.dir.join("conflicts")),
         events: Some(options.dir.join("events")),
         controller: Some(options.controller.config(Duration::from_millis(options.window_ms))),

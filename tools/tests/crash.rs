@@ -7,176 +7,15 @@ mod common;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use antumbra_net::failpoint::Failpoint;
 use redis::Commands;
 
-use common::{Node, ask, start_many, wait_for};
-
-const KEYS: u64 = 64;
-const WRITERS: u64 = 4;
-/// Time in which everything has to be settled after the dead process is back.
-const SETTLE_MAX: Duration = Duration::from_secs(40);
-
-/// The steps of a forced promotion and of what follows; the others are those of a move.
-const OF_A_PROMOTION: [&str; 5] =
-    ["target:forcing", "target:forced", "source:returning", "target:reconciling", "target:reconciled"];
-
-/// One key's history. A write that was not answered may still take place later, whatever is written after it: so its
-/// writer goes on with a fresh key, and each key has versions that only rise.
-#[derive(Clone, Default)]
-struct Register {
-    name: String,
-    issued: u64,
-    /// Largest version that was acknowledged or read.
-    floor: u64,
-}
-
-struct Registers {
-    current: Vec<Mutex<Register>>,
-    retired: Mutex<Vec<Register>>,
-    acked: AtomicU64,
-    wrong: Mutex<Vec<String>>,
-    stop: AtomicBool,
-}
-
-impl Registers {
-    fn new() -> Registers {
-        let register = |number| Register { name: format!("key-{number}-0"), ..Register::default() };
-        Registers {
-            current: (0..KEYS).map(|number| Mutex::new(register(number))).collect(),
-            retired: Mutex::default(),
-            acked: AtomicU64::new(0),
-            wrong: Mutex::default(),
-            stop: AtomicBool::new(false),
-        }
-    }
-
-    fn begin_write(&self, number: u64) -> (String, u64) {
-        let mut register = self.current[number as usize].lock().unwrap();
-        register.issued += 1;
-        (register.name.clone(), register.issued)
-    }
-
-    fn end_write(&self, number: u64, version: u64, acked: bool) {
-        let mut register = self.current[number as usize].lock().unwrap();
-        if acked {
-            register.floor = register.floor.max(version);
-            self.acked.fetch_add(1, Ordering::Relaxed);
-        } else {
-            let mut retired = self.retired.lock().unwrap();
-            let fresh = Register { name: format!("key-{number}-{}", retired.len() + 1), ..Register::default() };
-            retired.push(std::mem::replace(&mut register, fresh));
-        }
-    }
-
-    fn begin_read(&self, number: u64) -> (String, u64) {
-        let register = self.current[number as usize].lock().unwrap();
-        (register.name.clone(), register.floor)
-    }
-
-    /// A read that began when at least `floor` was acknowledged or read has returned `found`.
-    fn end_read(&self, number: u64, name: &str, floor: u64, found: u64) {
-        if found < floor {
-            self.wrong.lock().unwrap().push(format!("{name}: version {found} after version {floor}"));
-        }
-        let mut register = self.current[number as usize].lock().unwrap();
-        if register.name == name {
-            register.floor = register.floor.max(found);
-        }
-    }
-}
-
-/// Connects to one node after the other until one answers.
-struct Client {
-    nodes: Vec<SocketAddr>,
-    next: usize,
-    connection: Option<redis::Connection>,
-}
-
-impl Client {
-    fn call<T>(&mut self, work: impl Fn(&mut redis::Connection) -> redis::RedisResult<T>) -> Option<T> {
-        if self.connection.is_none() {
-            self.next += 1;
-            let node = self.nodes[self.next % self.nodes.len()];
-            let client = redis::Client::open(format!("redis://{node}")).unwrap();
-            self.connection = client.get_connection_with_timeout(Duration::from_millis(500)).ok();
-        }
-        let connection = self.connection.as_mut()?;
-        let _ = connection.set_read_timeout(Some(Duration::from_secs(3)));
-        match work(connection) {
-            Ok(result) => Some(result),
-            Err(_) => {
-                self.connection = None;
-                std::thread::sleep(Duration::from_millis(5));
-                None
-            }
-        }
-    }
-}
-
-/// Each writer has keys of its own, and reads any.
-fn load(registers: &Registers, nodes: Vec<SocketAddr>, writer: u64) {
-    let mut random = fastrand::Rng::with_seed(writer);
-    let mut client = Client { nodes, next: writer as usize, connection: None };
-    while !registers.stop.load(Ordering::Relaxed) {
-        let mine = random.u64(0..KEYS / WRITERS) * WRITERS + writer;
-        let (name, version) = registers.begin_write(mine);
-        let acked = client.call(|connection| connection.set::<_, _, ()>(&name, version)).is_some();
-        registers.end_write(mine, version, acked);
-        let any = random.u64(0..KEYS);
-        let (name, floor) = registers.begin_read(any);
-        if let Some(found) = client.call(|connection| connection.get::<_, Option<u64>>(&name)) {
-            registers.end_read(any, &name, floor, found.unwrap_or(0));
-        }
-    }
-}
-
-/// The node that serves the partition once nothing is under way any more.
-fn settled_owner(nodes: &[Node]) -> usize {
-    let deadline = Instant::now() + SETTLE_MAX;
-    loop {
-        let states: Vec<String> = nodes.iter().map(|node| ask(node.resp, "ANTUMBRA PARTITIONS")).collect();
-        let record = ask(nodes[0].resp, "ANTUMBRA STATE 1");
-        let ours = |state: &str| state.contains("\"partition\":1,") || state.contains("\"partition\":1}");
-        let holders: Vec<usize> = (0..nodes.len()).filter(|index| ours(&states[*index])).collect();
-        if record.contains("\"state\":\"Stable\"") && holders.len() == 1 {
-            let serving = ask(nodes[holders[0]].resp, "INFO");
-            if serving.contains("partition1:") && serving.contains("serving=Owner") {
-                return holders[0];
-            }
-        }
-        assert!(Instant::now() < deadline, "not settled: {record}\n{}", states.join("\n"));
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-fn move_and_wait(nodes: &[Node], from: usize, to: usize) {
-    assert!(ask(nodes[from].resp, &format!("ANTUMBRA MOVE 1 {}", to + 1)).contains("OK"));
-    let deadline = Instant::now() + SETTLE_MAX;
-    loop {
-        let report = ask(nodes[from].resp, "ANTUMBRA REPORT 1");
-        if report.contains("\"equal\"") {
-            assert!(report.contains("\"equal\":true"), "{report}");
-            return;
-        }
-        let progress = ask(nodes[from].resp, "ANTUMBRA PROGRESS 1");
-        assert!(Instant::now() < deadline && progress.contains("\"failed\":null"), "the next move: {progress}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// Waits until the process has ended itself at `place`.
-fn wait_died(node: &mut Node, place: &str) {
-    let deadline = Instant::now() + SETTLE_MAX;
-    while !node.has_died() {
-        assert!(Instant::now() < deadline, "{place}: nobody came past");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+use common::registers::{Client, Registers};
+use common::settled::{SETTLE_MAX, move_and_wait, settled_owner, wait_died};
+use common::{Node, ask, start_with, wait_for};
 
 /// One round: the move dies at `place`, its process comes back, everything is as it should be.
 fn die_at(place: &str, nodes: &mut [Node], registers: &Registers) {
@@ -197,8 +36,7 @@ fn die_at(place: &str, nodes: &mut [Node], registers: &Registers) {
     std::thread::sleep(Duration::from_millis(400));
     nodes[victim].restart(None);
     let owner = settled_owner(nodes);
-    let wrong = registers.wrong.lock().unwrap().clone();
-    assert!(wrong.is_empty(), "{place}: {wrong:?}");
+    registers.check_reads(place);
     move_and_wait(nodes, owner, if owner == 1 { 2 } else { 1 });
 }
 
@@ -210,7 +48,7 @@ fn wanted() -> (u64, Option<String>) {
 
 /// Three nodes; the second has the only partition.
 fn three_with_a_partition(dir: &Path) -> Vec<Node> {
-    let nodes = start_many(dir, 3);
+    let nodes = start_with(dir, 3, &["--roll-back-s", "1"]);
     assert!(ask(nodes[0].resp, "ANTUMBRA CREATE 1 0 16383 2").contains("\"owner\":2"));
     wait_for(nodes[1].resp, "ANTUMBRA PARTITIONS", "\"partition\":1,");
     nodes
@@ -222,37 +60,17 @@ fn kill_at_every_step_of_a_move_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let mut nodes = three_with_a_partition(dir.path());
     let registers = Arc::new(Registers::new());
-    let addresses: Vec<SocketAddr> = nodes.iter().map(|node| node.resp).collect();
-    let writers: Vec<_> = (0..WRITERS)
-        .map(|writer| {
-            let (registers, addresses) = (Arc::clone(&registers), addresses.clone());
-            std::thread::spawn(move || load(&registers, addresses, writer))
-        })
-        .collect();
+    let writers = registers.start(nodes.iter().map(|node| node.resp).collect());
     std::thread::sleep(Duration::from_millis(500));
     for round in 0..rounds {
-        let of_a_move = Failpoint::NAMES.into_iter().filter(|place| !OF_A_PROMOTION.contains(place));
-        for place in of_a_move.filter(|place| only.as_ref().is_none_or(|only| only == place)) {
+        for place in Failpoint::of_a_move().filter(|place| only.as_ref().is_none_or(|only| only == place)) {
             let began = Instant::now();
             die_at(place, &mut nodes, &registers);
             println!("round {round}: {place} settled in {:.1} s", began.elapsed().as_secs_f64());
         }
     }
-    registers.stop.store(true, Ordering::Relaxed);
-    writers.into_iter().for_each(|writer| writer.join().unwrap());
-    let owner = settled_owner(&nodes);
-    let mut client = Client { nodes: vec![nodes[owner].resp], next: 0, connection: None };
-    let current = registers.current.iter().map(|register| register.lock().unwrap().clone());
-    for register in current.chain(registers.retired.lock().unwrap().iter().cloned()) {
-        let found = client.call(|connection| connection.get::<_, Option<u64>>(&register.name));
-        let found = found.expect("the owner answers").unwrap_or(0);
-        let possible = register.floor..=register.issued;
-        assert!(possible.contains(&found), "{}: version {found}, {possible:?} may be there", register.name);
-    }
-    let wrong = registers.wrong.lock().unwrap().clone();
-    assert!(wrong.is_empty(), "{wrong:?}");
-    let acked = registers.acked.load(Ordering::Relaxed);
-    assert!(acked > 100, "the load was real: {acked} writes");
+    registers.stop(writers);
+    registers.check_at(nodes[settled_owner(&nodes)].resp);
 }
 
 /// The target stands still for longer than a link lives. The copy goes on where it was: each segment is sent once.
@@ -449,7 +267,7 @@ fn kill_at_every_step_of_a_forced_promotion_loses_nothing_without_a_word() {
     let refused = ask(nodes[2].resp, "ANTUMBRA PROMOTE 1 FORCE");
     assert!(refused.contains("no standby"), "{refused}");
     let policies = ["lww", "prefer-target", "reject-and-keep-both"];
-    let places = std::iter::once("").chain(OF_A_PROMOTION);
+    let places = std::iter::once("").chain(Failpoint::OF_A_PROMOTION);
     for round in 0..rounds {
         for (index, place) in
             places.clone().enumerate().filter(|(_, place)| only.as_ref().is_none_or(|only| only == place))

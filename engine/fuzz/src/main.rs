@@ -4,19 +4,22 @@
 use std::sync::OnceLock;
 
 use antumbra_engine::fuzz::{TARGETS, Target};
-use antumbra_net::resp::fuzz;
+use antumbra_net::{resp, shadow};
 
-/// What a client can reach.
-const RESP_TARGETS: &[Target] =
-    &[Target { name: "resp-request", run: fuzz::request }, Target { name: "resp-reply", run: fuzz::reply }];
+/// What a client or another host can reach.
+const NET_TARGETS: &[Target] = &[
+    Target { name: "resp-request", run: resp::fuzz::request },
+    Target { name: "resp-reply", run: resp::fuzz::reply },
+    Target { name: "shadow-frame", run: shadow::fuzz::frame },
+];
 
 fn target() -> &'static Target {
     static CHOSEN: OnceLock<&'static Target> = OnceLock::new();
     CHOSEN.get_or_init(|| {
         let name = std::env::var("ANTUMBRA_FUZZ_TARGET").unwrap_or_default();
-        let found = TARGETS.iter().chain(RESP_TARGETS).find(|target| target.name == name);
+        let found = TARGETS.iter().chain(NET_TARGETS).find(|target| target.name == name);
         found.unwrap_or_else(|| {
-            let names: Vec<&str> = TARGETS.iter().chain(RESP_TARGETS).map(|target| target.name).collect();
+            let names: Vec<&str> = TARGETS.iter().chain(NET_TARGETS).map(|target| target.name).collect();
             eprintln!("ANTUMBRA_FUZZ_TARGET='{name}' is none of {names:?}");
             std::process::exit(2)
         })

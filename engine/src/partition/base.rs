@@ -1,15 +1,15 @@
 //! Roll-back: the copy that a move has left behind is the base of a shadow back to it.
 //!
-//! Both hosts have the state at the LSN of the hand-over. While the coordinator's record says so, the owner *keeps the base*: the
-//! state at that LSN stays readable, what was deleted behind it is not forgotten, and segments keep their bounds. A shadow
-//! *takes the base*: the tables of the released copy lie aside until the segment's turn comes; then both sides digest the
-//! segment's live records at that LSN, and where they agree only what changed since travels.
+//! Both hosts have the state at the LSN of the hand-over. While the coordinator's record says so, the owner *keeps the
+//! base*: the state at that LSN stays readable, what was deleted behind it is not forgotten, and segments keep their
+//! bounds. A shadow *takes the base*: the tables of the released copy lie aside until the segment's turn comes; then
+//! both sides digest the segment's live records at that LSN, and where they agree only what changed since travels.
 //!
 //! - `INV-BASE`: nothing of a base is read as the partition's data before its segment is installed: a segment that is
 //!   missing has no table, base or not (`INV-FILL`). Until then the manifest does not name the tables either, so that a
 //!   restart leaves a shadow without a base.
-//! - A base that is damaged, incomplete (records that were in no log) or cut otherwise has another digest or none, and the
-//!   segment travels in full.
+//! - A base that is damaged, incomplete (records that were in no log) or cut otherwise has another digest or none, and
+//!   the segment travels in full.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -85,9 +85,9 @@ impl Drop for Bases {
 }
 
 impl Partition {
-    /// Keeps what a roll-back to the host with the state at `lsn` needs; `None` = no more. Not durable: a partition that
-    /// is suspended, as after a restart, forgets no deletion, and where older versions were dropped before this was
-    /// called again the digests differ.
+    /// Keeps what a roll-back to the host with the state at `lsn` needs; `None` = no more. Not durable: a partition
+    /// that is suspended, as after a restart, forgets no deletion, and where older versions were dropped before this
+    /// was called again the digests differ.
     pub fn keep_base(&self, lsn: Option<Lsn>) {
         if self.kept_base() == lsn {
             return;
@@ -104,8 +104,8 @@ impl Partition {
         self.base.borrow().as_ref().map(|base| base.lsn)
     }
 
-    /// Takes the target's copy of a segment at the base for its image, if the digest of its live records is the same here.
-    /// False: it is not, and the segment has to be captured.
+    /// Takes the target's copy of a segment at the base for its image, if the digest of its live records is the same
+    /// here. False: it is not, and the segment has to be captured.
     ///
     /// # Errors
     /// [`Error::Stale`] for another attempt, [`Error::UnknownSegment`], [`Error::Corruption`], [`Error::Io`].

@@ -169,8 +169,8 @@ impl Partition {
         Ok(())
     }
 
-    /// Segments keep their bounds while somebody pins them, and in a shadow and a copy that was handed over: those of both hosts
-    /// are to be the same for a roll-back.
+    /// Segments keep their bounds while somebody pins them, and in a shadow and a copy that was handed over: those of
+    /// both hosts are to be the same for a roll-back.
     fn keeps_bounds(&self) -> bool {
         self.layout_pins.get() > 0 || matches!(self.serving(), Serving::Released { .. } | Serving::Shadow { .. })
     }

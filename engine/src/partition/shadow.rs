@@ -277,7 +277,8 @@ impl Partition {
         }
     }
 
-    /// Writes tables, oldest first, into one file and puts them below what the segment has, and above what lay here before.
+    /// Writes tables, oldest first, into one file and puts them below what the segment has, and above what lay here
+    /// before.
     async fn install_below(
         &self,
         attempt: AttemptId,

@@ -146,8 +146,8 @@ impl Shard {
         Ok(())
     }
 
-    /// Writes a new partition's manifest entry and brings it to life. A partition that has the id goes in the same edit; its
-    /// tables are the caller's.
+    /// Writes a new partition's manifest entry and brings it to life. A partition that has the id goes in the same
+    /// edit; its tables are the caller's.
     pub(crate) async fn install_partition(
         self: &Rc<Shard>,
         spec: PartitionSpec,
@@ -267,11 +267,12 @@ impl Shard {
     }
 
     /// As [`Shard::create_shadow`], on top of the copy here that was handed over to `owner` at `base`: see
-    /// [`crate::partition::Base`]. The copy is the shadow's then, whatever becomes of the attempt. Returns how many segments
-    /// have a base.
+    /// [`crate::partition::Base`]. The copy is the shadow's then, whatever becomes of the attempt. Returns how many
+    /// segments have a base.
     ///
     /// # Errors
-    /// [`Error::UnknownPartition`]; [`Error::Invalid`] when what is here is no such copy, and it is left alone; [`Error::Io`].
+    /// [`Error::UnknownPartition`]; [`Error::Invalid`] when what is here is no such copy, and it is left alone;
+    /// [`Error::Io`].
     pub async fn create_shadow_on_base(
         self: &Rc<Shard>,
         spec: PartitionSpec,

@@ -258,16 +258,14 @@ fn roll_back_on_a_damaged_copy_travels_in_full() {
     moved.end_back(&back, &receiver, &summaries);
 }
 
-/// Records that were in no log are gone with a crash of the old owner: what is left of the copy has the right LSN and the
-/// wrong contents.
+/// As behind a crash that took records which were in no log: the copy has the right LSN and other contents.
 #[test]
-fn roll_back_on_a_copy_that_lost_records_travels_in_full() {
+fn segment_whose_digest_differs_or_whose_base_is_not_kept_travels_in_full() {
     let mut moved = move_there();
     moved.write();
     let (receiver, summaries, taken) = moved.begin_back();
     assert_eq!(taken.unwrap(), summaries.len());
     let back = moved.old.partition(PARTITION).unwrap();
-    // The same by another time: one side counts records that the other does not.
     let (id, base) = (summaries[0].id, moved.base);
     let digest = block_on(back.with(move |target| async move { target.digest_base(BACK, id, base).await }));
     let wrong = digest.unwrap().unwrap() ^ 1;

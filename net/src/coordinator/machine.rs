@@ -44,6 +44,18 @@ pub struct Diverged {
     pub until: Option<u64>,
 }
 
+/// A copy that a move has left at the host that owned the partition before: what a roll-back begins from. The owner
+/// forgets nothing of what has changed since, and that host keeps the copy, for as long as the record names it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Former {
+    /// That host.
+    pub host: u32,
+    /// The attempt that moved the partition away from it.
+    pub attempt: u64,
+    /// The last LSN that both have.
+    pub lsn: u64,
+}
+
 /// What the cluster agrees on for one partition.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PartitionRecord {
@@ -66,6 +78,9 @@ pub struct PartitionRecord {
     /// A forced promotion that has not been reconciled. The partition is not moved until then.
     #[serde(default)]
     pub diverged: Option<Diverged>,
+    /// What a roll-back may begin from.
+    #[serde(default)]
+    pub former: Option<Former>,
 }
 
 /// How to reach a host.
@@ -152,6 +167,16 @@ pub enum Command {
         attempt: u64,
         /// The epoch that the mover knows.
         epoch: u64,
+        /// The last LSN that source and destination have.
+        lsn: u64,
+    },
+    /// The copy at the host before is given up: no roll-back on it any more. Changes nothing while the partition is
+    /// moved.
+    Release {
+        /// Id.
+        partition: u64,
+        /// The attempt that left the copy.
+        attempt: u64,
     },
     /// Closes an attempt that was not committed.
     Abort {
@@ -235,7 +260,8 @@ impl Machine {
             Command::Read { partition } => Ok(Answer::Record(self.record(partition)?.clone())),
             Command::Create { partition, keyspace, slots, owner } => self.create(partition, keyspace, slots, owner),
             Command::Begin { partition, source, destination } => self.begin(partition, source, destination),
-            Command::Commit { partition, attempt, epoch } => self.commit(partition, attempt, epoch),
+            Command::Commit { partition, attempt, epoch, lsn } => self.commit(partition, attempt, epoch, lsn),
+            Command::Release { partition, attempt } => self.release(partition, attempt),
             Command::Abort { partition, attempt, reason } => self.abort(partition, attempt, &reason),
             Command::Complete { partition, attempt } => self.complete(partition, attempt),
             Command::ForcePromote { partition, attempt, lsn, policy } => {
@@ -283,6 +309,7 @@ impl Machine {
             revision: 1,
             history: Vec::new(),
             diverged: None,
+            former: None,
         };
         self.state.records.insert(partition, record.clone());
         Ok(Answer::Record(record))
@@ -313,12 +340,13 @@ impl Machine {
         Ok(answer)
     }
 
-    fn commit(&mut self, partition: u64, attempt: u64, epoch: u64) -> Result<Answer, String> {
+    fn commit(&mut self, partition: u64, attempt: u64, epoch: u64, lsn: u64) -> Result<Answer, String> {
         let record = self.record(partition)?;
         match record.state.clone() {
             RecordState::Moving(moving) if moving.attempt == attempt && record.epoch == epoch => {
                 record.owner = moving.destination;
                 record.epoch += 1;
+                record.former = Some(Former { host: moving.source, attempt, lsn });
                 record.state = RecordState::Committed(moving);
                 record.revision += 1;
                 Ok(Answer::Record(record.clone()))
@@ -355,6 +383,7 @@ impl Machine {
                 record.epoch += 1;
                 record.state = RecordState::Stable;
                 record.revision += 1;
+                record.former = None;
                 record.diverged = Some(Diverged { host: moving.source, attempt, lsn, policy, until: None });
                 remember(record, attempt, format!("host {} promoted by force at LSN {lsn}", moving.destination));
                 Ok(Answer::Record(record.clone()))
@@ -386,6 +415,15 @@ impl Machine {
         if record.diverged.take_if(|diverged| diverged.attempt == attempt).is_some() {
             record.revision += 1;
             remember(record, attempt, outcome.to_string());
+        }
+        Ok(Answer::Record(record.clone()))
+    }
+
+    fn release(&mut self, partition: u64, attempt: u64) -> Result<Answer, String> {
+        let record = self.record(partition)?;
+        let is_stable = record.state == RecordState::Stable;
+        if is_stable && record.former.take_if(|former| former.attempt == attempt).is_some() {
+            record.revision += 1;
         }
         Ok(Answer::Record(record.clone()))
     }
@@ -440,7 +478,7 @@ mod tests {
     fn commit_moves_ownership_once_and_raises_epoch() {
         let mut machine = machine();
         record(machine.apply(Command::Begin { partition: 1, source: 1, destination: 2 }));
-        let commit = Command::Commit { partition: 1, attempt: 1, epoch: 1 };
+        let commit = Command::Commit { partition: 1, attempt: 1, epoch: 1, lsn: 9 };
         let committed = record(machine.apply(commit.clone()));
         assert_eq!((committed.owner, committed.epoch), (2, 2));
         assert_eq!(record(machine.apply(commit)), committed, "asked twice, done once");
@@ -454,7 +492,28 @@ mod tests {
         record(machine.apply(Command::Begin { partition: 1, source: 1, destination: 2 }));
         let aborted = record(machine.apply(Command::Abort { partition: 1, attempt: 1, reason: "test".into() }));
         assert_eq!((aborted.owner, aborted.epoch), (1, 2));
-        assert!(machine.apply(Command::Commit { partition: 1, attempt: 1, epoch: 1 }).is_err());
+        assert!(machine.apply(Command::Commit { partition: 1, attempt: 1, epoch: 1, lsn: 9 }).is_err());
+    }
+
+    #[test]
+    fn former_copy_stands_until_it_is_released_or_the_partition_moves_on() {
+        let mut machine = machine();
+        let move_to = |machine: &mut Machine, attempt, source, destination, lsn| {
+            record(machine.apply(Command::Begin { partition: 1, source, destination }));
+            let release = machine.apply(Command::Release { partition: 1, attempt: attempt - 1 });
+            let kept = record(release).former;
+            record(machine.apply(Command::Commit { partition: 1, attempt, epoch: attempt, lsn }));
+            record(machine.apply(Command::Complete { partition: 1, attempt }));
+            kept
+        };
+        assert_eq!(move_to(&mut machine, 1, 1, 2, 9), None);
+        let former = |host, attempt, lsn| Some(Former { host, attempt, lsn });
+        assert_eq!(move_to(&mut machine, 2, 2, 1, 20), former(1, 1, 9), "not released while a roll-back may use it");
+        let release = |attempt| Command::Release { partition: 1, attempt };
+        assert_eq!(record(machine.apply(release(1))).former, former(2, 2, 20), "of an earlier move");
+        let released = record(machine.apply(release(2)));
+        assert_eq!(released.former, None);
+        assert_eq!(record(machine.apply(release(2))), released, "asked twice, done once");
     }
 
     #[test]
@@ -466,7 +525,7 @@ mod tests {
         let forced = record(machine.apply(force(1)));
         assert_eq!((forced.owner, forced.epoch, &forced.state), (2, 2, &RecordState::Stable));
         assert_eq!(record(machine.apply(force(1))), forced, "asked twice, done once");
-        assert!(machine.apply(Command::Commit { partition: 1, attempt: 1, epoch: 1 }).is_err());
+        assert!(machine.apply(Command::Commit { partition: 1, attempt: 1, epoch: 1, lsn: 9 }).is_err());
         let aborted = machine.apply(Command::Abort { partition: 1, attempt: 1, reason: String::new() });
         assert_eq!(record(aborted), forced, "the old owner reads that it is one no more");
         assert!(machine.apply(Command::Begin { partition: 1, source: 2, destination: 1 }).is_err(), "not moved on");
@@ -483,7 +542,8 @@ mod tests {
     #[test]
     fn record_of_an_earlier_release_has_not_diverged() {
         let stored = r#"{"partition":1,"keyspace":"k","slots":[0,9],"owner":1,"epoch":1,"state":"Stable","revision":1,"history":[]}"#;
-        assert_eq!(serde_json::from_str::<PartitionRecord>(stored).unwrap().diverged, None);
+        let read = serde_json::from_str::<PartitionRecord>(stored).unwrap();
+        assert_eq!((read.diverged, read.former), (None, None));
     }
 
     #[test]
@@ -507,7 +567,13 @@ mod tests {
         let (attempt, epoch) = (0..6u64, 0..6u64);
         prop_oneof![
             (1..3u32, 1..3u32).prop_map(|(source, destination)| Command::Begin { partition: 1, source, destination }),
-            (attempt.clone(), epoch).prop_map(|(attempt, epoch)| Command::Commit { partition: 1, attempt, epoch }),
+            (attempt.clone(), epoch).prop_map(|(attempt, epoch)| Command::Commit {
+                partition: 1,
+                attempt,
+                epoch,
+                lsn: epoch
+            }),
+            attempt.clone().prop_map(|attempt| Command::Release { partition: 1, attempt }),
             attempt.clone().prop_map(|attempt| Command::Abort { partition: 1, attempt, reason: String::new() }),
             attempt.clone().prop_map(|attempt| Command::Complete { partition: 1, attempt }),
             (attempt.clone(), 0..6u64).prop_map(|(attempt, lsn)| Command::ForcePromote {
@@ -538,6 +604,8 @@ mod tests {
                 prop_assert!(!refused || after == before);
                 let open = after.state != RecordState::Stable;
                 prop_assert!(!open || after.diverged.is_none(), "a partition that has diverged is not moved");
+                let former = after.former.as_ref().map(|former| former.host);
+                prop_assert!(former != Some(after.owner), "the owner has more than a copy");
                 before = after;
             }
         }

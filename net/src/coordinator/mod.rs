@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-pub use machine::{Answer, ClusterState, Command, Diverged, HostInfo, Leader, Moving, PartitionRecord, RecordState};
+pub use machine::{
+    Answer, ClusterState, Command, Diverged, Former, HostInfo, Leader, Moving, PartitionRecord, RecordState,
+};
 
 /// A future of the coordinator.
 pub type Asking<'a> = Pin<Box<dyn Future<Output = Result<Answer>> + Send + 'a>>;

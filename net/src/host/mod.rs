@@ -81,6 +81,8 @@ pub struct HostConfig {
     pub events: Option<PathBuf>,
     /// What is measured, and who decides on moves; `None` = nothing is measured.
     pub controller: Option<ControllerConfig>,
+    /// For how long the host before keeps its copy of what was moved here: a roll-back needs only what changed since.
+    pub roll_back_for: Duration,
 }
 
 /// What a host is told beside its planes.
@@ -92,6 +94,7 @@ pub(crate) struct Settings {
     pub reports: Reports,
     pub events: Option<PathBuf>,
     pub controller: Option<ControllerConfig>,
+    pub roll_back_for: Duration,
 }
 
 /// The ways to and from other hosts.
@@ -127,6 +130,8 @@ pub struct Host {
     pub events: Events,
     /// Who decides on moves.
     pub automation: Automation,
+    /// See [`HostConfig::roll_back_for`].
+    pub(crate) roll_back_for: Duration,
     embedded: Option<Embedded>,
     resp: SocketAddr,
     pub(crate) claims: Claims,
@@ -197,8 +202,9 @@ impl Host {
         let control = plane("control", config.control, SchedulingClass::Normal)?;
         let bulk = plane("bulk", config.bulk, SchedulingClass::Idle)?;
         let planes = Planes { control: control.handle(), bulk: bulk.handle(), threads: vec![control, bulk], slot };
-        let HostConfig { resp, coordinator, options, failpoint, reports, events, controller, .. } = config;
-        let settings = Settings { resp, coordinator, options, failpoint, reports, events, controller };
+        let HostConfig { resp, coordinator, options, failpoint, reports, events, controller, roll_back_for, .. } =
+            config;
+        let settings = Settings { resp, coordinator, options, failpoint, reports, events, controller, roll_back_for };
         Host::serve_on(engine, id, planes, settings).await
     }
 
@@ -241,6 +247,7 @@ impl Host {
             reports: settings.reports,
             events: Events::new(settings.events),
             automation: settings.controller.map_or(Automation::Manual, |config| config.automation),
+            roll_back_for: settings.roll_back_for,
             embedded,
             resp: settings.resp,
             claims: Claims::default(),
@@ -347,6 +354,29 @@ impl Host {
         let handle = drive::start(Arc::clone(self), partition, destination, options);
         moves.insert(partition, handle.clone());
         Ok(handle)
+    }
+
+    /// Starts to move a partition back to the host that owned it before: of its copy there only what has changed since
+    /// is sent. Returns that host.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when no such copy is kept, or a move is under way here; as the coordinator.
+    pub async fn roll_back(self: &Arc<Self>, partition: PartitionId, options: MoveOptions) -> Result<HostId> {
+        let record = coordinator::read(self.coordinator.as_ref(), partition.0).await?;
+        if record.owner != self.id.0 {
+            let what = format!("partition {partition} belongs to host {}: roll it back there", record.owner);
+            return Err(Error::Refused { what });
+        }
+        let Some(former) = record.former else {
+            let what = format!(
+                "no host keeps a copy of partition {partition} from before: it was not moved here, or more than {} s ago; \
+                 ANTUMBRA MOVE {partition} host moves it in full",
+                self.roll_back_for.as_secs()
+            );
+            return Err(Error::Refused { what });
+        };
+        self.start_move(partition, HostId(former.host), options)?;
+        Ok(HostId(former.host))
     }
 
     /// The last move of a partition that began here.

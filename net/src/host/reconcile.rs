@@ -14,7 +14,7 @@ use crate::coordinator::{self, ClusterState, Command, PartitionRecord, RecordSta
 use crate::error::{Error, Result};
 use crate::mutant::{Mutant, planted};
 use crate::shadow::drive;
-use crate::shadow::recovery::{Held, PROMOTE_WAIT, Verdict, diverged_at, verdict};
+use crate::shadow::recovery::{Held, PROMOTE_WAIT, Verdict, base_kept_by, diverged_at, verdict};
 use crate::time;
 
 use super::Host;
@@ -28,6 +28,8 @@ const RELEASE_GRACE: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Reconciler {
     since: HashMap<PartitionId, (Verdict, Instant)>,
+    /// Since when this host owns what a former owner still has a copy of, by the attempt that left it.
+    kept: HashMap<PartitionId, (AttemptId, Instant)>,
 }
 
 /// Looks at every partition until the host is gone.
@@ -54,6 +56,9 @@ impl Reconciler {
             if id == SYSTEM_PARTITION {
                 continue;
             }
+            if let Err(cause) = self.end_grace(host, id, state).await {
+                tracing::warn!(%cause, partition = %id, "the copy at the host before is not released yet");
+            }
             match self.look(host, id, state).await {
                 Ok(true) => {}
                 Ok(false) => unsettled += 1,
@@ -66,6 +71,29 @@ impl Reconciler {
         unsettled
     }
 
+    /// The copy at the host before is given up once nobody has rolled back for long enough; after a restart that time
+    /// begins anew.
+    async fn end_grace(&mut self, host: &Host, id: PartitionId, state: &ClusterState) -> Result<()> {
+        let record = state.records.get(&id.0).filter(|record| record.owner == host.id.0);
+        let Some(former) = record.and_then(|record| record.former.as_ref()) else {
+            self.kept.remove(&id);
+            return Ok(());
+        };
+        let attempt = AttemptId(former.attempt);
+        let (known, since) = *self.kept.entry(id).or_insert((attempt, time::now()));
+        if known != attempt {
+            self.kept.insert(id, (attempt, time::now()));
+            return Ok(());
+        }
+        let is_stable = record.is_some_and(|record| record.state == RecordState::Stable);
+        if is_stable && time::since(since) >= host.roll_back_for {
+            let command = Command::Release { partition: id.0, attempt: attempt.0 };
+            coordinator::change(host.coordinator.as_ref(), command).await?;
+            host.reconcile_wanted.notify_one();
+        }
+        Ok(())
+    }
+
     /// Settles one partition; false if it has to be looked at again.
     async fn look(&mut self, host: &Arc<Host>, id: PartitionId, state: &ClusterState) -> Result<bool> {
         let Ok(partition) = host.engine.partition(id) else {
@@ -73,9 +101,9 @@ impl Reconciler {
         };
         let stats = partition.stats().await?;
         let as_recorded = state.records.get(&id.0).is_some_and(|record| {
-            let same =
-                record.owner == host.id.0 && record.epoch == stats.epoch.0 && parted_at(record) == stats.keeps_since;
-            same && record.state == RecordState::Stable
+            let kept = parted_at(record) == stats.keeps_since && base_kept_by(host.id, record) == stats.keeps_base;
+            let same = record.owner == host.id.0 && record.epoch == stats.epoch.0;
+            same && kept && record.state == RecordState::Stable
         });
         if as_recorded && stats.serving == Serving::Owner {
             self.since.remove(&id);
@@ -95,11 +123,13 @@ impl Reconciler {
         };
         let record = coordinator::read(host.coordinator.as_ref(), id.0).await?;
         host.routing.update_record(&record);
-        if parted_at(&record) != stats.keeps_since {
-            // Before anything is served, and so before anything that decides a conflict can be forgotten.
-            let since = parted_at(&record);
+        let (parted, base) = (parted_at(&record), base_kept_by(host.id, &record));
+        if parted != stats.keeps_since || base != stats.keeps_base {
+            // Before anything is served, and so before anything that decides a conflict, or that a roll-back has to
+            // carry, can be forgotten.
             let keep = move |partition: std::rc::Rc<antumbra_engine::Partition>| async move {
-                partition.keep_changes_since(since);
+                partition.keep_changes_since(parted);
+                partition.keep_base(base);
                 Ok(())
             };
             partition.with(keep).await?;

@@ -19,8 +19,9 @@ use crate::status;
 const USAGE: &str = "STATUS | MOVES | PARTITIONS | CREATE id first-slot last-slot owner | MOVE id host [ORDER auto|gru|ewma|key|random] \
                      [THROTTLE mb-per-second] [SETPOINT auto|us] [MANUAL] [EARLY percent] | STANDBY id host [ASYNC] | STANDBY id OFF | \
                      PROMOTE id [FORCE [POLICY lww|prefer-target|prefer-source|reject-and-keep-both|merge:operator]] | \
-                     ABANDON id FORCE | SWITCH id | ABORT id | SCRUB id [mb-per-second] | FILL id | LINK host mebibytes | PROGRESS id | REPORT id | COMPACT id | SEGMENTS id | \
-                     STATE id | TRENDS | EVENTS [after [most]] | RECORD id START one-key-of | RECORD id TAKE | RECORD id STOP";
+                     ABANDON id FORCE | ROLLBACK id [options of MOVE] | SWITCH id | ABORT id | SCRUB id [mb-per-second] | \
+                     FILL id | LINK host mebibytes | PROGRESS id | REPORT id | COMPACT id | SEGMENTS id | STATE id | TRENDS | \
+                     EVENTS [after [most]] | RECORD id START one-key-of | RECORD id TAKE | RECORD id STOP";
 
 /// Runs one admin command.
 pub(crate) async fn run(host: &Arc<Host>, service: &Service, args: &[Bytes]) -> Result<Value> {
@@ -32,6 +33,7 @@ pub(crate) async fn run(host: &Arc<Host>, service: &Service, args: &[Bytes]) -> 
         Some("PARTITIONS") => partitions(host).await,
         Some("CREATE") => create(host, &words[1..]).await,
         Some("MOVE") => start_move(host, &words[1..]),
+        Some("ROLLBACK") => roll_back(host, &words[1..]).await,
         Some("STANDBY") => standby(host, &words[1..]),
         Some("PROMOTE") => promote(host, &words[1..]).await,
         Some("ABANDON") => abandon(host, &words[1..]).await,
@@ -209,8 +211,22 @@ async fn abandon(host: &Arc<Host>, words: &[&str]) -> Result<Value> {
 fn start_move(host: &Arc<Host>, words: &[&str]) -> Result<Value> {
     let partition = partition_id(words.first())?;
     let destination = words.get(1).and_then(|word| word.parse().ok()).map(HostId).ok_or_else(usage)?;
+    host.start_move(partition, destination, move_options(&words[2..])?)?;
+    Ok(json!("OK"))
+}
+
+/// Moves a partition back to the host that still has its copy.
+async fn roll_back(host: &Arc<Host>, words: &[&str]) -> Result<Value> {
+    let partition = partition_id(words.first())?;
+    let options = move_options(&words[1..])?;
+    let back = move |host: Arc<Host>| async move { host.roll_back(partition, options).await.map(|to| to.0) };
+    let to = on_plane(host, back).await?;
+    Ok(json!({ "to": to }))
+}
+
+fn move_options(words: &[&str]) -> Result<MoveOptions> {
     let mut options = MoveOptions::default();
-    let mut rest = words[2..].iter();
+    let mut rest = words.iter();
     while let Some(word) = rest.next() {
         match word.to_ascii_uppercase().as_str() {
             "ORDER" => {
@@ -238,8 +254,7 @@ fn start_move(host: &Arc<Host>, words: &[&str]) -> Result<Value> {
             _ => return Err(usage()),
         }
     }
-    host.start_move(partition, destination, options)?;
-    Ok(json!("OK"))
+    Ok(options)
 }
 
 /// What the bulk plane moves to another host without a cap, in MB (10^6 bytes) per second.

@@ -8,6 +8,15 @@ use serde::{Deserialize, Serialize};
 pub struct ShadowAccounts {
     /// Segments copied.
     pub segments: u64,
+    /// Of these, segments of which only what had changed was sent: the target had the rest from before.
+    #[serde(default)]
+    pub segments_on_base: u64,
+    /// What those take, about, in bytes at the source.
+    #[serde(default)]
+    pub bytes_on_base: u64,
+    /// What the target had from before, in words.
+    #[serde(default)]
+    pub base: String,
     /// Bytes of images, before compression.
     pub bytes_copied: u64,
     /// Bytes of images and deltas on the wire.

@@ -115,6 +115,11 @@ pub fn encode(kind: u8, context: FrameContext, columns: &Columns) -> Result<Vec<
     if payload.len() > PAYLOAD_MAX {
         return Err(Error::protocol(format!("frame of {} bytes, at most {PAYLOAD_MAX}", payload.len())));
     }
+    Ok(around(kind, context, &payload))
+}
+
+/// A payload with the header in front of it.
+pub(super) fn around(kind: u8, context: FrameContext, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER_LEN + payload.len());
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(&[VERSION, kind, 0, 0]);
@@ -123,10 +128,20 @@ pub fn encode(kind: u8, context: FrameContext, columns: &Columns) -> Result<Vec<
     for number in [context.attempt.0, context.partition.0, context.epoch.0] {
         bytes.extend_from_slice(&number.to_le_bytes());
     }
-    let crc = checksum(&bytes, &payload);
+    let crc = checksum(&bytes, payload);
     bytes[12..16].copy_from_slice(&crc.to_le_bytes());
-    bytes.extend_from_slice(&payload);
-    Ok(bytes)
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// A wide number as two of a column, the low half first.
+pub(super) fn split(wide: u128) -> [u64; 2] {
+    [wide as u64, (wide >> 64) as u64]
+}
+
+/// The other way round.
+pub(super) fn join(low: u64, high: u64) -> u128 {
+    u128::from(low) | (u128::from(high) << 64)
 }
 
 /// Decodes a header; says how much payload to read.

@@ -1,14 +1,14 @@
 //! The messages of the control and mirror streams as frames.
 
 use antumbra_engine::chain::Seal;
-use antumbra_engine::partition::{MirrorItem, RangeDigest};
+use antumbra_engine::partition::{Base, MirrorItem, RangeDigest};
 use antumbra_engine::table::{decode_records, encode_records};
 use antumbra_engine::types::{Epoch, Hlc, Lsn, SegmentId, ValidationToken};
 
 use crate::error::{Error, Result};
 use crate::transport::{RecvStream, SendStream, read_exact_limited};
 
-use super::frame::{self, Columns, FrameContext, HEADER_LEN, PAYLOAD_MAX};
+use super::frame::{self, Columns, FrameContext, HEADER_LEN, PAYLOAD_MAX, join, split};
 use super::plan::PlanEntry;
 
 /// What the source says of the partition when it opens a shadow.
@@ -24,8 +24,19 @@ pub struct Opening {
     pub block_bytes: u32,
     /// The mirror begins after this LSN.
     pub from: Lsn,
+    /// The state that the target's host has left from before, if the record says so.
+    pub base: Option<Base>,
     /// Segments and their first keys.
     pub segments: Vec<(SegmentId, Vec<u8>)>,
+}
+
+/// What of a base a target has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Based {
+    /// Segments that lie there.
+    pub segments: u64,
+    /// Why there are none, if the source has named a base.
+    pub why_none: String,
 }
 
 /// What a shadow has when its source is back.
@@ -56,7 +67,7 @@ pub enum Message {
     /// Source: create the shadow.
     Open(Opening),
     /// Target: created.
-    Opened,
+    Opened(Based),
     /// Source, first on a new control stream: the link was lost, the attempt goes on.
     Resume,
     /// Target: it does.
@@ -67,6 +78,8 @@ pub enum Message {
     Plan(Vec<PlanEntry>),
     /// Target: send this segment in this version.
     Request(ValidationToken),
+    /// Target: the same, and the segment's live records at the base have this digest there.
+    RequestOnBase(ValidationToken, u128),
     /// Source: it has changed; this is its version.
     Stale(ValidationToken),
     /// Target: installed.
@@ -98,14 +111,6 @@ pub enum Message {
 /// Kind of [`Message::Failed`].
 pub(super) const KIND_FAILED: u8 = 3;
 
-fn split(wide: u128) -> [u64; 2] {
-    [wide as u64, (wide >> 64) as u64]
-}
-
-fn join(low: u64, high: u64) -> u128 {
-    u128::from(low) | (u128::from(high) << 64)
-}
-
 fn token_numbers(token: ValidationToken) -> [u64; 3] {
     [token.segment.0, token.version.0, u64::from(token.checksum)]
 }
@@ -123,7 +128,7 @@ impl Message {
     ///
     /// # Errors
     /// [`Error::Engine`] when records do not fit.
-    fn to_columns(&self) -> Result<(u8, Columns)> {
+    pub(super) fn to_columns(&self) -> Result<(u8, Columns)> {
         let text = |text: &str| {
             let mut columns = Columns::default();
             columns.push_bytes(text.as_bytes());
@@ -131,7 +136,11 @@ impl Message {
         };
         Ok(match self {
             Message::Open(opening) => (1, opening_columns(opening)),
-            Message::Opened => (2, Columns::default()),
+            Message::Opened(based) => {
+                let mut columns = Columns::of([based.segments]);
+                columns.push_bytes(based.why_none.as_bytes());
+                (2, columns)
+            }
             Message::Failed(what) => (KIND_FAILED, text(what)),
             Message::Plan(entries) => {
                 let numbers = entries.iter().flat_map(|entry| {
@@ -166,6 +175,10 @@ impl Message {
             Message::Mirror(items) => (16, mirror_columns(items)?),
             Message::Position(assigned, synchronous) => (17, Columns::of([assigned.0, u64::from(*synchronous)])),
             Message::Foreground(us) => (18, Columns::of([*us])),
+            Message::RequestOnBase(token, digest) => {
+                let numbers = token_numbers(*token).into_iter().chain(split(*digest));
+                (21, Columns::of(numbers.collect::<Vec<u64>>()))
+            }
             Message::Resume => (19, Columns::default()),
             Message::Resumed(Resumed { last, held }) => {
                 let held = held.iter().map(|segment| segment.0);
@@ -174,10 +187,10 @@ impl Message {
         })
     }
 
-    fn from_columns(kind: u8, columns: &Columns) -> Result<Message> {
+    pub(super) fn from_columns(kind: u8, columns: &Columns) -> Result<Message> {
         Ok(match kind {
             1 => Message::Open(opening_of(columns)?),
-            2 => Message::Opened,
+            2 => Message::Opened(Based { segments: columns.number(0)?, why_none: columns.text_at(0)? }),
             KIND_FAILED => Message::Failed(columns.text_at(0)?),
             4 => Message::Plan(plan_of(columns)?),
             5 => Message::Request(token_at(columns, 0)?),
@@ -199,6 +212,7 @@ impl Message {
                 let last = Lsn(columns.number(0)?);
                 Message::Resumed(Resumed { last, held: columns.numbers[1..].iter().map(|id| SegmentId(*id)).collect() })
             }
+            21 => Message::RequestOnBase(token_at(columns, 0)?, join(columns.number(3)?, columns.number(4)?)),
             other => return Err(Error::protocol(format!("unknown message kind {other}"))),
         })
     }
@@ -215,6 +229,9 @@ fn opening_columns(opening: &Opening) -> Columns {
         opening.segment_target_bytes,
         u64::from(opening.block_bytes),
         opening.from.0,
+        u64::from(opening.base.is_some()),
+        opening.base.map_or(0, |base| base.lsn.0),
+        opening.base.map_or(0, |base| base.wall_ms),
     ]);
     columns.push_bytes(opening.keyspace.as_bytes());
     for (id, start) in &opening.segments {
@@ -225,7 +242,7 @@ fn opening_columns(opening: &Opening) -> Columns {
 }
 
 fn opening_of(columns: &Columns) -> Result<Opening> {
-    let ids = columns.numbers.get(5..).unwrap_or_default();
+    let ids = columns.numbers.get(8..).unwrap_or_default();
     let starts = byte_strings(columns, 1)?;
     if ids.len() != starts.len() || ids.is_empty() {
         return Err(Error::protocol(format!("{} segments with {} keys", ids.len(), starts.len())));
@@ -236,6 +253,10 @@ fn opening_of(columns: &Columns) -> Result<Opening> {
         segment_target_bytes: columns.number(2)?,
         block_bytes: columns.number(3)? as u32,
         from: Lsn(columns.number(4)?),
+        base: match columns.number(5)? {
+            0 => None,
+            _ => Some(Base { lsn: Lsn(columns.number(6)?), wall_ms: columns.number(7)? }),
+        },
         segments: ids.iter().map(|id| SegmentId(*id)).zip(starts).collect(),
     })
 }
@@ -319,16 +340,23 @@ fn mirror_columns(items: &[MirrorItem]) -> Result<Columns> {
 
 fn mirror_of(columns: &Columns) -> Result<Vec<MirrorItem>> {
     let mut records = decode_records(columns.bytes_at(0)?)?.into_iter();
-    let first = columns.number(0)?;
-    let mut items = Vec::with_capacity(columns.numbers.len());
-    for (offset, segment) in columns.numbers[1..].iter().enumerate() {
+    let (first, segments) = columns.numbers.split_first().ok_or_else(|| Error::protocol("a mirror without an LSN"))?;
+    let mut items = Vec::with_capacity(segments.len());
+    for (offset, segment) in segments.iter().enumerate() {
+        let lsn =
+            first.checked_add(offset as u64).map(Lsn).ok_or_else(|| Error::protocol("LSNs beyond their range"))?;
         items.push(match *segment {
-            0 => MirrorItem::Elided { lsn: Lsn(first + offset as u64) },
-            segment => {
-                let record = records.next().ok_or_else(|| Error::protocol("fewer records than announced"))?;
-                MirrorItem::Record { segment: SegmentId(segment), record }
-            }
+            0 => MirrorItem::Elided { lsn },
+            segment => match records.next() {
+                Some(record) if record.lsn == lsn => MirrorItem::Record { segment: SegmentId(segment), record },
+                found => {
+                    return Err(Error::protocol(format!("LSN {lsn} is due, not {:?}", found.map(|found| found.lsn))));
+                }
+            },
         });
+    }
+    if records.next().is_some() {
+        return Err(Error::protocol("more records than announced"));
     }
     Ok(items)
 }
@@ -358,7 +386,7 @@ pub async fn receive(stream: &mut RecvStream) -> Result<(FrameContext, Message)>
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(super) mod tests {
     use antumbra_engine::record::{Record, RecordKind};
     use bytes::Bytes;
     use proptest::prelude::*;
@@ -370,8 +398,8 @@ mod tests {
         assert_eq!(format!("{:?}", Message::from_columns(kind, &columns).unwrap()), format!("{message:?}"));
     }
 
-    #[test]
-    fn every_message_survives_its_columns() {
+    /// A message of each kind.
+    pub fn samples() -> Vec<Message> {
         let token = ValidationToken { segment: SegmentId(4), version: Lsn(9), checksum: 77 };
         let record = Record {
             key: Bytes::from_static(b"k"),
@@ -382,16 +410,18 @@ mod tests {
             value: Bytes::from_static(b"v"),
         };
         let digest = RangeDigest { start: b"s".to_vec(), records: 2, digest: u128::MAX - 5 };
-        for message in [
+        vec![
             Message::Open(Opening {
                 keyspace: "default".into(),
                 slots: (3, 4),
                 segment_target_bytes: 5,
                 block_bytes: 6,
                 from: Lsn(7),
+                base: Some(Base { lsn: Lsn(0), wall_ms: 8 }),
                 segments: vec![(SegmentId(1), vec![]), (SegmentId(2), b"m".to_vec())],
             }),
-            Message::Opened,
+            Message::Opened(Based { segments: 3, why_none: "why".into() }),
+            Message::RequestOnBase(token, u128::MAX - 9),
             Message::Resume,
             Message::Resumed(Resumed { last: Lsn(3), held: vec![SegmentId(1), SegmentId(9)] }),
             Message::Failed("why".into()),
@@ -425,14 +455,20 @@ mod tests {
                 MirrorItem::Record { segment: SegmentId(2), record },
                 MirrorItem::Elided { lsn: Lsn(13) },
             ]),
-        ] {
-            round_trip(&message);
-        }
+        ]
+    }
+
+    #[test]
+    fn every_message_survives_its_columns() {
+        let mut kinds: Vec<u8> = samples().iter().map(|message| message.to_columns().unwrap().0).collect();
+        samples().iter().for_each(round_trip);
+        kinds.sort_unstable();
+        assert_eq!(kinds, (1..=21).collect::<Vec<u8>>(), "each kind is tried");
     }
 
     proptest! {
         #[test]
-        fn decode_arbitrary_columns_never_panics(kind in 0..22u8, numbers: Vec<u64>, ends: Vec<u32>, bytes: Vec<u8>) {
+        fn decode_arbitrary_columns_never_panics(kind in 0..23u8, numbers: Vec<u64>, ends: Vec<u32>, bytes: Vec<u8>) {
             let _ = Message::from_columns(kind, &Columns { numbers, ends, bytes });
         }
     }

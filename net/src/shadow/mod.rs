@@ -30,9 +30,11 @@ pub mod codec;
 pub mod conflict;
 pub mod drive;
 pub mod frame;
+pub mod fuzz;
 pub mod message;
 pub mod plan;
 pub mod recovery;
+pub mod segment;
 pub mod source;
 pub mod target;
 

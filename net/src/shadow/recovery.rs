@@ -11,6 +11,7 @@
 //! | shadow | moving, this attempt | wait |
 //! | shadow | owned here | promote: only an attempt whose readiness was durable can have been committed, or it was promoted by force |
 //! | shadow | anything else | discard |
+//! | released | owned elsewhere, stable, this copy kept for a roll-back | wait |
 //! | released | owned elsewhere, stable | drop |
 //! | released | owned elsewhere, diverged from here | hand out what was written here alone |
 //! | released | owned elsewhere, not stable | wait |
@@ -23,7 +24,7 @@
 
 use std::time::Duration;
 
-use antumbra_engine::types::{AttemptId, Epoch, HostId};
+use antumbra_engine::types::{AttemptId, Epoch, HostId, Lsn};
 
 use crate::coordinator::{Diverged, PartitionRecord, RecordState};
 
@@ -88,10 +89,23 @@ pub fn verdict(host: HostId, held: Held, record: &PartitionRecord) -> Verdict {
         (Held::Shadow(attempt), _) => Verdict::Discard(attempt),
         (Held::Released, RecordState::Stable) if !owned_here => match diverged_at(host, record) {
             Some(diverged) => Verdict::Return(owner, AttemptId(diverged.attempt)),
+            None if is_former(host, record) => Verdict::Wait,
             None => Verdict::Drop,
         },
         (Held::Released, _) => Verdict::Wait,
     }
+}
+
+/// Whether the record keeps this host's copy for a roll-back.
+#[must_use]
+pub fn is_former(host: HostId, record: &PartitionRecord) -> bool {
+    record.former.as_ref().is_some_and(|former| former.host == host.0)
+}
+
+/// The base of a roll-back that the owner has to keep, by its last LSN.
+#[must_use]
+pub fn base_kept_by(host: HostId, record: &PartitionRecord) -> Option<Lsn> {
+    record.former.as_ref().filter(|_| record.owner == host.0).map(|former| Lsn(former.lsn))
 }
 
 /// Where this host's history parted from the owner's, if it did.
@@ -103,7 +117,7 @@ pub fn diverged_at(host: HostId, record: &PartitionRecord) -> Option<&Diverged> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::coordinator::Moving;
+    use crate::coordinator::{Former, Moving};
 
     const ME: HostId = HostId(1);
     const OTHER: HostId = HostId(2);
@@ -121,6 +135,7 @@ mod tests {
             revision: 1,
             history,
             diverged: None,
+            former: None,
         }
     }
 
@@ -179,5 +194,12 @@ mod tests {
         let of = |record| verdict(ME, Held::Released, &record);
         assert_eq!(of(record(OTHER, committed(3))), Verdict::Wait);
         assert_eq!(of(record(OTHER, RecordState::Stable)), Verdict::Drop);
+        let kept = |host: HostId| PartitionRecord {
+            former: Some(Former { host: host.0, attempt: 3, lsn: 5 }),
+            ..record(OTHER, RecordState::Stable)
+        };
+        assert_eq!(of(kept(ME)), Verdict::Wait, "a roll-back may want it");
+        assert_eq!(of(kept(HostId(3))), Verdict::Drop, "it has moved on since");
+        assert_eq!((base_kept_by(OTHER, &kept(ME)), base_kept_by(ME, &kept(ME))), (Some(Lsn(5)), None));
     }
 }

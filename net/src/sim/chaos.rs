@@ -33,10 +33,16 @@ pub(super) struct Profile {
     slow_at_step_per_mille: u32,
     /// Commits in a thousand whose source hears of nobody any more before it can be told.
     isolate_at_commit_per_mille: u32,
+    /// Moves in a thousand whose target has a slow disk when writes begin to wait for it, and loses power at the
+    /// commit.
+    power_cut_at_commit_per_mille: u32,
     move_every: Duration,
     /// Standbys are kept, and promoted by force this often, conflicts being settled by this policy.
     pub promote_every: Option<Duration>,
     pub policy: &'static str,
+    /// How long copies stay for a roll-back, and how many moves in a thousand are to go back on one.
+    pub roll_back_for: Duration,
+    roll_back_per_mille: u32,
     /// Longest time between two operations of a client.
     pub think: Duration,
     /// How far monotonic clocks run apart, and wall clocks stand.
@@ -54,7 +60,8 @@ impl Profile {
             + self.pause_at_step_per_mille
             + self.lose_at_step_per_mille
             + self.slow_at_step_per_mille
-            + self.isolate_at_commit_per_mille;
+            + self.isolate_at_commit_per_mille
+            + self.power_cut_at_commit_per_mille;
         self.trouble_every.is_none() && steps == 0
     }
 
@@ -70,7 +77,13 @@ impl Profile {
         let isolate_at_commit_per_mille = [0, 0, 0, 100, 500][added.usize(0..5)] * u32::from(!is_calm);
         let promote_every = [None, None, Some(2_000), Some(8_000)][added.usize(0..4)].filter(|_| !is_calm);
         let policies = ["lww", "prefer-target", "prefer-source", "reject-and-keep-both"];
+        let mut rolled = Rng::with_seed(seed ^ 0x0BAC_4000);
+        let roll_back_for = Duration::from_millis([0, 1_000, 5_000, 20_000][rolled.usize(0..4)]);
+        let roll_back_per_mille = [0, 300, 700][rolled.usize(0..3)];
+        let power_cut_at_commit_per_mille = [0, 0, 0, 100, 400][rolled.usize(0..5)] * u32::from(!is_calm);
         Profile {
+            roll_back_for,
+            roll_back_per_mille,
             trouble_every: every.filter(|_| !is_calm).map(Duration::from_millis),
             kills,
             power_cuts,
@@ -84,6 +97,7 @@ impl Profile {
             lose_at_step_per_mille: per_mille(random),
             slow_at_step_per_mille: per_mille(random),
             isolate_at_commit_per_mille,
+            power_cut_at_commit_per_mille,
             promote_every: promote_every.map(Duration::from_millis),
             policy: policies[added.usize(0..policies.len())],
             think: Duration::from_millis([20, 200, 800][random.usize(0..3)]),
@@ -228,6 +242,9 @@ impl World {
         if passed.step == "coordinator:applied" && self.profile.isolate_at_commit_per_mille > 0 {
             self.isolate_source();
         }
+        if self.profile.power_cut_at_commit_per_mille > 0 {
+            self.trouble_targets(&passed.step);
+        }
         if self.random.u32(0..1_000) < self.profile.cut_at_step_per_mille {
             self.cut_links(place);
         }
@@ -243,6 +260,31 @@ impl World {
             self.tell(|_| format!("the connections of host {} are lost", place + 1));
             let control_alone = self.random.bool();
             self.network.lose_connections_of(place, control_alone);
+        }
+    }
+
+    /// What a target has acknowledged lies on its device, also if that is slow and the power goes as soon as the commit
+    /// is recorded.
+    fn trouble_targets(&mut self, step: &str) {
+        let (slows, cuts) = (step == "source:set-synchronous", step == "coordinator:applied");
+        if !slows && !cuts {
+            return;
+        }
+        let ids = || (1..=self.shape.partitions).map(PartitionId);
+        let is_frozen =
+            |id: &PartitionId| self.slots.iter().any(|slot| slot.node.serving(*id) == Some(Serving::Frozen));
+        let is_target = |slot: &super::world::Slot| {
+            let mut filled = ids().filter(|id| matches!(slot.node.serving(*id), Some(Serving::Shadow { .. })));
+            slot.is_up && if cuts { filled.any(|id| is_frozen(&id)) } else { filled.next().is_some() }
+        };
+        let targets: Vec<Place> = (0..self.slots.len()).filter(|place| is_target(&self.slots[*place])).collect();
+        for place in targets {
+            if slows {
+                self.slow_disk(place);
+            } else if self.random.u32(0..1_000) < self.profile.power_cut_at_commit_per_mille {
+                let down = self.down_time();
+                self.crash(place, true, down);
+            }
         }
     }
 
@@ -291,6 +333,7 @@ impl World {
         if self.profile.promote_every.is_some() && self.random.bool() {
             (options.policy, options.early) = (Policy::Standby { synchronous: self.random.bool() }, None);
         }
+        let destination = self.way_back(partition, place).unwrap_or(destination);
         let slot = &self.slots[place];
         let Some(host) = slot.host.borrow().clone() else {
             return;
@@ -305,6 +348,15 @@ impl World {
             }
             self.moves.push(handle);
         }
+    }
+
+    /// A host that has a copy of the partition left, if it is to go back there.
+    fn way_back(&mut self, partition: PartitionId, owner: Place) -> Option<Place> {
+        if self.random.u32(0..1_000) >= self.profile.roll_back_per_mille {
+            return None;
+        }
+        let released = Some(Serving::Released { owner: HostId(owner as u32 + 1) });
+        self.slots.iter().position(|slot| slot.is_up && slot.node.serving(partition) == released)
     }
 
     /// A standby is switched to, or is kept no more.

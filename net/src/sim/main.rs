@@ -13,7 +13,7 @@ cargo xtask sim --cluster --mutant NAME [--seeds N]         a planted defect has
 /// What a failing seed shows of what happened before.
 const LINES_SHOWN: usize = 60;
 
-const MUTANTS: [(&str, Mutant); 7] = [
+const MUTANTS: [(&str, Mutant); 8] = [
     ("write-before-hand-over", Mutant::WriteBeforeHandOver),
     ("freeze-left-by-timer", Mutant::FreezeLeftByTimer),
     ("stale-attempt", Mutant::StaleAttempt),
@@ -21,6 +21,7 @@ const MUTANTS: [(&str, Mutant); 7] = [
     ("endless-lease", Mutant::EndlessLease),
     ("drop-parted", Mutant::DropParted),
     ("mirror-unsynced", Mutant::MirrorUnsynced),
+    ("delta-from-now", Mutant::DeltaFromNow),
 ];
 
 struct Arguments {

@@ -76,6 +76,10 @@ pub struct Report {
     pub pauses: u64,
     /// Copies that went on over another link.
     pub resumed: u64,
+    /// Moves that were completed on a copy that an earlier one had left, and the segments that did not travel again.
+    pub roll_backs: u64,
+    /// Those segments.
+    pub segments_on_base: u64,
     /// Connections lost.
     pub lost_connections: u64,
     /// Disks that were slow for a while.
@@ -108,6 +112,8 @@ impl Report {
         self.cuts += other.cuts;
         self.pauses += other.pauses;
         self.resumed += other.resumed;
+        self.roll_backs += other.roll_backs;
+        self.segments_on_base += other.segments_on_base;
         self.lost_connections += other.lost_connections;
         self.slow_disks += other.slow_disks;
         self.promotions += other.promotions;

@@ -80,7 +80,7 @@ impl World {
         };
         for record in records.records.values() {
             let id = PartitionId(record.partition);
-            if record.state != RecordState::Stable || record.diverged.is_some() {
+            if record.state != RecordState::Stable || record.diverged.is_some() || record.former.is_some() {
                 return Some(format!("{record:?}"));
             }
             for (place, slot) in self.slots.iter().enumerate() {
@@ -123,6 +123,8 @@ impl World {
     fn check_moves(&mut self) -> Result<(), String> {
         for report in self.moves.iter().filter_map(|handle| handle.report()) {
             self.counts.resumed += report.shadow.resumed;
+            self.counts.roll_backs += u64::from(report.shadow.segments_on_base > 0);
+            self.counts.segments_on_base += report.shadow.segments_on_base;
             if report.verify.segments > 0 && !report.verify.equal {
                 return Err(format!("S1: source and target of attempt {} differ after the hand-over", report.attempt));
             }

@@ -23,6 +23,7 @@ fn some_seeds_hold_the_rules() {
     }
     assert!(sum.commits > 20 && sum.aborts > 20 && sum.kills > 10 && sum.cuts > 10, "{sum:?}");
     assert!(sum.promotions > 2 && sum.conflicts > 0 && sum.resumed > 0, "{sum:?}");
+    assert!(sum.roll_backs > 10 && sum.segments_on_base > 20, "{sum:?}");
 }
 
 #[test]
@@ -80,6 +81,11 @@ fn write_before_the_hand_over_is_found() {
 #[test]
 fn parted_history_that_is_dropped_is_found() {
     find(Mutant::DropParted, 400);
+}
+
+#[test]
+fn roll_back_that_leaves_something_out_is_found() {
+    find(Mutant::DeltaFromNow, 400);
 }
 
 #[test]

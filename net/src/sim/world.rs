@@ -324,6 +324,7 @@ impl World {
             reports: Reports::Kept(Arc::clone(&slot.reports)),
             events: None,
             controller: None,
+            roll_back_for: self.profile.roll_back_for,
         };
         let _on = slot.node.enter();
         slot.node.spawn(async move {
@@ -439,7 +440,11 @@ impl Slot {
 impl Options {
     /// Defects of the engine are planted in the machine.
     fn bug(&self) -> Option<Bug> {
-        (self.mutant == Some(Mutant::MirrorUnsynced)).then_some(Bug::MirrorUnsynced)
+        match self.mutant {
+            Some(Mutant::MirrorUnsynced) => Some(Bug::MirrorUnsynced),
+            Some(Mutant::DeltaFromNow) => Some(Bug::DeltaFromNow),
+            _ => None,
+        }
     }
 }
 

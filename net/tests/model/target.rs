@@ -42,15 +42,18 @@ pub fn deliver(world: &mut World, packet: &Packet, mutant: Mutant) {
         }
         Body::Stale(token) => replies.extend(side.machine.handle_stale(*token).map(ask)),
         Body::Segment { segment, records, on_base } => {
-            if !host.missing.remove(segment) {
+            let is_missing = host.missing.remove(segment);
+            if !is_missing && mutant != Mutant::ServeBase {
                 // A second copy is ignored.
                 return;
             }
             let below = side.base.as_ref().filter(|_| *on_base);
             let mut copy = below.map(|base| Host::newest_at(base, *segment, u8::MAX)).unwrap_or_default();
             copy.extend(records);
-            host.records.extend(&copy);
-            side.copies.insert(*segment, copy);
+            if is_missing {
+                host.records.extend(&copy);
+                side.copies.insert(*segment, copy);
+            }
             replies.push(Body::Held(*segment));
             replies.extend(request(side.machine.handle_installed(*segment)));
             host.note_whole();

@@ -386,8 +386,8 @@ impl World {
         }
     }
 
-    /// Nothing that was acknowledged is gone: until the histories are one again either host may have it, then the owner has.
-    /// Versions are timestamps here, and the later one wins.
+    /// Nothing that was acknowledged is gone: until the histories are one again either host may have it, then the owner
+    /// has. Versions are timestamps here, and the later one wins.
     fn settle_forced(&mut self) {
         let parted = self.record().diverged.is_some() || self.record().state != RecordState::Stable;
         let owner = self.owner();

@@ -1,6 +1,9 @@
 //! Two nodes as processes, for tests.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod registers;
+pub mod settled;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};

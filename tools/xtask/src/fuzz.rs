@@ -29,6 +29,7 @@ const TARGETS: &[&str] = &[
     "backup",
     "resp-request",
     "resp-reply",
+    "shadow-frame",
 ];
 
 /// Builds the fuzzer and runs each target (or one) for a while; `--keep` adds to the corpus what reached something new.
@@ -76,7 +77,8 @@ fn build() -> Result<PathBuf> {
 
 fn fuzz(program: &PathBuf, target: &str, seconds: u64, keep: bool) -> Result<()> {
     // Inputs lie with the crate that decodes them.
-    let owner = if target.starts_with("resp-") { "net/fuzz" } else { "engine/fuzz" };
+    let of_net = target.starts_with("resp-") || target.starts_with("shadow-");
+    let owner = if of_net { "net/fuzz" } else { "engine/fuzz" };
     let (corpus, artifacts) = (root().join(owner).join("corpus").join(target), dir().join("artifacts"));
     let found = std::env::temp_dir().join(format!("antumbra-fuzz-{}-{target}", std::process::id()));
     for dir in [&corpus, &artifacts, &found] {

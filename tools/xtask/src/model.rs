@@ -3,7 +3,8 @@
 use crate::{Result, cargo, run_command};
 
 const USAGE: &str = "usage: cargo xtask model [--states N] [--writes N] [--moves N] [--source-crashes N] \
-                     [--target-crashes N] [--cuts N] [--lost-answers N] [--repeats N] [--timeouts N] [--early N] [--releases N] [--forces N] [--ends-sampled N]";
+                     [--target-crashes N] [--cuts N] [--lost-answers N] [--repeats N] [--timeouts N] [--early N] \
+                     [--releases N] [--forces N] [--ends-sampled N]";
 
 /// Checks with the bounds given; the others are the tests' own. `args` are the words behind `model`.
 pub fn run(args: &[String]) -> Result<()> {

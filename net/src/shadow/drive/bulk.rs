@@ -1,11 +1,4 @@
-//! One segment on the wire: image, then delta.
-//!
-//! ```text
-//! frame  kind 32: segment, bytes of the image, bytes on the wire
-//! bytes  the image, zstd
-//! frame  kind 33: covered LSN, bytes of the delta (0 = none), bytes on the wire
-//! bytes  the delta: a record batch, zstd against the image
-//! ```
+//! One segment's stream, at either end.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use antumbra_engine::PartitionHandle;
-use antumbra_engine::partition::CheckedImage;
+use antumbra_engine::partition::{Base, CheckedImage};
 use antumbra_engine::record::Record;
 use antumbra_engine::table::{decode_records, encode_records};
 use antumbra_engine::types::{HostId, Lsn, SegmentId};
@@ -22,19 +15,16 @@ use crate::error::{Error, Result};
 use crate::shadow::codec;
 use crate::shadow::frame::{self, Columns, FrameContext, HEADER_LEN, PAYLOAD_MAX};
 use crate::shadow::message;
+use crate::shadow::segment::{Announced, Body, DeltaHead, IMAGE_MAX, ImageHead, KIND_DELTA, KIND_IMAGE};
 use crate::throttle::Throttle;
 use crate::time;
 use crate::transport::{PlaneHandle, RecvStream, SendStream, StreamKind, aside, read_exact_limited};
 
 use super::lock;
 
-const KIND_IMAGE: u8 = 32;
-const KIND_DELTA: u8 = 33;
 /// For how long a segment is sent again; a copy that makes no progress is given up a little later.
 const RESEND_MAX: Duration = Duration::from_secs(10);
 const RESEND_WAIT: Duration = Duration::from_millis(50);
-/// Largest image that is accepted, in bytes.
-const IMAGE_MAX: usize = 256 << 20;
 
 /// A throttle shared by the streams of one move.
 #[derive(Clone, Debug)]
@@ -118,6 +108,8 @@ impl Drop for Wanting<'_> {
 /// What one segment cost.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SegmentCost {
+    /// Bytes that the target had from before.
+    pub base: u64,
     pub image_raw: u64,
     pub image_wire: u64,
     pub delta_raw: u64,
@@ -132,14 +124,26 @@ pub(super) struct Route {
     pub host: HostId,
 }
 
-/// A segment on its way. It is captured once and covered once, whatever becomes of its streams: the seal names this copy.
+/// A segment on its way. It is captured once and covered once, whatever becomes of its streams: the seal names this
+/// copy.
 pub(super) struct Outbound {
     partition: PartitionHandle,
     context: FrameContext,
     segment: SegmentId,
     image: Arc<Vec<u8>>,
     image_wire: Vec<u8>,
+    /// The target has the image, with this digest.
+    on_base: Option<OnBase>,
     delta: Option<Delta>,
+}
+
+/// A base that a target has offered for a segment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OnBase {
+    pub base: Base,
+    pub digest: u128,
+    /// What the segment takes here, about.
+    pub bytes: u64,
 }
 
 /// A delta as it travels.
@@ -150,17 +154,32 @@ struct Delta {
 }
 
 impl Outbound {
-    /// Takes the segment's image.
-    pub async fn capture(partition: PartitionHandle, context: FrameContext, segment: SegmentId) -> Result<Outbound> {
+    /// Takes the segment's image, unless the target has the base that it offers.
+    pub async fn capture(
+        partition: PartitionHandle,
+        context: FrameContext,
+        segment: SegmentId,
+        offered: Option<OnBase>,
+    ) -> Result<Outbound> {
         let attempt = context.attempt;
+        if let Some(OnBase { base, digest, .. }) = offered {
+            let capture = move |partition: std::rc::Rc<antumbra_engine::Partition>| async move {
+                partition.capture_on_base(attempt, segment, base, digest).await
+            };
+            if partition.with(capture).await? {
+                let (image, image_wire, on_base) = (Arc::default(), Vec::new(), offered);
+                return Ok(Outbound { partition, context, segment, image, image_wire, on_base, delta: None });
+            }
+            tracing::info!(%segment, "the target's base is another one: the segment travels in full");
+        }
         let image = partition.with(move |partition| async move { partition.capture_image(attempt, segment).await });
         let image = Arc::new(image.await?.table);
         let image_wire = compress(&image).await?;
-        Ok(Outbound { partition, context, segment, image, image_wire, delta: None })
+        Ok(Outbound { partition, context, segment, image, image_wire, on_base: None, delta: None })
     }
 
-    /// Sends image and delta, on another stream if one is lost: a connection that the target's restart has ended takes bytes
-    /// until the source hears of it. Returns once the target's host has all of it.
+    /// Sends image and delta, on another stream if one is lost: a connection that the target's restart has ended takes
+    /// bytes until the source hears of it. Returns once the target's host has all of it.
     pub async fn send(mut self, route: &Route, pace: &Pace) -> Result<SegmentCost> {
         let mut failing: Option<Instant> = None;
         loop {
@@ -179,7 +198,12 @@ impl Outbound {
     async fn send_once(&mut self, route: &Route, pace: &Pace) -> Result<SegmentCost> {
         let (image, context) = (Arc::clone(&self.image), self.context);
         let mut stream = route.plane.open_uni(route.address, route.host, StreamKind::Bulk).await?;
-        send_image(&mut stream, context, self.segment, image.len(), &self.image_wire, pace).await?;
+        match self.on_base {
+            Some(OnBase { digest, .. }) => {
+                send_head(&mut stream, context, self.segment, Announced::Base(digest), pace).await?;
+            }
+            None => send_image(&mut stream, context, self.segment, image.len(), &self.image_wire, pace).await?,
+        }
         let delta = match self.delta.take() {
             Some(delta) => delta,
             None => self.cover().await?,
@@ -189,6 +213,7 @@ impl Outbound {
         stream.finish().map_err(|cause| Error::link("peer", cause))?;
         stream.delivered().await.map_err(|cause| Error::link("peer", cause))?;
         Ok(SegmentCost {
+            base: self.on_base.map_or(0, |on_base| on_base.bytes),
             image_raw: image.len() as u64,
             image_wire: self.image_wire.len() as u64,
             delta_raw: delta.raw_len as u64,
@@ -240,13 +265,25 @@ async fn send_image(
     wire: &[u8],
     pace: &Pace,
 ) -> Result<()> {
-    let columns = Columns::of([segment.0, raw_len as u64, wire.len() as u64]);
-    pace.send(stream, &frame::encode(KIND_IMAGE, context, &columns)?).await?;
+    let body = Body { raw_len, wire_len: wire.len() };
+    send_head(stream, context, segment, Announced::Image(body), pace).await?;
     pace.send(stream, wire).await
 }
 
+async fn send_head(
+    stream: &mut SendStream,
+    context: FrameContext,
+    segment: SegmentId,
+    announced: Announced,
+    pace: &Pace,
+) -> Result<()> {
+    let columns = ImageHead { segment, announced }.to_columns();
+    pace.send(stream, &frame::encode(KIND_IMAGE, context, &columns)?).await
+}
+
 async fn send_delta(stream: &mut SendStream, context: FrameContext, delta: &Delta, pace: &Pace) -> Result<()> {
-    let columns = Columns::of([delta.covered.0, delta.raw_len as u64, delta.wire.len() as u64]);
+    let body = Body { raw_len: delta.raw_len, wire_len: delta.wire.len() };
+    let columns = DeltaHead { covered: delta.covered, body }.to_columns();
     pace.send(stream, &frame::encode(KIND_DELTA, context, &columns)?).await?;
     pace.send(stream, &delta.wire).await
 }
@@ -258,22 +295,50 @@ pub(super) struct ReceivedSegment {
     pub segment: SegmentId,
     /// From this LSN on its records are mirrored; 0 in an image of the state at the hand-over.
     pub covered: Lsn,
-    pub image: CheckedImage,
+    pub image: Below,
     pub delta: Vec<Record>,
+}
+
+/// What a segment's delta lies on.
+#[derive(Debug)]
+pub(super) enum Below {
+    /// An image that has come.
+    Image(CheckedImage),
+    /// What this host has from before, by its digest.
+    Base(u128),
+}
+
+impl Below {
+    /// An image that has come; a base is one that was asked for, in an attempt alone.
+    pub fn into_image(self) -> Result<CheckedImage> {
+        match self {
+            Below::Image(image) => Ok(image),
+            Below::Base(_) => Err(Error::protocol("a base in place of an image")),
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Below::Image(image) => image.table(),
+            Below::Base(_) => &[],
+        }
+    }
 }
 
 /// Reads one segment's stream.
 pub(super) async fn receive_segment(stream: &mut RecvStream) -> Result<ReceivedSegment> {
-    let (context, header) = read_frame(stream, KIND_IMAGE).await?;
-    let segment = SegmentId(header.number(0)?);
-    let (raw_len, wire_len) = (header.number(1)? as usize, header.number(2)? as usize);
-    check_len(raw_len)?;
-    let wire = read_exact_limited(stream, wire_len, IMAGE_MAX).await?;
-    let image = aside(move || Ok::<_, Error>(CheckedImage::check(codec::decompress(&wire, raw_len)?)?)).await??;
-    let (_, header) = read_frame(stream, KIND_DELTA).await?;
-    let covered = Lsn(header.number(0)?);
-    let (raw_len, wire_len) = (header.number(1)? as usize, header.number(2)? as usize);
-    check_len(raw_len)?;
+    let (context, columns) = read_frame(stream, KIND_IMAGE).await?;
+    let ImageHead { segment, announced } = ImageHead::from_columns(&columns)?;
+    let image = match announced {
+        Announced::Base(digest) => Below::Base(digest),
+        Announced::Image(Body { raw_len, wire_len }) => {
+            let wire = read_exact_limited(stream, wire_len, IMAGE_MAX).await?;
+            let check = move || Ok::<_, Error>(CheckedImage::check(codec::decompress(&wire, raw_len)?)?);
+            Below::Image(aside(check).await??)
+        }
+    };
+    let (_, columns) = read_frame(stream, KIND_DELTA).await?;
+    let DeltaHead { covered, body: Body { raw_len, wire_len } } = DeltaHead::from_columns(&columns)?;
     let wire = read_exact_limited(stream, wire_len, IMAGE_MAX).await?;
     // Dropped before its end, the stream would look stopped to the source.
     stream.read_to_end(0).await.map_err(|cause| Error::link("peer", cause))?;
@@ -281,17 +346,10 @@ pub(super) async fn receive_segment(stream: &mut RecvStream) -> Result<ReceivedS
         return Ok(ReceivedSegment { context, segment, covered, image, delta: Vec::new() });
     }
     let decode = move || {
-        let delta = decode_records(&codec::decompress_against(image.table(), &wire, raw_len)?)?;
+        let delta = decode_records(&codec::decompress_against(image.bytes(), &wire, raw_len)?)?;
         Ok(ReceivedSegment { context, segment, covered, image, delta })
     };
     aside(decode).await?
-}
-
-fn check_len(len: usize) -> Result<()> {
-    if len > IMAGE_MAX {
-        return Err(Error::protocol(format!("image of {len} bytes announced, at most {IMAGE_MAX}")));
-    }
-    Ok(())
 }
 
 /// Reads a frame of this kind; a message of failure in its place is the peer's refusal.

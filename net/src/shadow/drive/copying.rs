@@ -13,7 +13,7 @@ use crate::shadow::source::{Action, Event, State};
 use crate::time;
 
 use super::Policy;
-use super::bulk::{Outbound, Route, SegmentCost};
+use super::bulk::{OnBase, Outbound, Route, SegmentCost};
 use super::foreground::End;
 use super::sending::{Driver, Signal};
 
@@ -102,11 +102,15 @@ impl Driver<'_> {
 
     /// Sends a segment; what becomes of it comes as a signal.
     pub(super) fn spawn_send(&self, segment: SegmentId) {
+        let bytes = self.report.segments.iter().find(|known| known.segment == segment.0).map_or(0, |known| known.bytes);
+        let on_base = |(base, digest): (_, &u128)| OnBase { base, digest: *digest, bytes };
+        let offered = self.base.zip(self.offered.get(&segment)).map(on_base);
         let (partition, context, pace) = (self.partition.clone(), self.context, self.pace.clone());
         let (plane, signal) = (self.host.bulk.clone(), self.signal.clone());
         let route = Route { plane: plane.clone(), address: self.addresses.bulk, host: self.destination };
         plane.spawn(async move {
-            let send = async { Outbound::capture(partition, context, segment).await?.send(&route, &pace).await };
+            let send =
+                async { Outbound::capture(partition, context, segment, offered).await?.send(&route, &pace).await };
             let _ = signal.send(match send.await {
                 Ok(cost) => Signal::Sent(cost),
                 Err(cause) => Signal::NotSent(format!("segment {segment}: {cause}")),
@@ -117,6 +121,8 @@ impl Driver<'_> {
     pub(super) fn account(&mut self, cost: SegmentCost) {
         let shadow = &mut self.report.shadow;
         shadow.segments += 1;
+        shadow.segments_on_base += u64::from(cost.base > 0);
+        shadow.bytes_on_base += cost.base;
         shadow.bytes_copied += cost.image_raw;
         shadow.bytes_on_wire += cost.image_wire + cost.delta_wire;
         shadow.deltas += u64::from(cost.delta_raw > 0);

@@ -156,7 +156,7 @@ impl Fetch {
         if (received.context, received.segment) != (self.context, segment) {
             return Err(Error::protocol(format!("another segment than {segment} came")));
         }
-        let (attempt, image) = (self.context.attempt, received.image);
+        let (attempt, image) = (self.context.attempt, received.image.into_image()?);
         let install = move |partition: std::rc::Rc<antumbra_engine::Partition>| async move {
             partition.install_image(attempt, segment, None, image, Vec::new()).await
         };

@@ -5,6 +5,7 @@ mod bulk;
 mod copying;
 mod fetching;
 mod foreground;
+mod opening;
 mod receiving;
 mod returning;
 mod sending;
@@ -72,8 +73,8 @@ pub struct MoveOptions {
     pub set_point: SetPoint,
     /// When to switch.
     pub policy: Policy,
-    /// Share of the expected accesses (0..1) that the target has to hold for the switchover; it fetches the rest afterwards.
-    /// `None` = all.
+    /// Share of the expected accesses (0..1) that the target has to hold for the switchover; it fetches the rest
+    /// afterwards. `None` = all.
     pub early: Option<f64>,
     /// Limits of the protocol.
     pub limits: Limits,

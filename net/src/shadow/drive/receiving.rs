@@ -3,22 +3,23 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use antumbra_engine::partition::Applied;
+use antumbra_engine::PartitionHandle;
+use antumbra_engine::partition::{Applied, Base};
 use antumbra_engine::types::{AttemptId, Epoch, HostId, PartitionId, SegmentId, ValidationToken};
-use antumbra_engine::{PartitionHandle, PartitionOptions, PartitionSpec};
 use tokio::sync::{Notify, mpsc, watch};
 
-use crate::coordinator::{self, RecordState};
+use crate::coordinator;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::mutant::{Mutant, planted};
-use crate::resp::slot;
 use crate::shadow::frame::FrameContext;
-use crate::shadow::message::{self, Message, Opening, Resumed, Sealing};
+use crate::shadow::message::{self, Based, Message, Resumed, Sealing};
 use crate::shadow::target::Target;
 use crate::time;
 use crate::transport::{Incoming, RecvStream, SendStream};
 
+use super::bulk::Below;
+use super::opening::{Leftover, create};
 use super::{bulk, fetch_missing, lock};
 
 /// For how long a shadow whose source is not heard waits for it; what the coordinator's record says ends the wait.
@@ -37,6 +38,8 @@ pub(crate) struct TargetInbox {
     links: mpsc::UnboundedSender<(SendStream, RecvStream)>,
     /// The coordinator has closed the attempt.
     closed: Arc<Notify>,
+    /// What this host has from before.
+    copy: Leftover,
 }
 
 /// What the task that writes to the source is given.
@@ -68,8 +71,24 @@ impl TargetInbox {
         self.closed.notify_one();
     }
 
-    fn request(&self, tokens: impl IntoIterator<Item = ValidationToken>) {
-        tokens.into_iter().for_each(|token| self.send(Message::Request(token)));
+    fn request(&self, host: &Host, attempt: AttemptId, tokens: impl IntoIterator<Item = ValidationToken>) {
+        for token in tokens {
+            match self.copy.base.filter(|_| self.copy.segments.contains(&token.segment)) {
+                Some(base) => host.control.spawn(self.clone().request_on_base(attempt, token, base)),
+                None => self.send(Message::Request(token)),
+            }
+        }
+    }
+
+    /// Asks for what has changed since the base, if that can be read.
+    async fn request_on_base(self, attempt: AttemptId, token: ValidationToken, base: Base) {
+        let segment = token.segment;
+        let digest =
+            self.partition.with(move |partition| async move { partition.digest_base(attempt, segment, base).await });
+        self.send(match digest.await {
+            Ok(Some(digest)) => Message::RequestOnBase(token, digest),
+            Ok(None) | Err(_) => Message::Request(token),
+        });
     }
 }
 
@@ -87,17 +106,18 @@ pub(crate) async fn serve_control(host: Arc<Host>, incoming: Incoming) {
     };
     // From here on the reconciler leaves the partition to this attempt.
     let claim = host.claims.claim(context.partition).await;
-    let partition = match create(&host, peer, context, opening).await {
-        Ok(partition) => partition,
+    let (partition, copy) = match create(&host, peer, context, opening).await {
+        Ok(created) => created,
         Err(cause) => return refuse(send, context, cause.to_string()).await,
     };
     host.failpoint.pass("target:opened");
     let (outgoing, messages) = mpsc::unbounded_channel();
     let (links, mut next_links) = mpsc::unbounded_channel();
     let (machine, closed) = (Arc::default(), Arc::default());
-    let inbox = TargetInbox { source: peer, partition, machine, outgoing, links, closed };
+    let based = Based { segments: copy.segments.len() as u64, why_none: copy.why_none.clone() };
+    let inbox = TargetInbox { source: peer, partition, machine, outgoing, links, closed, copy };
     host.open_inbox(context.attempt, inbox.clone());
-    inbox.send(Message::Opened);
+    inbox.send(Message::Opened(based));
     host.control.spawn(write_messages(send, context, messages));
     let ended = tokio::select! {
         biased;
@@ -147,7 +167,8 @@ async fn write_messages(send: SendStream, context: FrameContext, mut messages: m
     }
 }
 
-/// Serves one control stream after the other: as long as the shadow is filled, a source whose link is lost may come back.
+/// Serves one control stream after the other: as long as the shadow is filled, a source whose link is lost may come
+/// back.
 async fn serve_links(
     host: &Arc<Host>,
     context: FrameContext,
@@ -182,43 +203,6 @@ async fn serve_links(
     }
 }
 
-async fn create(host: &Host, peer: HostId, context: FrameContext, opening: Opening) -> Result<PartitionHandle> {
-    let record = coordinator::read(host.coordinator.as_ref(), context.partition.0).await?;
-    let ours = matches!(&record.state, RecordState::Moving(moving)
-        if moving.attempt == context.attempt.0 && moving.destination == host.id.0);
-    if !ours || record.owner != peer.0 || record.epoch != context.epoch.0 {
-        return Err(Error::Refused { what: format!("attempt {} is not in the coordinator's record", context.attempt) });
-    }
-    let spec = PartitionSpec {
-        id: context.partition,
-        keyspace: opening.keyspace,
-        range: slot::range_of(opening.slots),
-        epoch: context.epoch,
-        options: PartitionOptions {
-            segment_target_bytes: opening.segment_target_bytes,
-            block_bytes: opening.block_bytes,
-            // How blocks are stored is each host's own choice.
-            ..host.options
-        },
-    };
-    let (attempt, segments, from) = (context.attempt, opening.segments, opening.from);
-    let shard = host.shard_of(context.partition);
-    drop_leftover(host, context.partition).await?;
-    host.engine
-        .on_shard(shard, move |shard| async move { shard.create_shadow(spec, attempt, segments, from).await.map(drop) })
-        .await??;
-    Ok(host.engine.partition(context.partition)?)
-}
-
-/// What an earlier ownership or attempt left: this host does not own the partition, the record says so.
-async fn drop_leftover(host: &Host, id: PartitionId) -> Result<()> {
-    if let Ok(partition) = host.engine.partition(id) {
-        let shard = partition.shard();
-        host.engine.on_shard(shard, move |shard| async move { shard.drop_partition(id).await }).await??;
-    }
-    Ok(())
-}
-
 async fn serve_messages(
     host: &Arc<Host>,
     context: FrameContext,
@@ -235,7 +219,8 @@ async fn serve_messages(
         }
         match message {
             Message::Plan(plan) => {
-                inbox.request(lock(&inbox.machine).handle_plan(plan));
+                let requests = lock(&inbox.machine).handle_plan(plan);
+                inbox.request(host, attempt, requests);
                 // Each plan is also the question how requests fare here.
                 let p99 = inbox.partition.with(|partition| async move { Ok(partition.foreground_p99()) });
                 if let Some(p99) = p99.await? {
@@ -243,7 +228,10 @@ async fn serve_messages(
                 }
             }
             Message::Position(assigned, synchronous) => host.hear(context.partition, attempt, assigned, synchronous),
-            Message::Stale(token) => inbox.request(lock(&inbox.machine).handle_stale(token)),
+            Message::Stale(token) => {
+                let request = lock(&inbox.machine).handle_stale(token);
+                inbox.request(host, attempt, request);
+            }
             Message::Seal(seal) => {
                 let (expected, early) = (seal.seal.clone(), seal.early);
                 let ready = inbox.partition.with(move |partition| async move {
@@ -308,7 +296,11 @@ async fn promote(
     let (attempt, last, clock, wall_ms) = (context.attempt, sealing.seal.final_lsn, sealing.clock, sealing.wall_ms);
     inbox
         .partition
-        .with(move |partition| async move { partition.promote(attempt, epoch, last, clock, wall_ms).await })
+        .with(move |partition| async move {
+            // From its first write on: the source's copy stays for a roll-back.
+            partition.keep_base(Some(last));
+            partition.promote(attempt, epoch, last, clock, wall_ms).await
+        })
         .await?;
     let order = {
         let mut machine = lock(&inbox.machine);
@@ -392,7 +384,8 @@ pub(crate) async fn serve_bulk(host: Arc<Host>, incoming: Incoming) {
         Ok(()) => {
             host.failpoint.pass("target:installed");
             inbox.send(Message::Held(segment));
-            inbox.request(lock(&inbox.machine).handle_installed(segment));
+            let requests = lock(&inbox.machine).handle_installed(segment);
+            inbox.request(&host, attempt, requests);
         }
         // Sent again because the source did not hear that it had arrived.
         Err(cause) if is_held(&inbox, segment).await => tracing::debug!(%cause, %segment, "a second copy is ignored"),
@@ -411,10 +404,13 @@ async fn install(
     segment: SegmentId,
     received: bulk::ReceivedSegment,
 ) -> Result<()> {
-    let (covered, image, delta) = (Some(received.covered), received.image, received.delta);
-    let installed = inbox
-        .partition
-        .with(move |partition| async move { partition.install_image(attempt, segment, covered, image, delta).await });
+    let (covered, delta) = (received.covered, received.delta);
+    let installed = inbox.partition.with(move |partition| async move {
+        match received.image {
+            Below::Image(image) => partition.install_image(attempt, segment, Some(covered), image, delta).await,
+            Below::Base(digest) => partition.install_on_base(attempt, segment, covered, digest, delta).await,
+        }
+    });
     Ok(installed.await?)
 }
 

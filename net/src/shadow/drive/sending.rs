@@ -1,11 +1,12 @@
 //! The source's driver: one attempt from its opening to its end.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use antumbra_engine::PartitionHandle;
-use antumbra_engine::partition::{RangeDigest, SegmentSummary};
-use antumbra_engine::types::HostId;
+use antumbra_engine::partition::{Base, RangeDigest, SegmentSummary};
+use antumbra_engine::types::{HostId, Lsn, SegmentId, ValidationToken};
 use tokio::sync::mpsc;
 
 use crate::coordinator::PartitionRecord;
@@ -15,7 +16,7 @@ use crate::mutant::{Mutant, planted};
 use crate::routing::Addresses;
 use crate::shadow::accounts::{MoveReport, OrderedSegment, StepTime};
 use crate::shadow::frame::FrameContext;
-use crate::shadow::message::{Message, Opening, Resumed, Sealing};
+use crate::shadow::message::{Based, Message, Opening, Resumed, Sealing};
 use crate::shadow::recovery::READ_LEASE;
 use crate::shadow::source::{Action, Event, Limits, Source, State};
 use crate::time::{self, Ticker};
@@ -67,6 +68,9 @@ pub(super) struct Driver<'a> {
     pub(super) handle: &'a MoveHandle,
     pub(super) partition: PartitionHandle,
     pub(super) machine: Source,
+    /// What the target's host has from before, and the digests of its segments that the target has told of.
+    pub(super) base: Option<Base>,
+    pub(super) offered: HashMap<SegmentId, u128>,
     pub(super) link: Link,
     signals: mpsc::UnboundedReceiver<Signal>,
     pub(super) signal: mpsc::UnboundedSender<Signal>,
@@ -109,12 +113,14 @@ impl<'a> Driver<'a> {
                 Ok((receiver, partition.segment_summaries()))
             })
             .await?;
+        let base = offer_base(record, destination);
         let opening = Opening {
             keyspace: record.keyspace.clone(),
             slots: record.slots,
             segment_target_bytes: host.options.segment_target_bytes,
             block_bytes: host.options.block_bytes,
             from: receiver.from,
+            base,
             segments: summaries.iter().map(|summary| (summary.id, summary.start.to_vec())).collect(),
         };
         let from = receiver.from;
@@ -132,6 +138,9 @@ impl<'a> Driver<'a> {
         let mut report = MoveReport { attempt: attempt.0, segments: describe(&summaries), ..MoveReport::default() };
         report.shadow.throttle_mb_s = options.throttle_bytes_s.unwrap_or(0) as f64 / 1e6;
         report.switchover.epoch_before = context.epoch.0;
+        if base.is_none() {
+            report.shadow.base = "none: no copy that an earlier move has left there is known".into();
+        }
         mark(&mut report, "copy");
         Ok(Driver {
             host,
@@ -142,6 +151,8 @@ impl<'a> Driver<'a> {
             handle,
             partition,
             machine,
+            base,
+            offered: HashMap::new(),
             link,
             signals,
             signal,
@@ -209,19 +220,18 @@ impl<'a> Driver<'a> {
     async fn handle_signal(&mut self, signal: Option<Signal>) -> Vec<Action> {
         let event = match signal {
             Some(Signal::Message(message)) => match message {
-                Message::Opened => {
+                Message::Opened(based) => {
                     self.opened = true;
+                    self.note_based(based);
                     Event::Opened
                 }
                 Message::Request(wanted) => {
-                    let present = self
-                        .partition
-                        .with(move |partition| async move { Ok(partition.segment_token(wanted.segment)) });
-                    match present.await {
-                        Ok(Some(present)) => Event::Requested { wanted, present },
-                        Ok(None) => Event::Failed(format!("the target asks for segment {}", wanted.segment)),
-                        Err(cause) => Event::Failed(cause.to_string()),
-                    }
+                    self.offered.remove(&wanted.segment);
+                    self.note_requested(wanted).await
+                }
+                Message::RequestOnBase(wanted, digest) => {
+                    self.offered.insert(wanted.segment, digest);
+                    self.note_requested(wanted).await
                 }
                 Message::Held(segment) => {
                     let actions = self.machine.handle(Event::Held(segment));
@@ -294,6 +304,26 @@ impl<'a> Driver<'a> {
             None => Event::Failed("the driver's queue is closed".into()),
         };
         self.note_and_handle(event)
+    }
+
+    async fn note_requested(&self, wanted: ValidationToken) -> Event {
+        let present =
+            self.partition.with(move |partition| async move { Ok(partition.segment_token(wanted.segment)) }).await;
+        match present {
+            Ok(Some(present)) => Event::Requested { wanted, present },
+            Ok(None) => Event::Failed(format!("the target asks for segment {}", wanted.segment)),
+            Err(cause) => Event::Failed(cause.to_string()),
+        }
+    }
+
+    fn note_based(&mut self, based: Based) {
+        if let Some(base) = self.base {
+            self.report.shadow.base = match based.why_none.as_str() {
+                "" => format!("host {} has {} segments as of LSN {}", self.destination, based.segments, base.lsn),
+                why => format!("none, a full move: {why}"),
+            };
+            tracing::info!(base = self.report.shadow.base, partition = %self.context.partition, "roll-back");
+        }
     }
 
     /// While the copy runs the target is sought; from then on to the commit its loss ends the attempt; later the
@@ -429,6 +459,12 @@ fn failpoint_of(action: &Action) -> Option<&'static str> {
         Action::Complete => Some("source:complete"),
         Action::SendStale(_) | Action::Reconnect | Action::AwaitTarget | Action::Abort(_) => None,
     }
+}
+
+/// The copy that an earlier move has left at the destination, if the record names one.
+fn offer_base(record: &PartitionRecord, destination: HostId) -> Option<Base> {
+    let former = record.former.as_ref().filter(|former| former.host == destination.0)?;
+    Some(Base { lsn: Lsn(former.lsn), wall_ms: time::wall_ms() })
 }
 
 fn describe(summaries: &[SegmentSummary]) -> Vec<OrderedSegment> {

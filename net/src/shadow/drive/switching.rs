@@ -22,8 +22,12 @@ impl Driver<'_> {
     /// Asks for the commit until the record is known; only what it says counts.
     pub(super) fn spawn_commit(&self) {
         let (host, context, signal) = (Arc::clone(self.host), self.context, self.signal.clone());
-        let command =
-            Command::Commit { partition: context.partition.0, attempt: context.attempt.0, epoch: context.epoch.0 };
+        let command = Command::Commit {
+            partition: context.partition.0,
+            attempt: context.attempt.0,
+            epoch: context.epoch.0,
+            lsn: self.sealing.as_ref().map_or(0, |sealing| sealing.seal.final_lsn.0),
+        };
         let plane = host.control.clone();
         plane.spawn(async move {
             let outcome = loop {
