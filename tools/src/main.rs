@@ -13,6 +13,7 @@ mod predict;
 mod repair;
 mod scrub;
 mod secret;
+mod settings;
 mod show;
 mod verify;
 
@@ -57,6 +58,16 @@ enum Command {
     Dump(dump::DumpOptions),
     /// Loads what `dump` wrote.
     Load(dump::LoadOptions),
+    /// Prints completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Writes the manual pages into a folder.
+    Man {
+        /// The folder; created when missing.
+        dir: std::path::PathBuf,
+    },
     /// Says what on this machine keeps the engine from its best, and what to change.
     Doctor(doctor::DoctorOptions),
 }
@@ -69,7 +80,14 @@ fn main() -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .init();
-    let result = match Cli::parse().command {
+    let cli = match settings::parse() {
+        Ok(cli) => cli,
+        Err(cause) => {
+            eprintln!("antumbra: {cause}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = match cli.command {
         Command::Demo(options) => demo::run(options),
         Command::Node(options) => node::run(options).map(|()| ExitCode::SUCCESS),
         Command::Ctl(options) => ctl::run(options),
@@ -81,6 +99,11 @@ fn main() -> ExitCode {
         Command::Repair(options) => repair::run(&options),
         Command::Dump(options) => dump::run_dump(&options).map(|()| ExitCode::SUCCESS),
         Command::Load(options) => dump::run_load(&options).map(|()| ExitCode::SUCCESS),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut settings::command(), "antumbra", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man { dir } => settings::write_manual(&dir).map(|()| ExitCode::SUCCESS),
         Command::Doctor(options) => doctor::run(&options),
     };
     match result {

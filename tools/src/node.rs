@@ -23,6 +23,13 @@ use crate::{CliError, secret};
 
 #[derive(Args)]
 pub struct NodeOptions {
+    /// File of settings (TOML): `name = value` for any of these options. What stands in the environment (ANTUMBRA_...) goes
+    /// before it, what stands on the command line before both.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Check the settings and the files that they name, say what holds, and start nothing.
+    #[arg(long)]
+    check: bool,
     /// Number of this host in the cluster.
     #[arg(long)]
     host: u32,
@@ -152,6 +159,9 @@ impl ControllerOptions {
 /// Runs until SIGINT or SIGTERM.
 pub fn run(options: NodeOptions) -> Result<(), CliError> {
     let id = HostId(options.host);
+    if options.check {
+        return check(&options);
+    }
     let certs = options.dir.join("certs");
     if !certs.join("host.der").exists() {
         Authority::open_or_create(&options.ca)?.issue(id, &certs)?;
@@ -203,6 +213,31 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
         drop(host);
         Ok::<(), CliError>(engine.close().await?)
     })
+}
+
+/// Everything that can be said without starting.
+fn check(options: &NodeOptions) -> Result<(), CliError> {
+    server_config(options)?;
+    parse_coordinator(options.coordinator.as_deref())?;
+    options.http_token_file.as_deref().map(secret::read).transpose()?;
+    let certs = options.dir.join("certs");
+    if certs.join("host.der").exists() {
+        Identity::load(&certs)?;
+    }
+    let mut config = EngineConfig::new(options.dir.join("data"));
+    config.shards = options.shards;
+    config.memory_budget_bytes = options.memory_mib << 20;
+    config.check()?;
+    println!(
+        "host {}: data in {}, RESP on {}, {} shards, {} MiB{}",
+        options.host,
+        options.dir.display(),
+        options.resp,
+        options.shards,
+        options.memory_mib,
+        if options.users.is_some() { ", with users" } else { "" }
+    );
+    Ok(())
 }
 
 fn server_config(options: &NodeOptions) -> Result<ServerConfig, CliError> {

@@ -15,6 +15,9 @@ const GRADIENT_MAX: f64 = 1.0;
 /// Row of the feature table that alone is a good score: the moving average of share 1/7.
 const AVERAGE: usize = 4;
 
+/// The kind of network in cuDNN's numbers.
+const CUDNN_GRU: i64 = 3;
+
 /// Whether libtorch sees a GPU.
 #[must_use]
 pub fn cuda_is_available() -> bool {
@@ -63,13 +66,21 @@ impl Net {
             tch::no_grad(|| tensor.f_copy_(&values))?;
             Ok(tensor)
         };
+        let cell = [
+            variable("weight_ih", &[3 * hidden, features], &weights.weight_ih)?,
+            variable("weight_hh", &[3 * hidden, hidden], &weights.weight_hh)?,
+            variable("bias_ih", &[3 * hidden], &weights.bias_ih)?,
+            variable("bias_hh", &[3 * hidden], &weights.bias_hh)?,
+        ];
+        if vars.device().is_cuda() && tch::Cuda::cudnn_is_available() {
+            // cuDNN wants them in one piece of memory; otherwise it copies them there at every call, and says so. The
+            // variables become parts of that piece.
+            let _piece = tch::no_grad(|| {
+                Tensor::f_internal_cudnn_rnn_flatten_weight(&cell, 4, features, CUDNN_GRU, hidden, 0, 1, true, false)
+            })?;
+        }
         Ok(Net {
-            cell: [
-                variable("weight_ih", &[3 * hidden, features], &weights.weight_ih)?,
-                variable("weight_hh", &[3 * hidden, hidden], &weights.weight_hh)?,
-                variable("bias_ih", &[3 * hidden], &weights.bias_ih)?,
-                variable("bias_hh", &[3 * hidden], &weights.bias_hh)?,
-            ],
+            cell,
             head_weight: variable("head_weight", &[1, hidden + features], &weights.head_weight)?,
             head_bias: variable("head_bias", &[1], &[weights.head_bias])?,
             linear: variable("linear", &[1, features], &weights.linear)?,

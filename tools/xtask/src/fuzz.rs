@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::jobs::in_parallel;
 use crate::{Result, cargo, number, root, run_command, value};
 
 /// Instruments every crate: edges counted inline, comparisons traced.
@@ -47,13 +48,14 @@ pub fn run(args: &[String]) -> Result<()> {
         return Ok(());
     }
     let program = build()?;
-    let mut failed = Vec::new();
-    for target in TARGETS.iter().filter(|target| only.as_deref().is_none_or(|name| name == **target)) {
-        if fuzz(&program, target, seconds, keep).is_err() {
-            failed.push(*target);
-        }
-    }
-    println!("{} targets, {seconds} s each, failed: {failed:?}", TARGETS.len());
+    let chosen: Vec<&str> =
+        TARGETS.iter().copied().filter(|target| only.as_deref().is_none_or(|name| name == *target)).collect();
+    // The targets are independent: one a core.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let results = in_parallel(&chosen, cores, |target| fuzz(&program, target, seconds, keep));
+    let failed: Vec<&str> =
+        chosen.iter().zip(results).filter(|(_, result)| result.is_err()).map(|(target, _)| *target).collect();
+    println!("{} targets, {seconds} s each, failed: {failed:?}", chosen.len());
     if failed.is_empty() { Ok(()) } else { Err(format!("findings in {failed:?}: see engine/fuzz/artifacts")) }
 }
 

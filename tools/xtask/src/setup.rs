@@ -8,7 +8,7 @@ use crate::{Result, run_command};
 /// Version of libtorch that the pinned `tch` expects.
 const TORCH: &str = "2.13.0";
 /// Programs that the tests call, with the Debian packages that bring them.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("cc", "gcc"),
     ("c++", "g++"),
     ("redis-cli", "redis-tools"),
@@ -17,6 +17,7 @@ const PROGRAMS: [(&str, &str); 8] = [
     ("chromium", "chromium"),
     ("chromedriver", "chromium-driver"),
     ("promtool", "prometheus"),
+    ("valgrind", "valgrind"),
 ];
 /// Libraries of libtorch's CPU part, and those that it names.
 const LIBRARIES: [&str; 4] = ["libtorch_cpu.so", "libc10.so", "libgomp", "libtorch_global_deps.so"];

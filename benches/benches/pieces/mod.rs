@@ -1,0 +1,415 @@
+//! The pieces that run for every request, record, frame or window. `hot` times them, `guard` counts their instructions.
+//!
+//! Each says what the machine's limits let one expect of it: a core of 3 GHz, 10 GB/s of memory bandwidth, 60 ns to memory.
+//! What runs on a shard runs there: its thread does the counting and the timing.
+#![allow(clippy::unwrap_used)]
+// Each of the two uses its part.
+#![allow(dead_code)]
+
+use std::hint::black_box;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use antumbra_engine::record::{Record, RecordKind};
+use antumbra_engine::table::{TableBuilder, TableOptions, decode_records, encode_records, verify_image};
+use antumbra_engine::types::{AttemptId, Epoch, Hlc, KeyRange, Lsn, PartitionId, ShardId};
+use antumbra_engine::{Batch, Durability, Engine, Partition, PartitionHandle, PartitionOptions, PartitionSpec, Write};
+use antumbra_net::resp::codec::{Decoder, encode_command};
+use antumbra_net::shadow::codec::{compress_against, decompress_against};
+use antumbra_net::shadow::frame::{Columns, FrameContext, HEADER_LEN, decode_header, decode_payload, encode};
+use antumbra_net::throttle::Throttle;
+use antumbra_predictor::Model;
+use antumbra_predictor::scorer::{Gru, Scorer, ScorerKind, build};
+use antumbra_predictor::window::SegmentCounts;
+use bytes::{Bytes, BytesMut};
+use futures_lite::future::block_on;
+use tempfile::TempDir;
+
+/// What an iteration works on, for the rate.
+#[derive(Clone, Copy)]
+pub enum Work {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many operations, records or segments.
+    Elements(u64),
+}
+
+/// A piece.
+pub struct Piece {
+    /// Of one iteration.
+    pub work: Work,
+    /// Runs it so many times, on the thread where it belongs; how long that took.
+    pub run: Box<dyn FnMut(u64) -> Duration>,
+    /// Iterations that the guard counts.
+    pub counted: u64,
+}
+
+/// The guard's tool collects while this is on the stack.
+#[inline(never)]
+pub fn counted_region(iterations: u64, work: &mut dyn FnMut()) -> Duration {
+    let began = Instant::now();
+    for _ in 0..iterations {
+        work();
+    }
+    began.elapsed()
+}
+
+fn piece(work: Work, counted: u64, mut once: impl FnMut() + 'static) -> Piece {
+    Piece { work, counted, run: Box::new(move |iterations| counted_region(iterations, &mut once)) }
+}
+
+/// Sets a piece up.
+type Make = fn() -> Piece;
+
+/// All pieces by name, each made when it is its turn.
+pub const PIECES: &[(&str, Make)] = &[
+    ("get, hot row", get_hot_row),
+    ("get, cached block", get_cached_block),
+    ("get, memtable", get_memtable),
+    ("get, absent", get_absent),
+    ("put, memory", put_memory),
+    ("scan, 100 cached records", scan_cached),
+    ("table, build", table_build),
+    ("table, verify", table_verify),
+    ("records, encode", records_encode),
+    ("records, decode", records_decode),
+    ("crc32c of 4 KiB", checksum),
+    ("delta, compress", delta_compress),
+    ("delta, decompress", delta_decompress),
+    ("frame, encode", frame_encode),
+    ("frame, decode", frame_decode),
+    ("resp, parse SET", resp_parse),
+    ("token bucket", bucket),
+    ("gru pass", gru_pass),
+    ("auto pass", auto_pass),
+];
+
+// ---- on a shard ---------------------------------------------------------------------------------------------------------
+
+const KEYS: u64 = 20_000;
+const VALUE_BYTES: usize = 100;
+const BATCH: usize = 1_000;
+
+fn key(number: u64) -> [u8; 12] {
+    let mut key = *b"key-00000000";
+    // Neighbours in time are none in key order.
+    let scattered = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    key[4..].copy_from_slice(format!("{scattered:08x}").as_bytes());
+    key
+}
+
+/// An engine with one shard and one partition of [`KEYS`] records.
+struct Stage {
+    partition: PartitionHandle,
+    _engine: Engine,
+    _dir: TempDir,
+}
+
+impl Stage {
+    fn new(in_tables: bool) -> Stage {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let mut builder = Engine::builder(dir.path()).threads(1).memory_budget(256 << 20);
+        // Windows close when nothing is counted.
+        builder.config().window = Duration::from_secs(3600);
+        let engine = builder.open().unwrap();
+        let spec = PartitionSpec {
+            id: PartitionId(1),
+            keyspace: "bench".into(),
+            range: KeyRange::all(),
+            epoch: Epoch(1),
+            options: PartitionOptions::default(),
+        };
+        let partition = block_on(engine.create_partition(ShardId(0), spec)).unwrap();
+        block_on(partition.with(move |partition| async move {
+            // Few awaits: under the guard's tool a shard that waits for the kernel stops all other threads.
+            for first in (0..KEYS).step_by(BATCH) {
+                let mut batch = Batch::new();
+                for number in first..first + BATCH as u64 {
+                    batch.put(key(number).to_vec(), vec![number as u8; VALUE_BYTES]);
+                }
+                partition.commit(batch, Durability::Memory).await?;
+            }
+            Ok(())
+        }))
+        .unwrap();
+        if in_tables {
+            block_on(partition.compact()).unwrap();
+        }
+        Stage { partition, _engine: engine, _dir: dir }
+    }
+
+    /// A piece whose iterations `once` does on the shard; it must not wait.
+    fn piece(self, work: Work, counted: u64, once: impl FnMut(&Partition, u64) + Send + Clone + 'static) -> Piece {
+        let mut first = 0;
+        let run = move |iterations: u64| {
+            let (mut once, start) = (once.clone(), first);
+            first += iterations;
+            let loops = move |partition: Rc<Partition>| async move {
+                let mut number = start;
+                Ok(counted_region(iterations, &mut || {
+                    once(&partition, number);
+                    number += 1;
+                }))
+            };
+            block_on(self.partition.with(loops)).unwrap()
+        };
+        Piece { work, counted, run: Box::new(run) }
+    }
+}
+
+/// Brings every block into the cache.
+async fn read_all(partition: Rc<Partition>) -> antumbra_engine::Result<()> {
+    partition.scan_with(&KeyRange::all(), |_, _| std::ops::ControlFlow::Continue(())).await
+}
+
+/// The value of a future that does not wait.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    match future.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+        std::task::Poll::Ready(value) => value,
+        std::task::Poll::Pending => panic!("it waits for the device"),
+    }
+}
+
+fn get(partition: &Partition, key: &[u8], found: bool) {
+    let value = now(partition.get_with(key, |value| value.map(|value| value.len()))).unwrap();
+    assert_eq!(value.is_some(), found);
+}
+
+/// A key that is read again and again: found by its hash alone. Two cache misses, about 150 ns.
+fn get_hot_row() -> Piece {
+    let stage = Stage::new(true);
+    let partition = stage.partition.clone();
+    // Twice from its table, then it is kept.
+    let warm = |partition: Rc<Partition>| async move {
+        for number in 0..3 * 64 {
+            partition.get(&key(number % 64)).await?;
+        }
+        Ok(())
+    };
+    block_on(partition.with(warm)).unwrap();
+    stage.piece(Work::Elements(1), 20_000, |partition, number| get(partition, &key(number % 64), true))
+}
+
+/// Keys all over a table whose blocks are cached: directory, filter, block, six misses, about 500 ns.
+fn get_cached_block() -> Piece {
+    let stage = Stage::new(true);
+    let partition = stage.partition.clone();
+    block_on(partition.with(read_all)).unwrap();
+    stage.piece(Work::Elements(1), 20_000, |partition, number| {
+        get(partition, &key(number * 7919 % KEYS), true);
+    })
+}
+
+/// Keys that are in a memtable: a walk down its levels, a miss for each, about 500 ns.
+fn get_memtable() -> Piece {
+    Stage::new(false).piece(Work::Elements(1), 20_000, |partition, number| {
+        get(partition, &key(number * 7919 % KEYS), true);
+    })
+}
+
+/// Keys that are not there: the filter says so, two misses, about 200 ns.
+fn get_absent() -> Piece {
+    let stage = Stage::new(true);
+    // A key in a hundred is read from its block all the same: all of them are cached.
+    let partition = stage.partition.clone();
+    block_on(partition.with(read_all)).unwrap();
+    stage.piece(Work::Elements(1), 20_000, |partition, number| {
+        get(partition, &key(KEYS + number % 1_000_000), false);
+    })
+}
+
+/// An update that no log holds: mostly the memtable's, as deep as a lookup there, and a copy of the value: about 700 ns.
+fn put_memory() -> Piece {
+    let value = Bytes::from(vec![7; VALUE_BYTES]);
+    Stage::new(false).piece(Work::Elements(1), 10_000, move |partition, number| {
+        let write = Write::put(key(number * 7919 % KEYS).to_vec(), value.clone());
+        now(partition.write(write, Durability::Memory)).unwrap();
+    })
+}
+
+/// A hundred records in key order out of cached blocks: one lookup, then bandwidth; about 3 us.
+fn scan_cached() -> Piece {
+    const RECORDS: u64 = 100;
+    let stage = Stage::new(true);
+    let partition = stage.partition.clone();
+    block_on(partition.with(read_all)).unwrap();
+    stage.piece(Work::Elements(RECORDS), 300, |partition, number| {
+        let range = KeyRange { start: key(number * 7919 % (KEYS / 2)).to_vec(), end: None };
+        let mut seen = 0;
+        let visit = |_: &[u8], _: &[u8]| {
+            seen += 1;
+            if seen < RECORDS { std::ops::ControlFlow::Continue(()) } else { std::ops::ControlFlow::Break(()) }
+        };
+        now(partition.scan_with(&range, visit)).unwrap();
+    })
+}
+
+// ---- tables and records -------------------------------------------------------------------------------------------------
+
+fn records(count: u64) -> Vec<Record> {
+    (0..count)
+        .map(|number| Record {
+            key: format!("key-{number:08}").into_bytes().into(),
+            lsn: Lsn(number + 1),
+            hlc: Hlc(number),
+            kind: RecordKind::Put,
+            expires_at_ms: 0,
+            value: vec![b'v'; 256].into(),
+        })
+        .collect()
+}
+
+fn bytes_of(records: &[Record]) -> Work {
+    Work::Bytes(records.iter().map(|record| (record.key.len() + record.value.len()) as u64).sum())
+}
+
+fn built(records: &[Record]) -> Vec<u8> {
+    let mut builder = TableBuilder::new(TableOptions::default());
+    records.iter().for_each(|record| builder.add(record.view()).unwrap());
+    builder.finish().unwrap().bytes.to_vec()
+}
+
+/// A table out of sorted records: copy, hash, checksum: about 1 GB/s.
+fn table_build() -> Piece {
+    let records = records(1_000);
+    piece(bytes_of(&records), 3, move || drop(black_box(built(&records))))
+}
+
+/// Every check of a table's image: checksum and order of the keys: about 2 GB/s.
+fn table_verify() -> Piece {
+    let records = records(1_000);
+    let image = built(&records);
+    piece(bytes_of(&records), 5, move || {
+        black_box(now(verify_image(&image)).unwrap());
+    })
+}
+
+/// Records as the mirror sends them and an image holds them: bandwidth.
+fn records_encode() -> Piece {
+    let records = records(1_000);
+    piece(bytes_of(&records), 10, move || {
+        black_box(encode_records(records.iter().map(Record::view)).unwrap());
+    })
+}
+
+/// The way back, checked: bandwidth, and an allocation a record.
+fn records_decode() -> Piece {
+    let records = records(1_000);
+    let bytes = encode_records(records.iter().map(Record::view)).unwrap();
+    piece(bytes_of(&records), 10, move || drop(black_box(decode_records(&bytes).unwrap())))
+}
+
+/// The checksum of a block: three instructions in flight, 20 GB/s.
+fn checksum() -> Piece {
+    let block = vec![0x5a; 4096];
+    piece(Work::Bytes(4096), 2_000, move || {
+        black_box(crc32c::crc32c(black_box(&block)));
+    })
+}
+
+// ---- between hosts ------------------------------------------------------------------------------------------------------
+
+/// A segment of 64 KiB and the same with a twentieth of its records changed.
+fn versions() -> (Vec<u8>, Vec<u8>) {
+    let mut random = fastrand::Rng::with_seed(3);
+    let before: Vec<u8> = (0..64 << 10).map(|_| random.u8(b'a'..=b'z')).collect();
+    let mut after = before.clone();
+    for record in after.chunks_mut(256).step_by(20) {
+        record.iter_mut().for_each(|byte| *byte = random.u8(b'a'..=b'z'));
+    }
+    (before, after)
+}
+
+/// A delta against the version that the target holds: matches found at 300 MB/s.
+fn delta_compress() -> Piece {
+    let (before, after) = versions();
+    piece(Work::Bytes(after.len() as u64), 3, move || {
+        black_box(compress_against(&before, &after).unwrap());
+    })
+}
+
+/// Put together again: copies, 1 GB/s.
+fn delta_decompress() -> Piece {
+    let (before, after) = versions();
+    let delta = compress_against(&before, &after).unwrap();
+    piece(Work::Bytes(after.len() as u64), 10, move || {
+        black_box(decompress_against(&before, &delta, after.len()).unwrap());
+    })
+}
+
+fn columns() -> Columns {
+    let mut columns = Columns::of((0..64).collect::<Vec<u64>>());
+    (0..32).for_each(|number| columns.push_bytes(&[number; 128]));
+    columns
+}
+
+const CONTEXT: FrameContext = FrameContext { attempt: AttemptId(3), partition: PartitionId(1), epoch: Epoch(2) };
+
+/// A control message of 4 KiB: one copy, one checksum; 1 us.
+fn frame_encode() -> Piece {
+    let columns = columns();
+    let len = encode(2, CONTEXT, &columns).unwrap().len();
+    piece(Work::Bytes(len as u64), 500, move || drop(black_box(encode(2, CONTEXT, &columns).unwrap())))
+}
+
+/// The way back: checksum, rkyv's validation, and what validation alone would not need, the copy out; 1 us.
+fn frame_decode() -> Piece {
+    let bytes = encode(2, CONTEXT, &columns()).unwrap();
+    let (head, payload) = bytes.split_at(HEADER_LEN);
+    let (head, payload): ([u8; HEADER_LEN], Vec<u8>) = (head.try_into().unwrap(), payload.to_vec());
+    piece(Work::Bytes(bytes.len() as u64), 500, move || {
+        let header = decode_header(&head).unwrap();
+        black_box(decode_payload(&head, header, &payload).unwrap());
+    })
+}
+
+/// Sixteen pipelined SETs out of one buffer: an allocation a command; 100 ns each.
+fn resp_parse() -> Piece {
+    const COMMANDS: u64 = 16;
+    let one = encode_command(&[b"SET", b"key:000000001234", &[b'v'; 100]]);
+    let all = one.repeat(COMMANDS as usize);
+    piece(Work::Elements(COMMANDS), 500, move || {
+        let (mut decoder, mut buffer) = (Decoder::default(), BytesMut::from(&all[..]));
+        for _ in 0..COMMANDS {
+            black_box(decoder.decode(&mut buffer).unwrap().unwrap());
+        }
+    })
+}
+
+/// A decision of the token bucket: arithmetic, 5 ns.
+fn bucket() -> Piece {
+    let mut throttle = Throttle::new(Some(100_000_000));
+    let mut now_ns = 0;
+    piece(Work::Elements(1), 5_000, move || {
+        now_ns += 1_000_000;
+        black_box(throttle.admit(black_box(65_536), now_ns));
+    })
+}
+
+// ---- predictor ----------------------------------------------------------------------------------------------------------
+
+const SEGMENTS: usize = 1_024;
+
+fn counts() -> Vec<SegmentCounts> {
+    let mut random = fastrand::Rng::with_seed(1);
+    let mut counts = || SegmentCounts {
+        reads: random.u32(0..50),
+        writes: random.u32(0..5),
+        bytes: 4_000,
+        ..SegmentCounts::default()
+    };
+    (0..SEGMENTS).map(|_| counts()).collect()
+}
+
+/// Features and a step of the GRU for each segment: 3,000 multiplications a segment, about 70 ns.
+fn gru_pass() -> Piece {
+    let (counts, mut gru) = (counts(), Gru::new(&Model::shipped().unwrap(), SEGMENTS));
+    piece(Work::Elements(SEGMENTS as u64), 3, move || gru.observe(&counts))
+}
+
+/// The same with all rules and the guard over them, as a shard runs it: about 200 ns a segment.
+fn auto_pass() -> Piece {
+    let (counts, mut auto) = (counts(), build(ScorerKind::Auto, Some(&Model::shipped().unwrap()), SEGMENTS).unwrap());
+    piece(Work::Elements(SEGMENTS as u64), 3, move || auto.observe(&counts))
+}
