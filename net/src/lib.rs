@@ -12,9 +12,11 @@ mod mutant;
 mod process;
 pub mod resp;
 pub mod routing;
+pub mod secret;
 pub mod shadow;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod sink;
 pub mod status;
 pub mod throttle;
 mod time;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use antumbra_engine::types::{Epoch, HostId, PartitionId};
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 
 use crate::coordinator::{ClusterState, HostInfo, PartitionRecord};
 
@@ -60,6 +61,7 @@ impl Topology {
 #[derive(Clone, Debug, Default)]
 pub struct RoutingTable {
     current: Arc<ArcSwap<Topology>>,
+    changes: watch::Sender<()>,
 }
 
 impl RoutingTable {
@@ -69,27 +71,38 @@ impl RoutingTable {
         self.current.load_full()
     }
 
+    /// Tells of each change from now on.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
     /// Takes everything the coordinator knows.
     pub fn update(&self, state: &ClusterState) {
-        self.current.rcu(|topology| {
-            let mut next = Topology::clone(topology);
+        self.change(|next| {
             for record in state.records.values() {
-                merge_record(&mut next, record);
+                merge_record(next, record);
             }
             for info in state.hosts.values() {
-                merge_host(&mut next, info);
+                merge_host(next, info);
             }
-            next
         });
     }
 
     /// Takes one record; an older epoch than the known one changes nothing.
     pub fn update_record(&self, record: &PartitionRecord) {
-        self.current.rcu(|topology| {
+        self.change(|next| merge_record(next, record));
+    }
+
+    fn change(&self, merge: impl Fn(&mut Topology)) {
+        let before = self.current.rcu(|topology| {
             let mut next = Topology::clone(topology);
-            merge_record(&mut next, record);
+            merge(&mut next);
             next
         });
+        if *before != *self.load() {
+            self.changes.send_replace(());
+        }
     }
 }
 

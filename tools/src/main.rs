@@ -9,6 +9,7 @@ mod dump;
 mod inspect;
 mod moving;
 mod node;
+mod outside;
 mod predict;
 mod repair;
 mod scrub;
@@ -36,7 +37,7 @@ enum Command {
     /// Starts two nodes, loads data, moves a partition under load, checks every read and write, writes a report.
     Demo(demo::DemoOptions),
     /// Runs one node.
-    Node(node::NodeOptions),
+    Node(Box<node::NodeOptions>),
     /// Shows and steers a running cluster.
     Ctl(ctl::CtlOptions),
     /// Measures the engine on this machine.
@@ -89,7 +90,7 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Demo(options) => demo::run(options),
-        Command::Node(options) => node::run(options).map(|()| ExitCode::SUCCESS),
+        Command::Node(options) => node::run(*options).map(|()| ExitCode::SUCCESS),
         Command::Ctl(options) => ctl::run(options),
         Command::Bench(command) => bench::run(&command),
         Command::Predict(command) => predict::run(command).map(|()| ExitCode::SUCCESS),

@@ -15,10 +15,12 @@ use antumbra_net::host::learn::{LearnConfig, Learning};
 use antumbra_net::host::{CoordinatorAt, Host, HostConfig, Reports};
 use antumbra_net::http::{self, HttpConfig};
 use antumbra_net::resp::{self, ServerConfig, Service, Users};
+use antumbra_net::sink::Sinks;
 use antumbra_net::tls::{Authority, Identity};
 use antumbra_predictor::Model;
 use clap::Args;
 
+use crate::outside::{EtcdOptions, SinkOptions};
 use crate::{CliError, secret};
 
 #[derive(Args)]
@@ -51,6 +53,10 @@ pub struct NodeOptions {
     /// The host that serves the coordinator, as HOST@ADDRESS of its control plane; without it, this one does.
     #[arg(long)]
     coordinator: Option<String>,
+    #[command(flatten)]
+    etcd: EtcdOptions,
+    #[command(flatten)]
+    sinks: SinkOptions,
     /// Number of shards (threads).
     #[arg(long, default_value_t = 1)]
     shards: usize,
@@ -180,7 +186,7 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
         control: options.control,
         bulk: options.bulk,
         resp: options.resp,
-        coordinator: parse_coordinator(options.coordinator.as_deref())?,
+        coordinator: coordinator_at(&options)?,
         failpoint: Failpoint::new(options.failpoint.clone())?,
         roll_back_for: Duration::from_secs(options.roll_back_s),
         reports: Reports::Folder(options.dir.join("conflicts")),
@@ -194,6 +200,7 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
         for shard in 0..engine.shards() {
             serve_clients(&host, ShardId(shard as u16), &service).await?;
         }
+        let sinks = Sinks::start(host.routing.clone(), options.sinks.config())?;
         let learning = learn(&engine, &options)?;
         let mut http = String::new();
         if let Some(listen) = options.http {
@@ -209,7 +216,7 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
             _ = tokio::signal::ctrl_c() => {}
             _ = terminate.recv() => {}
         }
-        drop(learning);
+        drop((learning, sinks));
         drop(host);
         Ok::<(), CliError>(engine.close().await?)
     })
@@ -218,7 +225,8 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
 /// Everything that can be said without starting.
 fn check(options: &NodeOptions) -> Result<(), CliError> {
     server_config(options)?;
-    parse_coordinator(options.coordinator.as_deref())?;
+    coordinator_at(options)?;
+    options.sinks.config().check()?;
     options.http_token_file.as_deref().map(secret::read).transpose()?;
     let certs = options.dir.join("certs");
     if certs.join("host.der").exists() {
@@ -279,8 +287,11 @@ async fn serve_clients(host: &Arc<Host>, shard: ShardId, service: &Arc<Service>)
     }
 }
 
-fn parse_coordinator(text: Option<&str>) -> Result<CoordinatorAt, CliError> {
-    let Some(text) = text else {
+fn coordinator_at(options: &NodeOptions) -> Result<CoordinatorAt, CliError> {
+    if let Some(config) = options.etcd.config()? {
+        return Ok(CoordinatorAt::Etcd(Box::new(config)));
+    }
+    let Some(text) = &options.coordinator else {
         return Ok(CoordinatorAt::Here);
     };
     let wrong = || format!("--coordinator {text}: HOST@ADDRESS, such as 1@127.0.0.1:7379");

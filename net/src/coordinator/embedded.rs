@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::failpoint::Failpoint;
 use crate::transport::{Incoming, serve_call};
 
+use super::health::{CoordinatorHealth, CoordinatorKind, Pulse};
 use super::machine::{ClusterState, Command, Machine};
 use super::{Asking, Coordinator, Response};
 
@@ -28,6 +29,7 @@ struct Inner {
     store: PartitionHandle,
     machine: Mutex<Machine>,
     failpoint: Failpoint,
+    pulse: Pulse,
 }
 
 impl Embedded {
@@ -54,7 +56,8 @@ impl Embedded {
                 .map_err(|cause| Error::protocol(format!("stored coordinator state: {cause}")))?,
             None => ClusterState::default(),
         };
-        Ok(Embedded { inner: Arc::new(Inner { store, machine: Mutex::new(Machine { state }), failpoint }) })
+        let (machine, pulse) = (Mutex::new(Machine { state }), Pulse::new(CoordinatorKind::Embedded));
+        Ok(Embedded { inner: Arc::new(Inner { store, machine, failpoint, pulse }) })
     }
 
     /// Applies a command; what it changed is durable before the answer.
@@ -75,8 +78,10 @@ impl Embedded {
                 Err(cause) => return Response::Failed(cause.to_string()),
             };
             if let Err(cause) = self.inner.store.put(STATE_KEY, bytes).await {
+                self.inner.pulse.silent(&cause.to_string());
                 return Response::Failed(cause.to_string());
             }
+            self.inner.pulse.answered();
             *machine = next;
         }
         if decides {
@@ -104,5 +109,9 @@ impl Embedded {
 impl Coordinator for Embedded {
     fn ask(&self, command: Command) -> Asking<'_> {
         Box::pin(async move { self.apply(command).await.into_result() })
+    }
+
+    fn health(&self) -> CoordinatorHealth {
+        self.inner.pulse.health()
     }
 }

@@ -1,18 +1,22 @@
 //! Who owns which partition: one record per partition, changed only by compare-and-set.
 //!
 //! [`machine::Machine`] is the pure state machine, [`embedded::Embedded`] keeps it durable in the engine's own store and
-//! serves it, [`remote::Remote`] asks another node's.
+//! serves it, [`remote::Remote`] asks another node's, [`etcd`] applies it to the keys of an etcd cluster.
 
 pub mod embedded;
+pub mod etcd;
+mod health;
 pub mod machine;
 pub mod remote;
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+pub use health::{CoordinatorHealth, CoordinatorKind};
 pub use machine::{
     Answer, ClusterState, Command, Diverged, Former, HostInfo, Leader, Moving, PartitionRecord, RecordState,
 };
@@ -20,13 +24,24 @@ pub use machine::{
 /// A future of the coordinator.
 pub type Asking<'a> = Pin<Box<dyn Future<Output = Result<Answer>> + Send + 'a>>;
 
-/// Access to the coordinator. One method, so that every implementation takes the same commands in the same words.
+/// The coordinator's state as a watch shows it, in order but perhaps late; nothing while it cannot be watched.
+pub type Watching = tokio::sync::watch::Receiver<Option<Arc<ClusterState>>>;
+
+/// Access to the coordinator. One method asks, so that every implementation takes the same commands in the same words.
 pub trait Coordinator: Send + Sync {
     /// Applies a command.
     ///
     /// Errors: [`Error::Conflict`] when the record is not what the command assumes (nothing changed);
     /// [`Error::Unknown`] when the command may or may not have been applied: read the record again.
     fn ask(&self, command: Command) -> Asking<'_>;
+
+    /// What is told without being asked for, where the coordinator does so.
+    fn watching(&self) -> Option<Watching> {
+        None
+    }
+
+    /// Whether it answers.
+    fn health(&self) -> CoordinatorHealth;
 }
 
 /// What travels back over the wire.

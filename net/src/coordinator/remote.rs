@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::time;
 use crate::transport::{PlaneHandle, StreamKind, call};
 
+use super::health::{CoordinatorHealth, CoordinatorKind, Pulse};
 use super::machine::{Answer, Command};
 use super::{Asking, Coordinator, Response};
 
@@ -23,13 +24,14 @@ pub struct Remote {
     plane: PlaneHandle,
     address: SocketAddr,
     host: HostId,
+    pulse: Pulse,
 }
 
 impl Remote {
     /// The coordinator at `address`, served by `host`.
     #[must_use]
     pub fn new(plane: PlaneHandle, address: SocketAddr, host: HostId) -> Remote {
-        Remote { plane, address, host }
+        Remote { plane, address, host, pulse: Pulse::new(CoordinatorKind::Remote) }
     }
 }
 
@@ -48,7 +50,7 @@ impl Coordinator for Remote {
     fn ask(&self, command: Command) -> Asking<'_> {
         Box::pin(async move {
             let began = time::now();
-            match self.ask_once(&command).await {
+            let result = match self.ask_once(&command).await {
                 // The connection was one to an earlier life of the coordinator, which shows with its first use. Every
                 // command but the one that gives out attempts may be repeated.
                 Err(Error::Unknown { .. } | Error::Link { .. })
@@ -57,7 +59,16 @@ impl Coordinator for Remote {
                     self.ask_once(&command).await
                 }
                 result => result,
+            };
+            match &result {
+                Err(cause @ (Error::Unknown { .. } | Error::Link { .. })) => self.pulse.silent(&cause.to_string()),
+                _ => self.pulse.answered(),
             }
+            result
         })
+    }
+
+    fn health(&self) -> CoordinatorHealth {
+        self.pulse.health()
     }
 }

@@ -20,6 +20,9 @@ use tokio::sync::Notify;
 use crate::controller::trend::{HostTrend, MoveTrend};
 use crate::controller::{self, Automation, ControllerConfig, steer};
 use crate::coordinator::embedded::{Embedded, SYSTEM_PARTITION};
+#[cfg(feature = "etcd")]
+use crate::coordinator::etcd::Etcd;
+use crate::coordinator::etcd::EtcdConfig;
 use crate::coordinator::remote::Remote;
 use crate::coordinator::{self, ClusterState, Command, Coordinator, HostInfo, PartitionRecord, RecordState};
 use crate::error::{Error, Result};
@@ -46,16 +49,20 @@ pub use reports::Reports;
 
 /// How long a start waits for partitions whose owner is not known yet; later they are settled while the others serve.
 const START_PATIENCE: Duration = Duration::from_secs(10);
+/// A coordinator that is silent for longer is gone: no move is begun. One answer that was lost is no outage.
+const OUTAGE: Duration = Duration::from_secs(2);
 /// Flow-control window; small, so that a control message never waits behind much.
 const WINDOW_BYTES: u32 = 256 << 10;
 
 /// Where the coordinator is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum CoordinatorAt {
     /// In this host's engine.
     Here,
     /// In another host's.
     Remote(SocketAddr, HostId),
+    /// In etcd; needs the feature `etcd`.
+    Etcd(Box<EtcdConfig>),
 }
 
 /// Configuration of a host.
@@ -226,13 +233,21 @@ impl Host {
     }
 
     async fn serve_on(engine: Engine, id: HostId, planes: Planes, settings: Settings) -> Result<Arc<Host>> {
-        let (embedded, coordinator): (_, Arc<dyn Coordinator>) = match settings.coordinator {
+        let mut embedded = None;
+        let coordinator: Arc<dyn Coordinator> = match settings.coordinator {
             CoordinatorAt::Here => {
-                let embedded = Embedded::open(&engine, settings.failpoint.clone()).await?;
-                (Some(embedded.clone()), Arc::new(embedded))
+                let opened = Embedded::open(&engine, settings.failpoint.clone()).await?;
+                embedded = Some(opened.clone());
+                Arc::new(opened)
             }
-            CoordinatorAt::Remote(address, host) => {
-                (None, Arc::new(Remote::new(planes.control.clone(), address, host)))
+            CoordinatorAt::Remote(address, host) => Arc::new(Remote::new(planes.control.clone(), address, host)),
+            #[cfg(feature = "etcd")]
+            CoordinatorAt::Etcd(config) => Arc::new(Etcd::open(*config)?),
+            #[cfg(not(feature = "etcd"))]
+            CoordinatorAt::Etcd(_) => {
+                let what =
+                    "this program was built without etcd: build it with --features etcd (needs protobuf-compiler)";
+                return Err(Error::Refused { what: what.into() });
             }
         };
         let host = Arc::new(Host {
@@ -266,7 +281,7 @@ impl Host {
         host.register().await?;
         let mut reconciler = Reconciler::default();
         let began = time::now();
-        while reconciler.pass(&host, &host.refresh().await?).await > 0 {
+        while reconciler.pass(&host, host.refresh().await?.as_ref()).await > 0 {
             if time::since(began) > START_PATIENCE {
                 tracing::warn!("some partitions are not settled yet; the others are served");
                 break;
@@ -289,25 +304,37 @@ impl Host {
             resp: self.resp.to_string(),
         };
         // The coordinator's node may start at the same time.
-        let mut last = None;
-        for _ in 0..50 {
+        let began = time::now();
+        loop {
             match self.coordinator.ask(Command::Register(info.clone())).await {
                 Ok(_) => return Ok(()),
-                Err(cause) => last = Some(cause),
+                Err(cause) if time::since(began) > START_PATIENCE => return Err(cause),
+                Err(cause) => tracing::debug!(%cause, "not registered yet"),
             }
             time::pause(Duration::from_millis(100)).await;
         }
-        Err(last.unwrap_or_else(|| Error::protocol("the coordinator was not asked")))
     }
 
-    /// Reads routes and addresses, and creates partitions that the table gives to this host and nobody has yet.
-    async fn refresh(&self) -> Result<ClusterState> {
-        let state = coordinator::list(self.coordinator.as_ref()).await?;
+    /// Takes routes and addresses from the watch, or reads them where there is none; creates partitions that the table gives
+    /// to this host and nobody has yet.
+    async fn refresh(&self) -> Result<Arc<ClusterState>> {
+        let shown = self.coordinator.watching().and_then(|watching| watching.borrow().clone());
+        let state = match shown {
+            Some(state) => state,
+            None => Arc::new(coordinator::list(self.coordinator.as_ref()).await?),
+        };
         self.routing.update(&state);
+        let is_fresh = |record: &PartitionRecord| {
+            record.epoch == 1 && record.owner == self.id.0 && record.state == RecordState::Stable
+        };
         for record in state.records.values() {
-            let fresh = record.epoch == 1 && record.owner == self.id.0 && record.state == RecordState::Stable;
-            if fresh && self.engine.partition(PartitionId(record.partition)).is_err() {
-                self.create(record).await?;
+            if !is_fresh(record) || self.engine.partition(PartitionId(record.partition)).is_ok() {
+                continue;
+            }
+            // The state may be older than a move that has taken the partition away since.
+            let record = coordinator::read(self.coordinator.as_ref(), record.partition).await?;
+            if is_fresh(&record) {
+                self.create(&record).await?;
             }
         }
         Ok(state)
@@ -340,13 +367,21 @@ impl Host {
     /// Starts to move a partition that this host owns; returns at once.
     ///
     /// # Errors
-    /// [`Error::Refused`] when a move of it is under way here.
+    /// [`Error::Refused`] when a move of it is under way here, or the coordinator does not answer.
     pub fn start_move(
         self: &Arc<Self>,
         partition: PartitionId,
         destination: HostId,
         options: MoveOptions,
     ) -> Result<MoveHandle> {
+        let health = self.coordinator.health();
+        let silent = Duration::from_millis(time::wall_ms().saturating_sub(health.since));
+        if !health.reachable && silent > OUTAGE {
+            let cause = health.last_error.unwrap_or_default();
+            return Err(Error::Refused {
+                what: format!("nothing is moved while the coordinator does not answer ({cause})"),
+            });
+        }
         let mut moves = lock(&self.moves);
         if moves.get(&partition).is_some_and(|known| !known.is_finished()) {
             return Err(Error::Refused { what: format!("partition {partition} is being moved") });

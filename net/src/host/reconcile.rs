@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use antumbra_engine::types::{AttemptId, Epoch, HostId, Lsn, PartitionId};
 use antumbra_engine::{PartitionHandle, Serving};
+use futures_lite::future::or;
 
 use crate::coordinator::embedded::SYSTEM_PARTITION;
 use crate::coordinator::{self, ClusterState, Command, PartitionRecord, RecordState};
@@ -19,7 +20,7 @@ use crate::time;
 
 use super::Host;
 
-/// How often the coordinator is read.
+/// How often the records are looked at, and read where the coordinator does not tell of changes.
 const PERIOD: Duration = Duration::from_millis(250);
 /// A released copy is kept for this long.
 const RELEASE_GRACE: Duration = Duration::from_secs(1);
@@ -34,11 +35,20 @@ pub(super) struct Reconciler {
 
 /// Looks at every partition until the host is gone.
 pub(super) async fn run(host: Weak<Host>, mut reconciler: Reconciler) {
+    let mut watching = host.upgrade().and_then(|host| host.coordinator.watching());
     loop {
         let Some(host) = host.upgrade() else {
             return;
         };
-        let _ = time::timeout(PERIOD, host.reconcile_wanted.notified()).await;
+        let told = async {
+            if let Some(watching) = &mut watching
+                && watching.changed().await.is_ok()
+            {
+                return;
+            }
+            std::future::pending().await
+        };
+        let _ = time::timeout(PERIOD, or(host.reconcile_wanted.notified(), told)).await;
         match host.refresh().await {
             Ok(state) => {
                 reconciler.pass(&host, &state).await;

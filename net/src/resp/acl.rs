@@ -11,7 +11,6 @@
 //! need no right. A user starts without any. The file holds secrets: only its owner may read it.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +18,7 @@ use bytes::Bytes;
 use ring::digest::{SHA256, digest};
 
 use crate::error::{Error, Result};
+use crate::secret::read_private;
 
 use super::command::Spec;
 use super::reply::Reply;
@@ -219,13 +219,7 @@ impl Users {
     /// [`Error::Refused`] with file and line; also for a file that others than its owner may read.
     pub fn load(path: &Path) -> Result<Users> {
         let refuse = |what: String| Error::Refused { what: format!("{}: {what}", path.display()) };
-        let metadata = std::fs::metadata(path).map_err(|cause| refuse(cause.to_string()))?;
-        let mode = metadata.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(refuse(format!("its mode is {mode:o}, and it holds secrets: chmod 600 it")));
-        }
-        let text = std::fs::read_to_string(path).map_err(|cause| refuse(cause.to_string()))?;
-        let mut users = Users::parse(&text).map_err(refuse)?;
+        let mut users = Users::parse(&read_private(path)?).map_err(refuse)?;
         users.path = Some(path.into());
         Ok(users)
     }
@@ -285,6 +279,8 @@ impl Users {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::command;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     const FILE: &str = "# users\nuser app on >secret ~app:* %R~shared:* ~one +@read +@write\n\nuser boss on \

@@ -1,5 +1,6 @@
 //! `cargo xtask`: set-up, checks and tests behind one door.
 
+mod daemons;
 mod fuzz;
 mod guard;
 mod jobs;
@@ -12,7 +13,8 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 const HELP: &str = "\
-cargo xtask setup             install what the tests need: system packages, the CPU libtorch (in your cache)
+cargo xtask setup             install what the tests need: system packages; etcd, named, knotd, haproxy, protoc and the CPU
+                              libtorch (in your cache)
 cargo xtask test [--no-torch] set-up, then all tests; --no-torch leaves training out and says so
 cargo xtask test --browser    of these only the status page in a headless Chromium; screenshots in the target folder
 cargo xtask model [--writes N ...]  model checker of the move, with larger bounds
@@ -88,7 +90,12 @@ fn miri() -> Result<()> {
 
 fn check() -> Result<()> {
     run_command(cargo().args(["fmt", "--all", "--check"]))?;
-    run_command(cargo().args(["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    let mut clippy = cargo();
+    clippy.args(["clippy", "--release", "--workspace", "--all-targets"]);
+    if !add_etcd(&mut clippy) {
+        eprintln!("xtask: without etcd, for want of protoc; cargo xtask setup fetches it");
+    }
+    run_command(clippy.args(["--", "-D", "warnings"]))?;
     run_command(
         cargo()
             .args(["doc", "--release", "--workspace", "--no-deps"])
@@ -122,6 +129,15 @@ fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
     command
+}
+
+/// Has a build include etcd; false if there is no compiler for its messages.
+fn add_etcd(command: &mut Command) -> bool {
+    let protoc = daemons::protoc();
+    if let Some(environment) = &protoc {
+        command.args(["--features", "antumbra-net/etcd"]).envs(environment.iter().map(|(name, value)| (name, value)));
+    }
+    protoc.is_some()
 }
 
 /// Runs a command, showing it first.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{Result, run_command};
+use crate::{Result, daemons, run_command};
 
 /// Version of libtorch that the pinned `tch` expects.
 const TORCH: &str = "2.13.0";
@@ -25,14 +25,20 @@ const LIBRARIES: [&str; 4] = ["libtorch_cpu.so", "libc10.so", "libgomp", "libtor
 /// Installs everything.
 pub fn run() -> Result<()> {
     packages()?;
+    daemons::fetch()?;
     libtorch()
 }
 
 /// Where libtorch lies.
 pub fn torch_dir() -> PathBuf {
+    cache().join(format!("libtorch-{TORCH}"))
+}
+
+/// What is fetched once for all checkouts.
+pub fn cache() -> PathBuf {
     let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
     let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from);
-    cache.join("antumbra").join(format!("libtorch-{TORCH}"))
+    cache.join("antumbra")
 }
 
 fn packages() -> Result<()> {
@@ -50,19 +56,21 @@ fn packages() -> Result<()> {
         return Ok(());
     }
     eprintln!("xtask: installing {}", missing.join(", "));
-    let apt = |args: &[&str]| {
-        let root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout.starts_with(b"0"));
-        let mut command = if root { Command::new("apt-get") } else { Command::new("sudo") };
-        if !root {
-            command.arg("apt-get");
-        }
-        command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
-        run_command(&mut command)
-    };
     apt(&["update", "-qq"])?;
     let mut install = vec!["install", "-y", "-qq", "--no-install-recommends"];
     install.extend(missing);
     apt(&install)
+}
+
+/// Runs apt-get as root.
+pub fn apt(args: &[&str]) -> Result<()> {
+    let root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout.starts_with(b"0"));
+    let mut command = if root { Command::new("apt-get") } else { Command::new("sudo") };
+    if !root {
+        command.arg("apt-get");
+    }
+    command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
+    run_command(&mut command)
 }
 
 fn has_pip() -> bool {
@@ -95,7 +103,7 @@ fn libtorch() -> Result<()> {
     std::fs::remove_dir_all(&work).map_err(|cause| format!("{}: {cause}", work.display()))
 }
 
-fn create(dir: &Path) -> Result<()> {
+pub fn create(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|cause| format!("{}: {cause}", dir.display()))
 }
 
