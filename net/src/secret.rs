@@ -24,7 +24,9 @@ impl Secret {
         read_private(path).map(|text| Secret(text.trim().into()))
     }
 
-    pub(crate) fn reveal(&self) -> &str {
+    /// The text, for whom it is meant.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
         &self.0
     }
 }
