@@ -23,25 +23,29 @@ pub(crate) enum Source {
     /// Tables of neighbouring segments, walked one after another.
     Tables {
         open: Option<TableRecords>,
-        waiting: std::vec::IntoIter<Rc<Table>>,
-        start: Bytes,
-        end: Option<Bytes>,
+        waiting: std::vec::IntoIter<Part>,
         purpose: Purpose,
     },
     #[cfg(test)]
     Records(std::vec::IntoIter<crate::record::Record>, Option<crate::record::Record>),
 }
 
+/// What a table has within `[start, end)`: behind a split it may reach further (`INV-SPLIT`).
+pub(crate) struct Part {
+    pub table: Rc<Table>,
+    pub start: Bytes,
+    pub end: Option<Bytes>,
+}
+
 impl Source {
-    /// Tables that follow each other in key order.
-    pub fn tables(tables: Vec<Rc<Table>>, start: Bytes, end: Option<Bytes>, purpose: Purpose) -> Source {
-        Source::Tables { open: None, waiting: tables.into_iter(), start, end, purpose }
+    /// Parts of tables that follow each other in key order.
+    pub fn tables(parts: Vec<Part>, purpose: Purpose) -> Source {
+        Source::Tables { open: None, waiting: parts.into_iter(), purpose }
     }
 
     /// One table.
     pub fn table(table: &Table, start: Bytes, end: Option<Bytes>, purpose: Purpose) -> Source {
-        let open = Some(table.records(start.clone(), end.clone(), purpose));
-        Source::Tables { open, waiting: Vec::new().into_iter(), start, end, purpose }
+        Source::Tables { open: Some(table.records(start, end, purpose)), waiting: Vec::new().into_iter(), purpose }
     }
 
     /// As [`Source::advance`] where that needs no I/O and no new table; `None` if it does, and then nothing happened.
@@ -61,7 +65,7 @@ impl Source {
     async fn advance(&mut self) -> Result<bool> {
         match self {
             Source::Memtable(cursor) => Ok(cursor.advance()),
-            Source::Tables { open, waiting, start, end, purpose } => loop {
+            Source::Tables { open, waiting, purpose } => loop {
                 if let Some(records) = open
                     && records.advance().await?
                 {
@@ -72,7 +76,7 @@ impl Source {
                     return Ok(true);
                 }
                 match waiting.next() {
-                    Some(table) => *open = Some(table.records(start.clone(), end.clone(), *purpose)),
+                    Some(Part { table, start, end }) => *open = Some(table.records(start, end, *purpose)),
                     None => return Ok(false),
                 }
             },

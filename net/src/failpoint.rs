@@ -20,8 +20,9 @@ impl Failpoint {
         }
     }
 
-    /// All places: each step of a move, at the host that takes it; then those of a forced promotion.
-    pub const NAMES: [&'static str; 24] = [
+    /// All places: each step of a move, at the host that takes it; then those of a forced
+    /// promotion, of a split and of a merge.
+    pub const NAMES: [&'static str; 30] = [
         "source:begun",
         "source:send-segment",
         "source:set-synchronous",
@@ -46,11 +47,26 @@ impl Failpoint {
         "source:returning",
         "target:reconciling",
         "target:reconciled",
+        "owner:splitting",
+        "owner:split",
+        "owner:divided",
+        "owner:merging",
+        "owner:merge",
+        "owner:joined",
     ];
+
+    /// The places of a split.
+    pub const OF_A_SPLIT: [&'static str; 3] = ["owner:splitting", "owner:split", "owner:divided"];
+
+    /// The places of a merge.
+    pub const OF_A_MERGE: [&'static str; 3] = ["owner:merging", "owner:merge", "owner:joined"];
 
     /// The places of a move.
     pub fn of_a_move() -> impl Iterator<Item = &'static str> {
-        Self::NAMES.into_iter().filter(|place| !Self::OF_A_PROMOTION.contains(place))
+        Self::NAMES.into_iter().filter(|place| {
+            let others = [&Self::OF_A_PROMOTION[..], &Self::OF_A_SPLIT, &Self::OF_A_MERGE];
+            !others.iter().any(|others| others.contains(place))
+        })
     }
 
     /// The places of a forced promotion and of what follows.

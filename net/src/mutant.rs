@@ -20,6 +20,10 @@ pub enum Mutant {
     MirrorUnsynced,
     /// A roll-back leaves out what changed between the base and the request.
     DeltaFromNow,
+    /// A split or a merge leaves out what was written meanwhile.
+    ReshapeUnflushed,
+    /// What has become a part of another partition in the records is dropped before the engine has made one of the two.
+    DropUnmerged,
 }
 
 /// Whether this host has the defect.

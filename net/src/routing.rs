@@ -83,15 +83,23 @@ impl RoutingTable {
             for record in state.records.values() {
                 merge_record(next, record);
             }
+            next.routes.retain(|route| !state.merged.contains_key(&route.partition.0));
+            next.routes.sort_by_key(|route| route.slots);
             for info in state.hosts.values() {
                 merge_host(next, info);
             }
         });
     }
 
-    /// Takes one record; an older epoch than the known one changes nothing.
+    /// Takes one record; an older epoch than the known one changes nothing. Nor do other slots: behind a split or a merge
+    /// they are taken with those of the other half alone, so that each slot has a route.
     pub fn update_record(&self, record: &PartitionRecord) {
-        self.change(|next| merge_record(next, record));
+        self.change(|next| {
+            let known = next.routes.iter().find(|known| known.partition.0 == record.partition);
+            if known.is_none_or(|known| known.slots == record.slots) {
+                merge_record(next, record);
+            }
+        });
     }
 
     fn change(&self, merge: impl Fn(&mut Topology)) {
@@ -156,6 +164,44 @@ mod tests {
             diverged: None,
             former: None,
         }
+    }
+
+    fn of(partition: u64, slots: (u16, u16), epoch: u64) -> PartitionRecord {
+        PartitionRecord { partition, slots, ..record(epoch, 1) }
+    }
+
+    fn state(records: Vec<PartitionRecord>, merged: &[(u64, u64)]) -> ClusterState {
+        ClusterState {
+            records: records.into_iter().map(|record| (record.partition, record)).collect(),
+            merged: merged.iter().copied().collect(),
+            ..ClusterState::default()
+        }
+    }
+
+    #[test]
+    fn each_slot_has_a_route_at_every_moment_of_a_split_and_a_merge() {
+        let table = RoutingTable::default();
+        let all_routed = |table: &RoutingTable| (10..=20).all(|slot| table.load().route(slot).is_some());
+        let route = |slot| table.load().route(slot).map(|route| route.partition.0);
+        table.update(&state(vec![of(1, (10, 20), 1)], &[]));
+        // The parent's record alone would leave the child's slots without a route.
+        table.update_record(&of(1, (10, 14), 2));
+        assert!(all_routed(&table) && route(17) == Some(1));
+        table.update_record(&of(2, (15, 20), 2));
+        assert!(all_routed(&table));
+        table.update(&state(vec![of(1, (10, 14), 2), of(2, (15, 20), 2)], &[]));
+        assert!(all_routed(&table));
+        assert_eq!((route(14), route(15)), (Some(1), Some(2)));
+        // The same of a merge, and what was read before it comes late.
+        table.update_record(&of(1, (10, 20), 3));
+        assert_eq!((route(14), route(15)), (Some(1), Some(2)));
+        let merged = state(vec![of(1, (10, 20), 3)], &[(2, 1)]);
+        table.update(&merged);
+        assert_eq!((table.load().routes.len(), route(15)), (1, Some(1)));
+        table.update_record(&of(2, (15, 20), 2));
+        assert_eq!(route(15), Some(1));
+        table.update(&merged);
+        assert_eq!(table.load().routes.len(), 1);
     }
 
     proptest! {

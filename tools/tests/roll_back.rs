@@ -145,7 +145,10 @@ fn die_at(place: &str, nodes: &mut [Node], registers: &Registers) -> bool {
         _ => 0,
     };
     settled_owner(nodes);
+    let began = Instant::now();
     nodes[victim].restart(Some(place));
+    // A host that starts waits ten seconds for what it cannot settle; a copy that is kept is settled.
+    assert!(began.elapsed() < Duration::from_secs(8), "{place}: a start of {:?}", began.elapsed());
     assert_eq!(settled_owner(nodes), back_from, "a restart moves nothing");
     let early = if place.contains("fetch") { " EARLY 0" } else { "" };
     let reply = ask(nodes[back_from].resp, &format!("ANTUMBRA ROLLBACK 1{early}"));

@@ -134,7 +134,7 @@ fn files_under(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn copy_file(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn copy_file(from: &Path, to: &Path) -> Result<()> {
     let bytes = fs::File::open(from)?.read_to_end()?;
     let mut file = fs::File::create(to)?;
     file.write_all(&bytes)?;

@@ -29,7 +29,7 @@ use crate::merge_operator::MergeOperators;
 use crate::partition::PartitionStats;
 use crate::shard::{PartitionSpec, Shard};
 use crate::table::CacheStats;
-use crate::types::{PartitionId, ShardId};
+use crate::types::{Epoch, PartitionId, ShardId};
 
 use start::{ShardSender, Started};
 
@@ -252,6 +252,25 @@ impl Engine {
         let id = spec.id;
         self.on_shard(shard, move |shard| async move { shard.create_partition(spec).await.map(drop) }).await??;
         self.partition(id)
+    }
+
+    /// Makes one partition of two neighbours that this host owns, without a copy: `id` has the keys of both, on its
+    /// shard; `other`, which begins where it ends, is gone, with its snapshots. Writes and reads of both are parked
+    /// for as long as a flush takes, and, if they lie on different shards, the opening of the tables of `other`.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPartition`]; [`Error::Invalid`] when they are no neighbours in this order, one of them belongs to
+    /// a keyspace, is not owned here, lacks segments or has a shadow attached: nothing has changed; as a flush.
+    pub async fn merge_partitions(&self, id: PartitionId, other: PartitionId, epoch: Epoch) -> Result<()> {
+        let (low, high) = (self.partition(id)?.shard, self.partition(other)?.shard);
+        if low == high {
+            return self
+                .on_shard(low, move |shard| async move { shard.merge_partitions(id, other, epoch).await })
+                .await?;
+        }
+        let engine = self.clone();
+        let give = move |shard: Rc<Shard>| async move { shard.give_partition(&engine, other, (low, id), epoch).await };
+        self.on_shard(high, give).await?
     }
 
     /// The handle of a partition on this host.

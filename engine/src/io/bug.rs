@@ -14,6 +14,8 @@ pub enum Bug {
     MirrorUnsynced,
     /// What changed between a base and the moment at which its segment was asked for is not sent.
     DeltaFromNow,
+    /// What is written to a partition while it is being split or merged is in no table of what takes its place.
+    ReshapeUnflushed,
 }
 
 /// Whether this thread's machine has the defect.

@@ -246,7 +246,7 @@ impl Partition {
             .map(|table| {
                 let purpose =
                     Purpose::Maintain { read_bytes: (share / segment.slices.len().max(1)).max(READ_BYTES_MIN) };
-                Source::tables(vec![Rc::clone(table)], segment.start.clone(), segment.end.clone(), purpose)
+                Source::table(table, segment.start.clone(), segment.end.clone(), purpose)
             })
             .collect();
         let retain = Retain::visible_at(base.lsn, base.wall_ms);

@@ -14,7 +14,7 @@ use crate::erasure::{self, Erasure};
 use crate::error::Result;
 use crate::governor::IoClass;
 use crate::manifest::{ManifestEdit, SegmentDesc};
-use crate::merge::{MergeIter, Retain, Source};
+use crate::merge::{MergeIter, Part, Retain, Source};
 use crate::shard::files::Table;
 use crate::table::Purpose;
 use crate::types::{KeyRange, Lsn, SegmentId};
@@ -217,7 +217,7 @@ impl Partition {
         // What is read ahead is memory: all sources together have one share of it.
         let share = self.shard.read_ahead_bytes();
         let purpose = |sources: usize| Purpose::Maintain { read_bytes: (share / sources.max(1)).max(READ_BYTES_MIN) };
-        let sources = table_sources(run.iter(), &start, end.as_ref(), purpose);
+        let sources = table_sources(run.iter(), purpose);
         let (snapshots, visible) = (self.snapshots.lsns(), self.progress.borrow().visible());
         let retain = match self.serving() {
             // Older records may still come, with the mirror or with a missing segment: they must find the tombstone.
@@ -326,23 +326,25 @@ impl Partition {
     }
 }
 
-/// The tables of neighbouring segments as sources, read for the purpose that `purpose` gives for so many sources. The
-/// n-th tables of neighbours do not overlap, so one source walks them one after another.
+/// The tables of neighbouring segments as sources, read for the purpose that `purpose` gives for so many sources. What the
+/// n-th tables of neighbours have of their segments does not overlap, so one source walks them one after another.
 fn table_sources<'a>(
     segments: impl Iterator<Item = &'a Rc<Segment>>,
-    start: &Bytes,
-    end: Option<&Bytes>,
     purpose: impl FnOnce(usize) -> Purpose,
 ) -> Vec<Source> {
-    let mut levels: Vec<Vec<Rc<Table>>> = Vec::new();
+    let mut levels: Vec<Vec<Part>> = Vec::new();
     for segment in segments {
         for (level, table) in segment.tables().enumerate() {
             if level == levels.len() {
                 levels.push(Vec::new());
             }
-            levels[level].push(Rc::clone(table));
+            levels[level].push(Part {
+                table: Rc::clone(table),
+                start: segment.start.clone(),
+                end: segment.end.clone(),
+            });
         }
     }
     let purpose = purpose(levels.len());
-    levels.into_iter().map(|tables| Source::tables(tables, start.clone(), end.cloned(), purpose)).collect()
+    levels.into_iter().map(|parts| Source::tables(parts, purpose)).collect()
 }

@@ -78,7 +78,7 @@ impl Partition {
         Ok(digests)
     }
 
-    pub(super) fn stale(&self, what: impl Into<String>) -> Error {
+    pub(crate) fn stale(&self, what: impl Into<String>) -> Error {
         Error::Stale { partition: self.id, what: what.into() }
     }
 }

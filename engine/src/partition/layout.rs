@@ -100,6 +100,11 @@ impl Segment {
         }
     }
 
+    /// The same segment under another number, in another partition.
+    pub fn renumbered(&self, id: SegmentId) -> Segment {
+        Segment { id, cut: self.cut, ..self.with_flushed(None, &[]) }
+    }
+
     /// Notes a range read; true if it made compaction worth its cost ([`Segment::is_worn`]).
     pub fn note_range_read(&self) -> bool {
         let was_worn = self.is_worn();

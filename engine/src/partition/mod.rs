@@ -54,7 +54,7 @@ use access::Access;
 use layout::Layout;
 use mirror::MirrorTap;
 use progress::Progress;
-use snapshots::Snapshots;
+pub(crate) use snapshots::Snapshots;
 
 pub use access::Totals;
 pub use base::Base;
@@ -168,6 +168,7 @@ pub(crate) struct PartitionInit {
     pub replay_from: WalSeq,
     /// Segments that are not held yet, and the attempt that is to bring them.
     pub missing: Option<(AttemptId, BTreeSet<SegmentId>)>,
+    pub snapshots: Rc<Snapshots>,
 }
 
 /// Counts and sizes of a partition, for people and for the controller.
@@ -246,7 +247,7 @@ impl Partition {
             filled: RefCell::default(),
             lacks_segments: Cell::new(false),
             filling_changed: Event::default(),
-            snapshots: Rc::default(),
+            snapshots: init.snapshots,
             keep_since: Cell::new(None),
             base: RefCell::default(),
             maintenance: TaskLock::default(),
@@ -379,11 +380,30 @@ impl Partition {
         !self.frozen.borrow().is_empty()
     }
 
+    /// That it can become two: this host owns it, whole, and nobody copies it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], saying what is in the way.
+    pub(crate) fn check_divisible(&self) -> Result<()> {
+        let unfit = |what: &str| Err(Error::Invalid { what: format!("partition {}: {what}", self.id) });
+        if !matches!(self.serving(), Serving::Owner | Serving::Suspended) {
+            return unfit("it is not served here");
+        }
+        if self.outgoing.borrow().is_some() {
+            return unfit("it has a shadow");
+        }
+        self.check_whole()
+    }
+
     /// Everything written so far is in tables on return.
     pub(crate) async fn flush_memtables(&self) -> Result<()> {
         self.freeze_memtable();
         while self.flush_oldest().await? {}
         Ok(())
+    }
+
+    pub(crate) fn snapshots(&self) -> Rc<Snapshots> {
+        Rc::clone(&self.snapshots)
     }
 
     pub(crate) fn layout(&self) -> Rc<Layout> {
@@ -431,16 +451,21 @@ impl Partition {
 
     /// Excludes other maintenance (`INV-MAINT`). `None` once the partition is being dropped: its edits would hit whatever
     /// has taken its id since.
-    async fn lock_maintenance(&self) -> Option<TaskGuard<'_>> {
+    pub(crate) async fn lock_maintenance(&self) -> Option<TaskGuard<'_>> {
         let guard = self.maintenance.lock().await;
         (!self.retired.get()).then_some(guard)
     }
 
-    /// Refuses writes from now on and waits until no maintenance runs; the partition is about to be dropped.
-    pub(crate) async fn retire(&self) {
+    /// Refuses requests from now on; the partition is about to be dropped.
+    pub(crate) fn refuse(&self) {
         self.retired.set(true);
         self.serving_changed.notify_all();
         self.filling_changed.notify_all();
+    }
+
+    /// Refuses writes from now on and waits until no maintenance runs; the partition is about to be dropped.
+    pub(crate) async fn retire(&self) {
+        self.refuse();
         let _guard = self.maintenance.lock().await;
         self.mirror.take();
         self.outgoing.take();

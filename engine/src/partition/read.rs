@@ -7,7 +7,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::clock;
 use crate::erasure::{self, Erasure};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::heads::common_len;
 use crate::memtable::{Memtable, MemtableCursor, VersionRef};
 use crate::merge::{MergeIter, Retain, Source};
@@ -233,6 +233,10 @@ impl Partition {
         if kind != RecordKind::Put || expires_at_ms != 0 || !rows.wants(self.id, key, value.len()) {
             return;
         }
+        // What has taken this one's place may have the key in a newer version.
+        if self.retired.get() {
+            return;
+        }
         let layout = self.layout.borrow();
         let segment = &layout.segments[index];
         // Nothing newer may be waiting for its readers, in a table or in a memtable.
@@ -400,6 +404,8 @@ impl Partition {
         match self.serving.get() {
             Serving::Owner => Some(Ok(())),
             Serving::Frozen => (clock::monotonic() < self.reads_until.get()).then_some(Ok(())),
+            // Others have taken its place: whoever waits here is to look again.
+            Serving::Suspended if self.retired.get() => Some(Err(Error::UnknownPartition { partition: self.id })),
             Serving::Suspended => None,
             Serving::Shadow { attempt } => Some(Err(self.not_owner(attempt))),
             Serving::Released { owner } => Some(Err(self.moved(owner))),

@@ -217,6 +217,13 @@ impl Partition {
         }
     }
 
+    /// Serves again: nobody else has come to own the partition meanwhile.
+    pub(crate) fn end_suspension(&self) {
+        if self.serving() == Serving::Suspended {
+            self.set_serving(Serving::Owner);
+        }
+    }
+
     /// Serves again: the coordinator's record says that this host owns the partition in `epoch`. A partition that is a
     /// shadow or released stays what it is.
     ///

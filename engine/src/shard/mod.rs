@@ -9,6 +9,7 @@ mod lateness;
 mod maintenance;
 mod manifest;
 pub(crate) mod recovery;
+mod reshape;
 pub(crate) mod rows;
 
 use std::cell::{Cell, RefCell};
@@ -221,6 +222,7 @@ impl Shard {
                 next_segment,
                 replay_from,
                 missing: filled_by.map(|attempt| (attempt, missing)),
+                snapshots: Rc::default(),
             },
         );
         // An earlier partition may have had the id.

@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::event::Event;
 use crate::io::runtime::Background;
 use crate::io::{direct, fs};
-use crate::manifest::{ManifestLog, ManifestState, PartitionState, Role};
+use crate::manifest::{ManifestLog, ManifestState, PartitionState, Role, SegmentDesc};
 use crate::memtable::Memtable;
 use crate::partition::expected::Expected;
 use crate::partition::layout::{Layout, Segment};
@@ -147,7 +147,7 @@ impl Shard {
         replayed: Replayed,
         opened: &mut BTreeMap<FileId, Rc<TableFile>>,
     ) -> Result<Rc<Partition>> {
-        let layout = self.open_layout(&state, opened).await?;
+        let layout = Layout::new(self.open_segments(&state.segments, state.range.end.as_ref(), opened).await?);
         replayed.memtable.for_each_key(|key, lsn| layout.segments[layout.locate(key)].raise_version(lsn));
         for segment in &layout.segments {
             let erasures = replayed.memtable.erasures();
@@ -174,18 +174,21 @@ impl Shard {
                 next_segment,
                 replay_from: state.replay_from,
                 missing: state.missing,
+                snapshots: Rc::default(),
             },
         ))
     }
 
-    async fn open_layout(
+    /// Opens neighbouring segments, the last of which ends at `end`, and the files in which they lie.
+    pub(super) async fn open_segments(
         &self,
-        state: &PartitionState,
+        descs: &[SegmentDesc],
+        end: Option<&Vec<u8>>,
         opened: &mut BTreeMap<FileId, Rc<TableFile>>,
-    ) -> Result<Rc<Layout>> {
-        let mut segments = Vec::with_capacity(state.segments.len());
-        for (index, desc) in state.segments.iter().enumerate() {
-            let end = state.segments.get(index + 1).map(|next| &next.start_key).or(state.range.end.as_ref());
+    ) -> Result<Vec<Rc<Segment>>> {
+        let mut segments = Vec::with_capacity(descs.len());
+        for (index, desc) in descs.iter().enumerate() {
+            let end = descs.get(index + 1).map(|next| &next.start_key).or(end);
             let mut tables = Vec::new();
             for location in desc.slices.iter().chain(&desc.base) {
                 let file = match opened.entry(location.file) {
@@ -210,7 +213,7 @@ impl Shard {
                 expected: Expected::default(),
             }));
         }
-        Ok(Layout::new(segments))
+        Ok(segments)
     }
 }
 

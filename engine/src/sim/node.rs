@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::io::sim::{Entered, Machine, current};
 use crate::partition::Serving;
 use crate::shard::Shard;
-use crate::types::PartitionId;
+use crate::types::{KeyRange, PartitionId};
 
 use super::Bug;
 
@@ -90,6 +90,12 @@ impl Node {
     #[must_use]
     pub fn serving(&self, partition: PartitionId) -> Option<Serving> {
         self.shards.borrow().iter().find_map(|shard| Some(shard.partition(partition).ok()?.serving()))
+    }
+
+    /// The keys of a partition of the present life; `None` if it is not here.
+    #[must_use]
+    pub fn range(&self, partition: PartitionId) -> Option<KeyRange> {
+        self.shards.borrow().iter().find_map(|shard| Some(shard.partition(partition).ok()?.range().clone()))
     }
 
     /// How much longer than usual the disk takes, in multiples.

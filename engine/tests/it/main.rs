@@ -15,6 +15,7 @@ mod model;
 mod offline;
 mod operations;
 mod promote;
+mod reshape;
 mod residency;
 mod roll_back;
 mod shadow;

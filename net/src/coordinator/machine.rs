@@ -118,6 +118,23 @@ pub struct ClusterState {
     /// Who decides on moves, once somebody does.
     #[serde(default)]
     pub leader: Option<Leader>,
+    /// Partitions that have become a part of another one, by that one. No partition gets their ids again: a host that was
+    /// away may have a copy of one still.
+    #[serde(default)]
+    pub merged: BTreeMap<u64, u64>,
+}
+
+impl ClusterState {
+    /// The partition that has the keys of a merged one now; `None` if it is no merged one.
+    #[must_use]
+    pub fn merged_into(&self, partition: u64) -> Option<u64> {
+        let mut into = *self.merged.get(&partition)?;
+        // Each merge names a partition that was there, so that no way leads back.
+        while let Some(next) = self.merged.get(&into) {
+            into = *next;
+        }
+        Some(into)
+    }
 }
 
 /// A request.
@@ -186,6 +203,28 @@ pub enum Command {
         attempt: u64,
         /// For the history.
         reason: String,
+    },
+    /// Makes two partitions of one: slots from `at` on belong to `child` then, at the same owner.
+    Split {
+        /// Id.
+        partition: u64,
+        /// The epoch that the caller knows.
+        epoch: u64,
+        /// First slot of the child.
+        at: u16,
+        /// Id of the child; `None` = the next one that is free.
+        child: Option<u64>,
+    },
+    /// Makes one partition of two neighbours with the same owner: the one with the lower slots has those of both.
+    Merge {
+        /// The lower one.
+        partition: u64,
+        /// The epoch that the caller knows.
+        epoch: u64,
+        /// The upper one, which is gone afterwards.
+        other: u64,
+        /// The epoch of it that the caller knows.
+        other_epoch: u64,
     },
     /// Makes the destination of an attempt the owner although its source cannot be asked.
     ForcePromote {
@@ -264,6 +303,10 @@ impl Machine {
             Command::Release { partition, attempt } => self.release(partition, attempt),
             Command::Abort { partition, attempt, reason } => self.abort(partition, attempt, &reason),
             Command::Complete { partition, attempt } => self.complete(partition, attempt),
+            Command::Split { partition, epoch, at, child } => self.split(partition, epoch, at, child),
+            Command::Merge { partition, epoch, other, other_epoch } => {
+                self.merge((partition, epoch), (other, other_epoch))
+            }
             Command::ForcePromote { partition, attempt, lsn, policy } => {
                 self.force_promote(partition, attempt, lsn, policy)
             }
@@ -290,6 +333,7 @@ impl Machine {
             let same = found.slots == slots && found.keyspace == keyspace;
             return if same { Ok(Answer::Record(found.clone())) } else { Err(format!("partition {partition} exists")) };
         }
+        self.check_new(partition)?;
         if slots.0 > slots.1 || slots.1 >= crate::resp::slot::SLOTS {
             return Err(format!("slots {}-{}: 0 to 16383, ascending", slots.0, slots.1));
         }
@@ -313,6 +357,99 @@ impl Machine {
         };
         self.state.records.insert(partition, record.clone());
         Ok(Answer::Record(record))
+    }
+
+    /// That it is in this epoch, and nothing is under way with it.
+    fn check_settled(&mut self, partition: u64, epoch: u64) -> Result<&mut PartitionRecord, String> {
+        let record = self.record(partition)?;
+        if record.epoch != epoch {
+            return Err(format!("partition {partition} is in epoch {}, not {epoch}", record.epoch));
+        }
+        if record.state != RecordState::Stable {
+            return Err(format!("partition {partition} is being moved, or has a standby"));
+        }
+        if record.diverged.is_some() {
+            return Err(format!("partition {partition} was promoted by force and has to be reconciled first"));
+        }
+        Ok(record)
+    }
+
+    fn check_new(&self, partition: u64) -> Result<(), String> {
+        if self.state.records.contains_key(&partition) {
+            return Err(format!("partition {partition} exists"));
+        }
+        match self.state.merged.get(&partition) {
+            Some(into) => Err(format!("partition {partition} became a part of {into}: take another id")),
+            None => Ok(()),
+        }
+    }
+
+    /// One change for both records: no slot is ever without a partition, or in two.
+    fn split(&mut self, partition: u64, epoch: u64, at: u16, child: Option<u64>) -> Result<Answer, String> {
+        let ends_there = self.record(partition)?.slots.1.checked_add(1) == Some(at);
+        let keyspace = self.record(partition)?.keyspace.clone();
+        let found = self.state.records.values().find(|record| record.slots.0 == at && record.keyspace == keyspace);
+        // Asked again after an answer that was lost.
+        if let Some(found) = found.filter(|found| ends_there && child.is_none_or(|child| child == found.partition)) {
+            return Ok(Answer::Record(found.clone()));
+        }
+        if let Some(child) = child {
+            self.check_new(child)?;
+        }
+        let ids = self.state.records.keys().chain(self.state.merged.keys());
+        let next = ids.max().map_or(1, |last| last.saturating_add(1));
+        let child = child.unwrap_or(next);
+        let record = self.check_settled(partition, epoch)?;
+        let (first, last) = record.slots;
+        if at <= first || at > last {
+            return Err(format!("partition {partition} has slots {first}-{last}: split it at {}-{last}", first + 1));
+        }
+        record.slots = (first, at - 1);
+        record.epoch += 1;
+        record.revision += 1;
+        // The copy at the host before is one of both.
+        record.former = None;
+        remember(record, 0, format!("slots {at}-{last} became partition {child}"));
+        let created = PartitionRecord {
+            partition: child,
+            slots: (at, last),
+            revision: 1,
+            history: vec![(0, format!("was part of partition {partition}"))],
+            ..record.clone()
+        };
+        self.state.records.insert(child, created.clone());
+        Ok(Answer::Record(created))
+    }
+
+    /// The other way round.
+    fn merge(&mut self, (partition, epoch): (u64, u64), (other, other_epoch): (u64, u64)) -> Result<Answer, String> {
+        // Asked again after an answer that was lost.
+        if self.state.merged.get(&other) == Some(&partition) {
+            return Ok(Answer::Record(self.record(partition)?.clone()));
+        }
+        let upper = self.check_settled(other, other_epoch)?.clone();
+        let record = self.check_settled(partition, epoch)?;
+        if record.slots.1.checked_add(1) != Some(upper.slots.0) || record.keyspace != upper.keyspace {
+            let ((first, last), (from, to)) = (record.slots, upper.slots);
+            return Err(format!(
+                "partition {other} (slots {from}-{to}) does not begin where {partition} ({first}-{last}) ends"
+            ));
+        }
+        if record.owner != upper.owner {
+            return Err(format!(
+                "partition {partition} belongs to host {}, {other} to host {}: move one of them first",
+                record.owner, upper.owner
+            ));
+        }
+        record.slots.1 = upper.slots.1;
+        record.epoch = epoch.max(other_epoch) + 1;
+        record.revision += 1;
+        record.former = None;
+        remember(record, 0, format!("partition {other} became a part of it"));
+        let answer = Answer::Record(record.clone());
+        self.state.records.remove(&other);
+        self.state.merged.insert(other, partition);
+        Ok(answer)
     }
 
     fn begin(&mut self, partition: u64, source: u32, destination: u32) -> Result<Answer, String> {
@@ -544,6 +681,91 @@ mod tests {
         let stored = r#"{"partition":1,"keyspace":"k","slots":[0,9],"owner":1,"epoch":1,"state":"Stable","revision":1,"history":[]}"#;
         let read = serde_json::from_str::<PartitionRecord>(stored).unwrap();
         assert_eq!((read.diverged, read.former), (None, None));
+    }
+
+    fn split(partition: u64, epoch: u64, at: u16, child: impl Into<Option<u64>>) -> Command {
+        Command::Split { partition, epoch, at, child: child.into() }
+    }
+
+    fn merge(partition: u64, epoch: u64, other: u64, other_epoch: u64) -> Command {
+        Command::Merge { partition, epoch, other, other_epoch }
+    }
+
+    fn slots(machine: &Machine) -> Vec<(u16, u16)> {
+        let mut slots: Vec<(u16, u16)> = machine.state.records.values().map(|record| record.slots).collect();
+        slots.sort_unstable();
+        slots
+    }
+
+    #[test]
+    fn split_gives_each_slot_to_one_of_both() {
+        let mut machine = machine();
+        for refused in [split(1, 1, 0, 2), split(1, 1, 100, 2), split(1, 2, 50, 2), split(1, 1, 50, 1)] {
+            assert!(machine.apply(refused.clone()).is_err(), "{refused:?}");
+        }
+        let child = record(machine.apply(split(1, 1, 50, 2)));
+        let parent = machine.state.records[&1].clone();
+        assert_eq!((parent.slots, child.slots), ((0, 49), (50, 99)));
+        assert_eq!((parent.epoch, child.epoch, child.owner, &child.state), (2, 2, 1, &RecordState::Stable));
+        for again in [split(1, 1, 50, 2), split(1, 1, 50, None)] {
+            assert_eq!(record(machine.apply(again)), child, "asked twice, done once");
+        }
+        assert!(machine.apply(split(1, 2, 20, 2)).is_err(), "that id is taken");
+        record(machine.apply(Command::Begin { partition: 2, source: 1, destination: 2 }));
+        assert!(machine.apply(split(2, 2, 70, 3)).is_err(), "it is being moved");
+        assert_eq!(record(machine.apply(split(1, 2, 20, None))).partition, 3, "the next free id");
+        assert_eq!(slots(&machine), [(0, 19), (20, 49), (50, 99)]);
+    }
+
+    #[test]
+    fn merge_gives_both_slots_to_the_lower_one_and_its_id_to_nobody() {
+        let mut machine = machine();
+        record(machine.apply(split(1, 1, 50, 2)));
+        record(machine.apply(split(2, 2, 70, 3)));
+        for refused in [merge(1, 2, 3, 3), merge(2, 3, 1, 2), merge(1, 1, 2, 3), merge(1, 2, 2, 2), merge(1, 2, 4, 1)] {
+            assert!(machine.apply(refused.clone()).is_err(), "{refused:?}");
+        }
+        record(machine.apply(Command::Begin { partition: 3, source: 1, destination: 2 }));
+        assert!(machine.apply(merge(2, 3, 3, 3)).is_err(), "it is being moved");
+        record(machine.apply(Command::Commit { partition: 3, attempt: 1, epoch: 3, lsn: 9 }));
+        record(machine.apply(Command::Complete { partition: 3, attempt: 1 }));
+        let elsewhere = machine.apply(merge(2, 3, 3, 4)).unwrap_err();
+        assert!(elsewhere.contains("move one of them first"), "{elsewhere}");
+        let merged = record(machine.apply(merge(1, 2, 2, 3)));
+        assert_eq!((merged.slots, merged.epoch, merged.owner), ((0, 69), 4, 1));
+        assert_eq!(record(machine.apply(merge(1, 2, 2, 3))), merged, "asked twice, done once");
+        assert_eq!(slots(&machine), [(0, 69), (70, 99)]);
+        assert!(machine.apply(split(1, 4, 20, 2)).is_err(), "its id is not given again");
+        assert_eq!(record(machine.apply(split(1, 4, 20, None))).partition, 4);
+        assert_eq!((machine.state.merged_into(2), machine.state.merged_into(3)), (Some(1), None));
+    }
+
+    proptest! {
+        /// Whatever is split and merged: each slot has one partition, epochs only rise.
+        #[test]
+        fn slots_are_covered_once(commands in prop::collection::vec((any::<bool>(), 0..8usize, 0..100u16), 1..60)) {
+            let mut machine = machine();
+            for (splits, which, at) in commands {
+                let known: Vec<PartitionRecord> = machine.state.records.values().cloned().collect();
+                let one = &known[which % known.len()];
+                let command = match known.iter().find(|other| other.slots.0 == one.slots.1 + 1) {
+                    Some(other) if !splits => merge(one.partition, one.epoch, other.partition, other.epoch),
+                    _ => split(one.partition, one.epoch, at, None),
+                };
+                let before = machine.clone();
+                match machine.apply(command) {
+                    Ok(_) => {
+                        let raised = machine.state.records[&one.partition].epoch;
+                        prop_assert!(raised > one.epoch || machine == before);
+                    }
+                    Err(_) => prop_assert_eq!(&machine, &before, "a refusal changes nothing"),
+                }
+                let slots = slots(&machine);
+                prop_assert_eq!((slots[0].0, slots[slots.len() - 1].1), (0, 99));
+                prop_assert!(slots.windows(2).all(|pair| pair[0].1 + 1 == pair[1].0), "{:?}", slots);
+                prop_assert!(machine.state.merged.keys().all(|id| !machine.state.records.contains_key(id)));
+            }
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod probe;
 mod promote;
 mod reconcile;
 mod reports;
+mod reshape;
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;

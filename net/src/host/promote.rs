@@ -163,7 +163,7 @@ impl Host {
     }
 
     /// The command may be repeated: what took place is told again.
-    async fn ask_until_known(&self, command: Command) -> Result<PartitionRecord> {
+    pub(super) async fn ask_until_known(&self, command: Command) -> Result<PartitionRecord> {
         let mut tried = 1;
         loop {
             match coordinator::change(self.coordinator.as_ref(), command.clone()).await {

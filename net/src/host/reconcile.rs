@@ -15,10 +15,11 @@ use crate::coordinator::{self, ClusterState, Command, PartitionRecord, RecordSta
 use crate::error::{Error, Result};
 use crate::mutant::{Mutant, planted};
 use crate::shadow::drive;
-use crate::shadow::recovery::{Held, PROMOTE_WAIT, Verdict, base_kept_by, diverged_at, verdict};
+use crate::shadow::recovery::{Held, PROMOTE_WAIT, Verdict, base_kept_by, diverged_at, is_former, verdict};
 use crate::time;
 
 use super::Host;
+use super::reshape::{Shape, is_leftover, reshape_as_recorded};
 
 /// How often the records are looked at, and read where the coordinator does not tell of changes.
 const PERIOD: Duration = Duration::from_millis(250);
@@ -113,7 +114,7 @@ impl Reconciler {
         let as_recorded = state.records.get(&id.0).is_some_and(|record| {
             let kept = parted_at(record) == stats.keeps_since && base_kept_by(host.id, record) == stats.keeps_base;
             let same = record.owner == host.id.0 && record.epoch == stats.epoch.0;
-            same && kept && record.state == RecordState::Stable
+            same && kept && Shape::of(&stats, record) == Shape::AsRecorded && record.state == RecordState::Stable
         });
         if as_recorded && stats.serving == Serving::Owner {
             self.since.remove(&id);
@@ -131,6 +132,9 @@ impl Reconciler {
             Serving::Shadow { attempt } => Held::Shadow(attempt),
             Serving::Released { .. } => Held::Released,
         };
+        if state.merged.contains_key(&id.0) {
+            return drop_merged(host, &partition, &stats).await;
+        }
         let record = coordinator::read(host.coordinator.as_ref(), id.0).await?;
         host.routing.update_record(&record);
         let (parted, base) = (parted_at(&record), base_kept_by(host.id, &record));
@@ -162,8 +166,30 @@ impl Reconciler {
             // A copy that is only waiting to be dropped keeps nobody waiting.
             return Ok(verdict == Verdict::Drop);
         }
+        // Before anything of it is served that is another partition's by now.
+        let shape = Shape::of(&stats, &record);
+        if matches!(verdict, Verdict::Serve(_)) && shape != Shape::AsRecorded {
+            reshape_as_recorded(host, id, shape).await?;
+            return Ok(false);
+        }
         act(host, &partition, verdict, &record).await
     }
+}
+
+/// Drops what is here of a partition that has become a part of another one, unless that is still to be done with it.
+async fn drop_merged(
+    host: &Host,
+    partition: &PartitionHandle,
+    stats: &antumbra_engine::PartitionStats,
+) -> Result<bool> {
+    let (id, shard) = (partition.id(), partition.shard());
+    let state = coordinator::list(host.coordinator.as_ref()).await?;
+    if !is_leftover(host, stats, &state).await? {
+        return Ok(false);
+    }
+    tracing::info!(partition = %id, "a copy of what is a part of another partition by now is dropped");
+    host.engine.on_shard(shard, move |shard| async move { shard.drop_partition(id).await }).await??;
+    Ok(true)
 }
 
 /// The last LSN that two hosts have of a partition whose history has parted.
@@ -261,7 +287,8 @@ async fn act(
         Verdict::Drop => {
             host.engine.on_shard(shard, move |shard| async move { shard.drop_partition(id).await }).await??;
         }
-        Verdict::Wait => return Ok(false),
+        // A copy that stays for a roll-back keeps nobody waiting.
+        Verdict::Wait => return Ok(record.state == RecordState::Stable && is_former(host.id, record)),
     }
     Ok(true)
 }

@@ -19,9 +19,10 @@ use crate::status;
 const USAGE: &str = "STATUS | MOVES | PARTITIONS | CREATE id first-slot last-slot owner | MOVE id host [ORDER auto|gru|ewma|key|random] \
                      [THROTTLE mb-per-second] [SETPOINT auto|us] [MANUAL] [EARLY percent] | STANDBY id host [ASYNC] | STANDBY id OFF | \
                      PROMOTE id [FORCE [POLICY lww|prefer-target|prefer-source|reject-and-keep-both|merge:operator]] | \
-                     ABANDON id FORCE | ROLLBACK id [options of MOVE] | SWITCH id | ABORT id | SCRUB id [mb-per-second] | \
-                     FILL id | LINK host mebibytes | PROGRESS id | REPORT id | COMPACT id | SEGMENTS id | STATE id | TRENDS | \
-                     EVENTS [after [most]] | RECORD id START one-key-of | RECORD id TAKE | RECORD id STOP";
+                     ABANDON id FORCE | ROLLBACK id [options of MOVE] | SPLIT id slot [new-id] [MOVE host [options of MOVE]] | \
+                     MERGE id other-id | SWITCH id | ABORT id | SCRUB id [mb-per-second] | FILL id | LINK host mebibytes | \
+                     PROGRESS id | REPORT id | COMPACT id | SEGMENTS id | STATE id | TRENDS | EVENTS [after [most]] | \
+                     RECORD id START one-key-of | RECORD id TAKE | RECORD id STOP";
 
 /// Runs one admin command.
 pub(crate) async fn run(host: &Arc<Host>, service: &Service, args: &[Bytes]) -> Result<Value> {
@@ -33,6 +34,8 @@ pub(crate) async fn run(host: &Arc<Host>, service: &Service, args: &[Bytes]) -> 
         Some("PARTITIONS") => partitions(host).await,
         Some("CREATE") => create(host, &words[1..]).await,
         Some("MOVE") => start_move(host, &words[1..]),
+        Some("SPLIT") => split(host, &words[1..]).await,
+        Some("MERGE") => merge(host, &words[1..]).await,
         Some("ROLLBACK") => roll_back(host, &words[1..]).await,
         Some("STANDBY") => standby(host, &words[1..]),
         Some("PROMOTE") => promote(host, &words[1..]).await,
@@ -213,6 +216,49 @@ fn start_move(host: &Arc<Host>, words: &[&str]) -> Result<Value> {
     let destination = words.get(1).and_then(|word| word.parse().ok()).map(HostId).ok_or_else(usage)?;
     host.start_move(partition, destination, move_options(&words[2..])?)?;
     Ok(json!("OK"))
+}
+
+/// Makes two partitions of one: slots from the one named on are the new one's, which may be moved away at once.
+async fn split(host: &Arc<Host>, words: &[&str]) -> Result<Value> {
+    let [id, at, rest @ ..] = words else {
+        return Err(usage());
+    };
+    let id = partition_id(Some(id))?;
+    let at = at.parse().map_err(|_| usage())?;
+    let is_id = rest.first().is_some_and(|word| word.parse::<u64>().is_ok());
+    let (child, rest) = rest.split_at(usize::from(is_id));
+    let child = child.first().map(|word| partition_id(Some(word))).transpose()?;
+    let to = match rest {
+        [] => None,
+        [word, to, options @ ..] if word.eq_ignore_ascii_case("MOVE") => {
+            let to = to.parse().map(HostId).map_err(|_| usage())?;
+            // Asked before anything is split for it.
+            if to == host.id || host.routing.load().addresses(to).is_none() {
+                return Err(Error::Refused {
+                    what: format!("host {to} is no other host of this cluster: nothing is split"),
+                });
+            }
+            Some((to, move_options(options)?))
+        }
+        _ => return Err(usage()),
+    };
+    on_plane(host, move |host| async move {
+        let child = host.split(id, at, child).await?;
+        if let Some((to, options)) = to {
+            host.start_move(PartitionId(child.partition), to, options)?;
+        }
+        Ok(child)
+    })
+    .await
+}
+
+/// Makes one partition of two neighbours.
+async fn merge(host: &Arc<Host>, words: &[&str]) -> Result<Value> {
+    let [one, two] = words else {
+        return Err(usage());
+    };
+    let (one, two) = (partition_id(Some(one))?, partition_id(Some(two))?);
+    on_plane(host, move |host| async move { host.merge(one, two).await }).await
 }
 
 /// Moves a partition back to the host that still has its copy.

@@ -97,6 +97,14 @@ impl Operation {
         }
     }
 
+    /// Runs in the partition that a route leads to; behind a split the route may be the parent's still.
+    async fn apply_within(self, partition: Rc<Partition>) -> antumbra_engine::Result<Outcome> {
+        if !partition.range().contains(&self.slot().to_be_bytes()) {
+            return Err(EngineError::UnknownPartition { partition: partition.id() });
+        }
+        self.apply(partition).await
+    }
+
     async fn apply(self, partition: Rc<Partition>) -> antumbra_engine::Result<Outcome> {
         match self {
             Operation::Get { key } => Ok(Outcome::Value(partition.get(&key).await?)),
@@ -110,7 +118,11 @@ impl Operation {
             Operation::Page { start, end, limit } => {
                 let range = KeyRange { start: start.to_vec(), end: end.map(|end| end.to_vec()) };
                 let page = partition.scan_keys(&range, limit).await?;
-                Ok(Outcome::Keys(page.items.into_iter().map(|item| item.key).collect(), page.next))
+                // Behind a split the rest is another partition's.
+                let ended = partition.range().end.as_ref();
+                let is_short = ended.is_some_and(|ended| range.end.as_ref().is_none_or(|end| ended < end));
+                let rest = ended.filter(|_| is_short).map(|ended| Bytes::copy_from_slice(ended));
+                Ok(Outcome::Keys(page.items.into_iter().map(|item| item.key).collect(), page.next.or(rest)))
             }
         }
     }
@@ -124,9 +136,9 @@ pub(crate) async fn apply_here(
     operation: Operation,
 ) -> Result<Outcome> {
     let result = match shard.partition(id) {
-        Ok(partition) => operation.apply(partition).await,
+        Ok(partition) => operation.apply_within(partition).await,
         Err(_) => match engine.partition(id) {
-            Ok(partition) => partition.with(move |partition| operation.apply(partition)).await,
+            Ok(partition) => partition.with(move |partition| operation.apply_within(partition)).await,
             Err(cause) => Err(cause),
         },
     };
@@ -150,7 +162,7 @@ pub(crate) async fn apply_when_promoted(
         .with(move |partition| async move {
             let mut waited = Duration::ZERO;
             loop {
-                match operation.clone().apply(Rc::clone(&partition)).await {
+                match operation.clone().apply_within(Rc::clone(&partition)).await {
                     Err(EngineError::NotOwner { .. }) if waited < patience => {
                         runtime::sleep(PAUSE).await;
                         waited += PAUSE;

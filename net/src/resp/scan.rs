@@ -80,6 +80,11 @@ impl Cursors {
     }
 }
 
+/// Whether partitions may begin there.
+fn is_slot_start(routing_key: &[u8]) -> bool {
+    routing_key.len() == 2
+}
+
 /// The smallest key above another one.
 fn above(key: &[u8]) -> Bytes {
     let mut next = Vec::with_capacity(key.len() + 1);
@@ -172,14 +177,25 @@ impl Connection<'_> {
         }
     }
 
-    /// Keys of one partition, wherever it is.
-    async fn page(&self, start: Bytes, end: Option<Bytes>, limit: usize) -> Result<Page> {
-        let server = self.server;
-        let operation = Operation::Page { start, end, limit: limit.min(PAGE_KEYS_MAX) };
+    /// Keys of one partition, wherever it is, and of those that it has become since.
+    async fn page(&self, mut start: Bytes, end: Option<Bytes>, limit: usize) -> Result<Page> {
+        let (server, limit) = (self.server, limit.min(PAGE_KEYS_MAX));
         let forwarding = || server.counters.forwarded.add();
-        match super::execute::run(&server.host, &server.shard, operation, false, forwarding).await? {
-            Outcome::Keys(keys, next) => Ok(Page { keys, more: next.is_some() }),
-            other => Err(Error::protocol(format!("a page of keys was asked for, not {other:?}"))),
+        let mut keys = Vec::new();
+        loop {
+            let operation = Operation::Page { start, end: end.clone(), limit: limit - keys.len() };
+            let (found, next) =
+                match super::execute::run(&server.host, &server.shard, operation, false, forwarding).await? {
+                    Outcome::Keys(found, next) => (found, next),
+                    other => return Err(Error::protocol(format!("a page of keys was asked for, not {other:?}"))),
+                };
+            let has_ended = found.is_empty();
+            keys.extend(found);
+            match next {
+                // Nothing was left of what the partition has of them: another one goes on.
+                Some(next) if keys.len() < limit && (has_ended || is_slot_start(&next)) => start = next,
+                next => return Ok(Page { keys, more: next.is_some() }),
+            }
         }
     }
 
@@ -347,8 +363,11 @@ impl Connection<'_> {
     }
 
     async fn flush_partition(&self, id: PartitionId, slots: (u16, u16)) -> Result<()> {
-        let partition = self.server.host.engine.partition(id)?;
-        partition.delete_range(slot::range_of(slots), Durability::Durable).await?;
+        let (partition, range) = (self.server.host.engine.partition(id)?, slot::range_of(slots));
+        partition.delete_range(range.clone(), Durability::Durable).await?;
+        if partition.stats().await?.range != range {
+            return Err(Error::Refused { what: format!("TRYAGAIN partition {id} was split or merged meanwhile") });
+        }
         Ok(())
     }
 }

@@ -6,12 +6,17 @@ use antumbra_engine::Serving;
 use antumbra_engine::types::{HostId, PartitionId};
 use fastrand::Rng;
 
+use crate::routing::Route;
 use crate::shadow::source::Limits;
 use crate::shadow::{MoveHandle, MoveOptions, Order, Policy};
 
+use super::client::key_of;
 use super::network::Place;
 use super::world::{Act, World};
 use super::{Passed, logs};
+
+/// Splits end there.
+const PARTITIONS_MAX: u64 = 12;
 
 /// Which troubles a run has; drawn once. Many runs have few, so that they get far.
 #[derive(Clone, Debug)]
@@ -43,6 +48,9 @@ pub(super) struct Profile {
     /// How long copies stay for a roll-back, and how many moves in a thousand are to go back on one.
     pub roll_back_for: Duration,
     roll_back_per_mille: u32,
+    /// Partitions are split and merged this often.
+    split_every: Option<Duration>,
+    merge_every: Option<Duration>,
     /// Longest time between two operations of a client.
     pub think: Duration,
     /// How far monotonic clocks run apart, and wall clocks stand.
@@ -81,7 +89,12 @@ impl Profile {
         let roll_back_for = Duration::from_millis([0, 1_000, 5_000, 20_000][rolled.usize(0..4)]);
         let roll_back_per_mille = [0, 300, 700][rolled.usize(0..3)];
         let power_cut_at_commit_per_mille = [0, 0, 0, 100, 400][rolled.usize(0..5)] * u32::from(!is_calm);
+        // What is promoted by force keeps its bounds, so that the end can tell its keys.
+        let splits = [None, Some(1_500), Some(6_000)][rolled.usize(0..3)].filter(|_| promote_every.is_none());
+        let merges = [None, Some(1_500), Some(6_000)][rolled.usize(0..3)].filter(|_| splits.is_some());
         Profile {
+            split_every: splits.map(Duration::from_millis),
+            merge_every: merges.map(Duration::from_millis),
             roll_back_for,
             roll_back_per_mille,
             trouble_every: every.filter(|_| !is_calm).map(Duration::from_millis),
@@ -115,6 +128,12 @@ impl World {
         self.after(self.profile.move_every, Act::Move);
         if let Some(every) = self.profile.promote_every {
             self.after(every, Act::Promote);
+        }
+        if let Some(every) = self.profile.split_every {
+            self.after(every, Act::Split);
+        }
+        if let Some(every) = self.profile.merge_every {
+            self.after(every, Act::Merge);
         }
     }
 
@@ -270,7 +289,7 @@ impl World {
         if !slows && !cuts {
             return;
         }
-        let ids = || (1..=self.shape.partitions).map(PartitionId);
+        let ids = || (1..=self.partitions).map(PartitionId);
         let is_frozen =
             |id: &PartitionId| self.slots.iter().any(|slot| slot.node.serving(*id) == Some(Serving::Frozen));
         let is_target = |slot: &super::world::Slot| {
@@ -291,7 +310,7 @@ impl World {
     /// A commit has been recorded: its source, which does not know it yet, loses its connections and hears of nobody.
     fn isolate_source(&mut self) {
         let is_source = |slot: &super::world::Slot| {
-            let mut ids = (1..=self.shape.partitions).map(PartitionId);
+            let mut ids = (1..=self.partitions).map(PartitionId);
             slot.is_up && ids.any(|id| slot.node.serving(id) == Some(Serving::Frozen))
         };
         let sources: Vec<Place> = (0..self.slots.len()).filter(|place| is_source(&self.slots[*place])).collect();
@@ -319,7 +338,7 @@ impl World {
         }
         let ms = self.random.u64(1..self.profile.move_every.as_millis() as u64 * 2);
         self.after(Duration::from_millis(ms), Act::Move);
-        let partition = PartitionId(self.random.u64(1..=self.shape.partitions));
+        let partition = PartitionId(self.random.u64(1..=self.partitions));
         let owner =
             self.slots.iter().position(|slot| slot.is_up && slot.node.serving(partition) == Some(Serving::Owner));
         let Some(place) = owner else {
@@ -350,6 +369,72 @@ impl World {
         }
     }
 
+    /// Somebody asks a host that serves a partition to make two of it, at one of the slots that clients use.
+    pub fn split(&mut self) {
+        let Some(every) = self.profile.split_every.filter(|_| self.is_troubled && self.partitions < PARTITIONS_MAX)
+        else {
+            return;
+        };
+        let ms = self.random.u64(1..every.as_millis() as u64 * 2);
+        self.after(Duration::from_millis(ms), Act::Split);
+        let key = key_of(self.random.u64(0..self.shape.keys));
+        let at = u16::from_be_bytes([key[0], key[1]]);
+        let hosts = self.slots.iter().enumerate().filter(|(_, slot)| slot.is_up);
+        let mut routes = hosts.filter_map(|(place, slot)| {
+            let host = slot.host.borrow().clone()?;
+            let route = host.routing.load().route(at)?.clone();
+            (route.owner == host.id).then_some((place, host, route.partition))
+        });
+        let Some((place, host, partition)) = routes.next_back() else {
+            return;
+        };
+        self.partitions += 1;
+        let (child, splits) = (PartitionId(self.partitions), std::rc::Rc::clone(&self.splits));
+        self.tell(|_| format!("partition {partition} is to be split at slot {at} on host {}", place + 1));
+        let slot = &self.slots[place];
+        let _on = slot.node.enter();
+        slot.node.spawn(async move {
+            match host.split(partition, at, Some(child)).await {
+                Ok(_) if !antumbra_engine::sim::is_dark() => splits.set(splits.get() + 1),
+                Ok(_) => {}
+                Err(cause) => tracing::info!(%cause, "not split"),
+            }
+        });
+    }
+
+    /// Somebody asks a host that serves two neighbours to make one of them.
+    pub fn merge(&mut self) {
+        let Some(every) = self.profile.merge_every.filter(|_| self.is_troubled) else {
+            return;
+        };
+        let ms = self.random.u64(1..every.as_millis() as u64 * 2);
+        self.after(Duration::from_millis(ms), Act::Merge);
+        let mut pairs = Vec::new();
+        for (place, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.is_up) {
+            let Some(host) = slot.host.borrow().clone() else { continue };
+            let routes = host.routing.load().routes.clone();
+            let is_own = |pair: &&[Route]| pair.iter().all(|route| route.owner == host.id);
+            pairs.extend(routes.windows(2).filter(is_own).map(|pair| (place, pair[0].partition, pair[1].partition)));
+        }
+        if pairs.is_empty() {
+            return;
+        }
+        let (place, one, two) = pairs[self.random.usize(0..pairs.len())];
+        let (one, two) = if self.random.bool() { (one, two) } else { (two, one) };
+        self.tell(|_| format!("partitions {one} and {two} are to become one on host {}", place + 1));
+        let merges = std::rc::Rc::clone(&self.merges);
+        let slot = &self.slots[place];
+        let Some(host) = slot.host.borrow().clone() else { return };
+        let _on = slot.node.enter();
+        slot.node.spawn(async move {
+            match host.merge(one, two).await {
+                Ok(_) if !antumbra_engine::sim::is_dark() => merges.set(merges.get() + 1),
+                Ok(_) => {}
+                Err(cause) => tracing::info!(%cause, "not merged"),
+            }
+        });
+    }
+
     /// A host that has a copy of the partition left, if it is to go back there.
     fn way_back(&mut self, partition: PartitionId, owner: Place) -> Option<Place> {
         if self.random.u32(0..1_000) >= self.profile.roll_back_per_mille {
@@ -374,7 +459,7 @@ impl World {
         };
         let ms = self.random.u64(1..every.as_millis() as u64 * 2);
         self.after(Duration::from_millis(ms), Act::Promote);
-        let partition = PartitionId(self.random.u64(1..=self.shape.partitions));
+        let partition = PartitionId(self.random.u64(1..=self.partitions));
         let is_standby = |slot: &super::world::Slot| {
             slot.is_up && matches!(slot.node.serving(partition), Some(Serving::Shadow { .. }))
         };

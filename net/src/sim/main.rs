@@ -13,7 +13,7 @@ cargo xtask sim --cluster --mutant NAME [--seeds N]         a planted defect has
 /// What a failing seed shows of what happened before.
 const LINES_SHOWN: usize = 60;
 
-const MUTANTS: [(&str, Mutant); 8] = [
+const MUTANTS: [(&str, Mutant); 10] = [
     ("write-before-hand-over", Mutant::WriteBeforeHandOver),
     ("freeze-left-by-timer", Mutant::FreezeLeftByTimer),
     ("stale-attempt", Mutant::StaleAttempt),
@@ -22,6 +22,8 @@ const MUTANTS: [(&str, Mutant); 8] = [
     ("drop-parted", Mutant::DropParted),
     ("mirror-unsynced", Mutant::MirrorUnsynced),
     ("delta-from-now", Mutant::DeltaFromNow),
+    ("reshape-unflushed", Mutant::ReshapeUnflushed),
+    ("drop-unmerged", Mutant::DropUnmerged),
 ];
 
 struct Arguments {

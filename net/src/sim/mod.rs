@@ -86,6 +86,10 @@ pub struct Report {
     pub slow_disks: u64,
     /// Standbys promoted by force.
     pub promotions: u64,
+    /// Partitions split, as far as somebody was told.
+    pub splits: u64,
+    /// And merged.
+    pub merges: u64,
     /// Conflicts in the reports of their reconciliations.
     pub conflicts: u64,
     /// Pieces of streams that arrived.
@@ -117,6 +121,8 @@ impl Report {
         self.lost_connections += other.lost_connections;
         self.slow_disks += other.slow_disks;
         self.promotions += other.promotions;
+        self.splits += other.splits;
+        self.merges += other.merges;
         self.conflicts += other.conflicts;
         self.messages += other.messages;
         self.disk_operations += other.disk_operations;

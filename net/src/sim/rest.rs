@@ -78,6 +78,12 @@ impl World {
         let Some(records) = records.as_ref() else {
             return Some("the records cannot be read".into());
         };
+        let merged = records.merged.keys().map(|id| PartitionId(*id));
+        for id in merged {
+            if let Some(place) = self.slots.iter().position(|slot| slot.node.serving(id).is_some()) {
+                return Some(format!("partition {id}, a part of another one by now, is on host {}", place + 1));
+            }
+        }
         for record in records.records.values() {
             let id = PartitionId(record.partition);
             if record.state != RecordState::Stable || record.diverged.is_some() || record.former.is_some() {
@@ -86,7 +92,9 @@ impl World {
             for (place, slot) in self.slots.iter().enumerate() {
                 let wanted = (place as u32 + 1 == record.owner).then_some(Serving::Owner);
                 let found = slot.node.serving(id);
-                if found != wanted {
+                let is_shaped =
+                    slot.node.range(id).is_none_or(|range| range == crate::resp::slot::range_of(record.slots));
+                if found != wanted || !is_shaped {
                     let (owner, epoch) = (record.owner, record.epoch);
                     return Some(format!(
                         "partition {id} of host {owner} in epoch {epoch} is {found:?} on host {}",
@@ -133,8 +141,9 @@ impl World {
             for record in records.records.values() {
                 let aborted =
                     record.history.iter().filter(|(_, outcome)| outcome.starts_with("aborted")).count() as u64;
+                let moved = record.history.iter().filter(|(_, outcome)| outcome.starts_with("moved")).count() as u64;
                 self.counts.aborts += aborted;
-                self.counts.commits += record.history.len() as u64 - aborted;
+                self.counts.commits += moved;
             }
         }
         Ok(())

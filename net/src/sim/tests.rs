@@ -23,6 +23,7 @@ fn some_seeds_hold_the_rules() {
     }
     assert!(sum.commits > 20 && sum.aborts > 20 && sum.kills > 10 && sum.cuts > 10, "{sum:?}");
     assert!(sum.promotions > 2 && sum.conflicts > 0 && sum.resumed > 0, "{sum:?}");
+    assert!(sum.splits > 5 && sum.merges > 2, "{sum:?}");
     assert!(sum.roll_backs > 10 && sum.segments_on_base > 20, "{sum:?}");
 }
 
@@ -86,6 +87,16 @@ fn parted_history_that_is_dropped_is_found() {
 #[test]
 fn roll_back_that_leaves_something_out_is_found() {
     find(Mutant::DeltaFromNow, 400);
+}
+
+#[test]
+fn split_that_leaves_something_out_is_found() {
+    find(Mutant::ReshapeUnflushed, 400);
+}
+
+#[test]
+fn upper_half_that_is_dropped_before_it_is_merged_is_found() {
+    find(Mutant::DropUnmerged, 400);
 }
 
 #[test]

@@ -56,6 +56,10 @@ pub(super) enum Act {
     EndStandby(usize),
     /// Somebody promotes a standby by force.
     Promote,
+    /// Somebody splits a partition.
+    Split,
+    /// Somebody makes one of two.
+    Merge,
     /// The records are read, to see whether everything has come to rest.
     Look,
 }
@@ -96,6 +100,11 @@ pub(super) struct World {
     pub moves: Vec<MoveHandle>,
     /// Partitions that somebody has tried to promote by force: two hosts may have served them.
     pub forced: BTreeSet<u64>,
+    /// Partitions so far: ids go from 1 to this.
+    pub partitions: u64,
+    /// Splits and merges that somebody was told of.
+    pub splits: Rc<Cell<u64>>,
+    pub merges: Rc<Cell<u64>>,
     /// Forced promotions that took place.
     pub promotions: Rc<Cell<u64>>,
     acts: BTreeMap<(Duration, u64), Act>,
@@ -157,6 +166,9 @@ impl World {
             records: Rc::default(),
             moves: Vec::new(),
             forced: BTreeSet::new(),
+            partitions: shape.partitions,
+            splits: Rc::default(),
+            merges: Rc::default(),
             promotions: Rc::default(),
             profile,
             acts: BTreeMap::new(),
@@ -256,18 +268,26 @@ impl World {
         self.complaint.take().map_or(Ok(()), Err)
     }
 
-    /// W1: at no moment do two hosts accept writes, unless one was promoted by force.
+    /// W1: at no moment do two hosts, or two partitions of one, accept writes of the same keys, unless one was promoted by
+    /// force.
     fn check_owners(&self) -> Result<(), String> {
-        for id in (1..=self.shape.partitions).filter(|id| !self.forced.contains(id)).map(PartitionId) {
-            let owners: Vec<usize> = self
-                .slots
-                .iter()
-                .enumerate()
-                .filter(|(_, slot)| slot.listens.get() && slot.node.serving(id) == Some(Serving::Owner))
-                .map(|(place, _)| place + 1)
-                .collect();
-            if owners.len() > 1 {
-                return Err(format!("W1: partition {id} is owned by hosts {owners:?} at once"));
+        let mut owned = Vec::new();
+        for id in (1..=self.partitions).filter(|id| !self.forced.contains(id)).map(PartitionId) {
+            for (place, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.listens.get()) {
+                if let Some(range) = slot.node.range(id)
+                    && slot.node.serving(id) == Some(Serving::Owner)
+                {
+                    owned.push((range, id, place + 1));
+                }
+            }
+        }
+        owned.sort_by(|(one, ..), (two, ..)| one.start.cmp(&two.start));
+        for pair in owned.windows(2) {
+            let ((one, id, host), (two, other_id, other_host)) = (&pair[0], &pair[1]);
+            if one.end.as_ref().is_none_or(|end| *end > two.start) {
+                return Err(format!(
+                    "W1: partition {id} on host {host} and {other_id} on host {other_host} own the same keys at once"
+                ));
             }
         }
         Ok(())
@@ -296,6 +316,8 @@ impl World {
             Act::Move => self.ask_for_move(),
             Act::EndStandby(index) => self.end_standby(index),
             Act::Promote => self.promote(),
+            Act::Split => self.split(),
+            Act::Merge => self.merge(),
             Act::Look => self.look(),
         }
     }
@@ -400,6 +422,8 @@ impl World {
         Report {
             messages: self.network.messages(),
             promotions: self.promotions.get(),
+            splits: self.splits.get(),
+            merges: self.merges.get(),
             conflicts: self.conflicts().len() as u64,
             disk_operations: self.slots.iter().map(|slot| slot.node.disk_operations()).sum(),
             virtual_ms: self.now.as_millis() as u64,
@@ -443,6 +467,7 @@ impl Options {
         match self.mutant {
             Some(Mutant::MirrorUnsynced) => Some(Bug::MirrorUnsynced),
             Some(Mutant::DeltaFromNow) => Some(Bug::DeltaFromNow),
+            Some(Mutant::ReshapeUnflushed) => Some(Bug::ReshapeUnflushed),
             _ => None,
         }
     }

@@ -5,6 +5,7 @@
 //! | `format` | `1`, the version of this layout | for ever |
 //! | `attempts` | the last attempt id given out, decimal | for ever |
 //! | `leader` | who decides on moves, and its last beat, as JSON | for ever |
+//! | `merged/ID` | the id of the partition that this one has become a part of, decimal; it has no record any more | for ever |
 //! | `partition/ID` | a [`PartitionRecord`](super::super::PartitionRecord) as JSON | for ever |
 //! | `host/ID` | a [`HostInfo`](super::super::HostInfo) as JSON | as long as the host's lease |
 
@@ -25,6 +26,7 @@ pub(super) struct Layout {
 #[derive(Debug, PartialEq, Eq)]
 enum Place {
     Partition(u64),
+    Merged(u64),
     Host(u32),
     Attempts,
     Leader,
@@ -61,6 +63,14 @@ impl Layout {
         format!("{}/partition/", self.prefix)
     }
 
+    fn all_merged(&self) -> String {
+        format!("{}/merged/", self.prefix)
+    }
+
+    fn merged(&self, partition: u64) -> String {
+        format!("{}/merged/{partition}", self.prefix)
+    }
+
     fn partition(&self, partition: u64) -> String {
         format!("{}/partition/{partition}", self.prefix)
     }
@@ -69,6 +79,7 @@ impl Layout {
         let rest = key.strip_prefix(&self.prefix)?.strip_prefix('/')?;
         match rest.split_once('/') {
             Some(("partition", id)) => id.parse().ok().map(Place::Partition),
+            Some(("merged", id)) => id.parse().ok().map(Place::Merged),
             Some(("host", id)) => id.parse().ok().map(Place::Host),
             None if rest == "attempts" => Some(Place::Attempts),
             None if rest == "leader" => Some(Place::Leader),
@@ -99,6 +110,10 @@ impl Layout {
                 }
                 state.hosts.insert(id, info);
             }
+            (Some(Place::Merged(id)), Some(value)) => {
+                let text = std::str::from_utf8(value).map_err(|cause| damaged(cause.to_string()))?;
+                state.merged.insert(id, text.parse().map_err(|_| damaged("no number".into()))?);
+            }
             (Some(Place::Attempts), Some(value)) => {
                 let text = std::str::from_utf8(value).map_err(|cause| damaged(cause.to_string()))?;
                 state.attempts = text.parse().map_err(|_| damaged("no number".into()))?;
@@ -108,7 +123,8 @@ impl Layout {
             }
             (Some(Place::Host(id)), None) => drop(state.hosts.remove(&id)),
             // Nobody deletes these: somebody has been at work by hand. What is known stays.
-            (Some(Place::Partition(_) | Place::Attempts | Place::Leader), None) => {
+            (Some(Place::Partition(id)), None) if state.merged.contains_key(&id) => drop(state.records.remove(&id)),
+            (Some(Place::Partition(_) | Place::Merged(_) | Place::Attempts | Place::Leader), None) => {
                 tracing::error!(key, "a key of the coordinator was deleted in etcd");
             }
             (Some(Place::Format), _) => {}
@@ -155,8 +171,10 @@ impl Scope {
         let record = |partition: u64| Key::One(layout.partition(partition));
         let keys = match command {
             Command::Register(_) | Command::List => return None,
-            // Two partitions that overlap, made at the same time: neither reads the other's record.
-            Command::Create { .. } => vec![Key::Every(layout.partitions())],
+            // Two partitions that overlap, or have one id, made at the same time: neither reads the other's record.
+            Command::Create { .. } | Command::Split { .. } | Command::Merge { .. } => {
+                vec![Key::Every(layout.partitions()), Key::Every(layout.all_merged())]
+            }
             Command::Lead { .. } => vec![Key::One(layout.leader()), Key::Shown(layout.all())],
             Command::Begin { partition, destination, .. } => {
                 vec![record(*partition), Key::One(layout.host(*destination)), Key::One(layout.attempts())]
@@ -205,6 +223,13 @@ impl Scope {
     /// Writes what distinguishes `after` from what was seen.
     pub fn writes(&self, seen: &Seen, after: &ClusterState) -> Result<Vec<TxnOp>, String> {
         let mut writes = Vec::new();
+        // Before the records: who follows sees a record go whose partition is a part of another one by then.
+        for (id, into) in after.merged.iter().filter(|(id, _)| !seen.state.merged.contains_key(id)) {
+            writes.push(TxnOp::put(self.layout.merged(*id), into.to_string(), None));
+        }
+        for id in seen.state.records.keys().filter(|id| !after.records.contains_key(id)) {
+            writes.push(TxnOp::delete(self.layout.partition(*id), None));
+        }
         for (id, record) in &after.records {
             if seen.state.records.get(id) != Some(record) {
                 let value = serde_json::to_vec(record).map_err(|cause| cause.to_string())?;
@@ -244,6 +269,7 @@ mod tests {
     fn place_knows_its_own_keys_alone() {
         let layout = Layout::new("/a");
         assert_eq!(layout.place(&layout.partition(7)), Some(Place::Partition(7)));
+        assert_eq!(layout.place(&layout.merged(7)), Some(Place::Merged(7)));
         assert_eq!(layout.place(&layout.host(3)), Some(Place::Host(3)));
         assert_eq!(layout.place(&layout.attempts()), Some(Place::Attempts));
         assert_eq!(layout.place(&layout.format()), Some(Place::Format));

@@ -13,6 +13,7 @@ use crate::coordinator::PartitionRecord;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::mutant::{Mutant, planted};
+use crate::resp::slot;
 use crate::routing::Addresses;
 use crate::shadow::accounts::{MoveReport, OrderedSegment, StepTime};
 use crate::shadow::frame::FrameContext;
@@ -106,6 +107,11 @@ impl<'a> Driver<'a> {
         let addresses = host.routing.load().addresses(destination).cloned();
         let addresses = addresses.ok_or_else(|| Error::Refused { what: format!("host {destination} is not known") })?;
         let partition = host.engine.partition(context.partition)?;
+        if partition.stats().await?.range != slot::range_of(record.slots) {
+            return Err(Error::Refused {
+                what: format!("partition {} is just being split or merged", context.partition),
+            });
+        }
         let attempt = context.attempt;
         let (receiver, summaries) = partition
             .with(move |partition| async move {
