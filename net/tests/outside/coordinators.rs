@@ -84,6 +84,7 @@ pub async fn keeps_the_rules(pair: Pair) {
     abort_and_force_close_an_attempt(one).await;
     layouts_do_not_overlap(&pair).await;
     one_of_many_begins(&pair).await;
+    partitions_are_split_and_merged_once(&pair).await;
     attempts_are_given_out_once(&pair).await;
     let runtime = Handle::current();
     tokio::task::spawn_blocking(move || agrees_with_the_machine(&pair, &runtime)).await.unwrap();
@@ -209,6 +210,32 @@ async fn one_of_many_begins(pair: &Pair) {
     assert_eq!(begun, 1);
 }
 
+/// Both hosts ask at once; what is split or merged is so for both, and asking again changes nothing.
+async fn partitions_are_split_and_merged_once(pair: &Pair) {
+    let partition = create(pair[0].as_ref()).await;
+    let splits = [30, 60].map(|at| Command::Split { partition, epoch: 1, at, child: Some(fresh()) });
+    let ask = |index: usize| change(pair[index].as_ref(), splits[index].clone());
+    let made = futures_lite::future::zip(ask(0), ask(1)).await;
+    let (won, lost, command) = if made.0.is_ok() { (made.0, made.1, &splits[0]) } else { (made.1, made.0, &splits[1]) };
+    assert!(is_conflict(&lost), "{lost:?}");
+    let child = won.unwrap();
+    assert_eq!(change(pair[1].as_ref(), command.clone()).await.unwrap(), child, "asked twice, done once");
+    let (other, at) = (child.partition, child.slots.0);
+    let state = coordinator::list(pair[1].as_ref()).await.unwrap();
+    assert_eq!((state.records[&partition].slots, state.records[&other].slots), ((0, at - 1), (at, 99)));
+    let merge = Command::Merge { partition, epoch: 2, other, other_epoch: 2 };
+    let merged = change(pair[1].as_ref(), merge.clone()).await.unwrap();
+    assert_eq!((merged.slots, merged.epoch), ((0, 99), 3));
+    assert_eq!(change(pair[0].as_ref(), merge).await.unwrap(), merged, "asked twice, done once");
+    assert!(is_conflict(&change(pair[0].as_ref(), Command::Read { partition: other }).await));
+    for one in pair {
+        let state = coordinator::list(one.as_ref()).await.unwrap();
+        assert_eq!((state.records.get(&other), state.merged.get(&other)), (None, Some(&partition)));
+    }
+    let again = Command::Split { partition, epoch: 3, at, child: Some(other) };
+    assert!(is_conflict(&change(pair[0].as_ref(), again).await), "its id is not given again");
+}
+
 /// Moves of different partitions, begun from two hosts at the same time.
 async fn attempts_are_given_out_once(pair: &Pair) {
     let before = coordinator::list(pair[0].as_ref()).await.unwrap().attempts;
@@ -242,6 +269,8 @@ enum Step {
     Abort { back: u64 },
     Complete { back: u64 },
     Release { back: u64 },
+    Split { at: u16, epoch_back: u64 },
+    Merge { epoch_back: u64 },
     Force { back: u64, lsn: u64 },
     BeginReconcile { back: u64, until: u64 },
     EndReconcile { back: u64 },
@@ -258,6 +287,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => back().prop_map(|back| Step::Abort { back }),
         2 => back().prop_map(|back| Step::Complete { back }),
         1 => back().prop_map(|back| Step::Release { back }),
+        1 => (0..12u16, back()).prop_map(|(at, epoch_back)| Step::Split { at, epoch_back }),
+        1 => back().prop_map(|epoch_back| Step::Merge { epoch_back }),
         1 => (back(), 0..9u64).prop_map(|(back, lsn)| Step::Force { back, lsn }),
         1 => (back(), 0..9u64).prop_map(|(back, until)| Step::BeginReconcile { back, until }),
         1 => back().prop_map(|back| Step::EndReconcile { back }),
@@ -279,6 +310,18 @@ impl Step {
             Step::Abort { back } => Command::Abort { partition, attempt: attempt(back), reason: "step".into() },
             Step::Complete { back } => Command::Complete { partition, attempt: attempt(back) },
             Step::Release { back } => Command::Release { partition, attempt: attempt(back) },
+            Step::Split { at, epoch_back } => {
+                Command::Split { partition, epoch: epoch.saturating_sub(epoch_back), at, child: Some(fresh()) }
+            }
+            Step::Merge { epoch_back } => {
+                let records = || machine.state.records.values();
+                let known = records().find(|record| record.partition == partition);
+                let next = known.and_then(|known| {
+                    records().find(|next| next.keyspace == known.keyspace && next.slots.0 == known.slots.1 + 1)
+                });
+                let (other, other_epoch) = next.map_or((partition, epoch), |next| (next.partition, next.epoch));
+                Command::Merge { partition, epoch: epoch.saturating_sub(epoch_back), other, other_epoch }
+            }
             Step::Force { back, lsn } => {
                 Command::ForcePromote { partition, attempt: attempt(back), lsn, policy: "lww".into() }
             }
