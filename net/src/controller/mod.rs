@@ -34,7 +34,7 @@ use crate::host::Host;
 use crate::time::{self, Ticker};
 
 use plan::{Action, Decision, Settings};
-use trend::{HostTrend, Limits, Observer};
+use trend::{Cut, HostTrend, Limits, Observer};
 
 pub use steer::Copy;
 
@@ -171,7 +171,13 @@ impl Controller {
         for partition in host.take_used() {
             self.observer.used(shard_of(partition));
         }
-        let (trend, changes) = self.observer.observe(&stats, shard_of, host.move_trends())?;
+        let (mut trend, changes) = self.observer.observe(&stats, shard_of, host.move_trends())?;
+        for partition in &mut trend.partitions {
+            let shard = trend.shards.get(usize::from(partition.shard));
+            if partition.at_rest && shard.is_some_and(|shard| shard.worth) {
+                partition.cut = cut(host, partition.partition).await;
+            }
+        }
         for change in changes {
             let Some(shard) = trend.shards.get(usize::from(change.shard)) else {
                 continue;
@@ -233,8 +239,9 @@ impl Controller {
     async fn decide(&mut self, host: &Arc<Host>, decision: &Decision) {
         let id = PartitionId(decision.action.partition());
         let what = match decision.action {
-            Action::Start { source, destination, .. } => {
-                format!("cast a shadow of partition {id} from host {source} on host {destination}")
+            Action::Start { source, destination, cut, .. } => {
+                let what = cut.map_or_else(String::new, |slot| format!("slots from {slot} on of "));
+                format!("cast a shadow of {what}partition {id} from host {source} on host {destination}")
             }
             Action::Switch { .. } => format!("switch partition {id} over"),
             Action::GiveUp { .. } => format!("drop the shadow of partition {id}"),
@@ -244,9 +251,9 @@ impl Controller {
             return self.say_once(host, Subject::Partition(id.0), &what, Topic::Decision, Some(id), &text);
         }
         match steer::carry_out(host, decision, self.config.copy).await {
-            Ok(()) => {
+            Ok(moving) => {
                 if let Action::Start { source, .. } = decision.action {
-                    self.moving.insert(id.0, source);
+                    self.moving.insert(moving, source);
                 }
                 // The host that acts notes it, too; here it is kept with those of all others.
                 if decision.action.source() != host.id.0 {
@@ -311,6 +318,14 @@ impl Controller {
             host.events.note(topic, partition, text);
         }
     }
+}
+
+/// Where a partition could be cut in two; none where that cannot be found out.
+async fn cut(host: &Host, id: u64) -> Option<Cut> {
+    let slots = host.routing.load().routes.iter().find(|route| route.partition.0 == id)?.slots;
+    let partition = host.engine.partition(PartitionId(id)).ok()?;
+    let segments = partition.with(|partition| async move { Ok(partition.segment_summaries()) }).await.ok()?;
+    Cut::of(slots, &segments)
 }
 
 /// What this host knows of who leads.

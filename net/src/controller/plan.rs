@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::trend::{HostTrend, METRICS, MoveTrend, PartitionTrend, ShardTrend};
+use super::trend::{Cut, HostTrend, METRICS, MoveTrend, PartitionTrend, ShardTrend};
 
 /// What the plan keeps to.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,6 +37,8 @@ pub enum Action {
         source: u32,
         /// The host that the shadow falls on.
         destination: u32,
+        /// Only slots from this one on: the partition is cut in two first.
+        cut: Option<u16>,
     },
     /// Switches to a ready shadow.
     Switch {
@@ -118,7 +120,7 @@ impl<'a> Outlook<'a> {
             for moving in trend.moves.iter().filter(|moving| moving.under_way) {
                 let found = trend.partitions.iter().find(|partition| partition.partition == moving.partition);
                 if let Some(partition) = found {
-                    outlook.shift(trend.host, partition, moving.destination);
+                    outlook.shift(trend.host, partition, None, moving.destination);
                 }
             }
         }
@@ -135,15 +137,27 @@ impl<'a> Outlook<'a> {
         partition.load.map(|load| load * growth)
     }
 
-    fn landing(&self, partition: u64, destination: u32) -> Option<u16> {
+    /// The shard that a partition comes to; one that has no id yet is taken to come to the busiest.
+    fn landing(&self, partition: u64, cut: Option<Cut>, destination: u32) -> Option<u16> {
         let shards = self.hosts.get(&destination)?.shards.len().max(1);
-        Some((partition % shards as u64) as u16)
+        if cut.is_none() {
+            return Some((partition % shards as u64) as u16);
+        }
+        let load = |shard: &u16| self.shards.get(&(destination, *shard)).map_or(0.0, highest);
+        (0..shards as u16).max_by(|a, b| load(a).total_cmp(&load(b)))
     }
 
-    /// The loads of source and destination after a move.
-    fn after(&self, source: u32, partition: &PartitionTrend, destination: u32) -> Option<(Load, Load)> {
-        let load = self.expected(source, partition);
-        let landing = self.landing(partition.partition, destination)?;
+    /// The loads of source and destination after a move of a partition, or of what lies above a cut.
+    fn after(
+        &self,
+        source: u32,
+        partition: &PartitionTrend,
+        cut: Option<Cut>,
+        destination: u32,
+    ) -> Option<(Load, Load)> {
+        let share = cut.map_or(1.0, |cut| cut.share);
+        let load = self.expected(source, partition).map(|load| load * share);
+        let landing = self.landing(partition.partition, cut, destination)?;
         let mut from = *self.shards.get(&(source, partition.shard))?;
         let mut to = *self.shards.get(&(destination, landing))?;
         for metric in 0..METRICS.len() {
@@ -153,14 +167,13 @@ impl<'a> Outlook<'a> {
         Some((from, to))
     }
 
-    fn shift(&mut self, source: u32, partition: &PartitionTrend, destination: u32) {
+    fn shift(&mut self, source: u32, partition: &PartitionTrend, cut: Option<Cut>, destination: u32) {
         *self.moves.entry(source).or_default() += 1;
         *self.moves.entry(destination).or_default() += 1;
-        if let Some((from, to)) = self.after(source, partition, destination) {
+        let landing = self.landing(partition.partition, cut, destination);
+        if let Some(((from, to), landing)) = self.after(source, partition, cut, destination).zip(landing) {
             self.shards.insert((source, partition.shard), from);
-            if let Some(landing) = self.landing(partition.partition, destination) {
-                self.shards.insert((destination, landing), to);
-            }
+            self.shards.insert((destination, landing), to);
         }
     }
 
@@ -169,9 +182,10 @@ impl<'a> Outlook<'a> {
     }
 }
 
-/// A partition that could go to a host, and what that would leave.
+/// A partition, or what lies above a cut, that could go to a host, and what that would leave.
 struct Candidate<'a> {
     partition: &'a PartitionTrend,
+    cut: Option<Cut>,
     destination: u32,
     from: f64,
     to: f64,
@@ -205,20 +219,22 @@ pub fn plan(hosts: &BTreeMap<u32, HostTrend>, settings: &Settings, rests: impl F
         }
         match relieve(&outlook, host, index, settings, &rests) {
             Ok(best) => {
-                let Candidate { partition, destination, from, to } = best;
+                let Candidate { partition, cut, destination, from, to } = best;
+                let what = cut.map_or_else(String::new, |cut| format!("slots from {} on of ", cut.slot));
                 let reason = format!(
                     "shard {index} of host {host} is at {:.2} of its limit ({}), {:.2} expected in {:.0} windows (probability {:.2}); \
-                     without partition {} it will be at {from:.2}, host {destination} with it at {to:.2}; {:.1} MB to copy",
+                     without {what}partition {} it will be at {from:.2}, host {destination} with it at {to:.2}; {:.1} MB to copy",
                     shard.level,
                     shard.leading_metric(),
                     shard.expected,
                     shard.lead_windows,
                     shard.probability,
                     partition.partition,
-                    partition.bytes as f64 / 1e6,
+                    partition.bytes as f64 * cut.map_or(1.0, |cut| cut.share) / 1e6,
                 );
-                let action = Action::Start { partition: partition.partition, source: host, destination };
-                outlook.shift(host, partition, destination);
+                let slot = cut.map(|cut| cut.slot);
+                let action = Action::Start { partition: partition.partition, source: host, destination, cut: slot };
+                outlook.shift(host, partition, cut, destination);
                 plan.decisions.push(Decision { action, reason });
             }
             Err(reason) => {
@@ -274,26 +290,35 @@ fn relieve<'a>(
     let mut least = f64::INFINITY;
     for partition in here().filter(|partition| partition.at_rest && !rests(partition.partition)) {
         for other in outlook.hosts.values().filter(|other| other.host != host) {
-            let Some((from, to)) = outlook.after(host, partition, other.host) else {
-                continue;
-            };
-            let (from, to) = (highest(&from), highest(&to));
-            let landing = outlook.landing(partition.partition, other.host);
-            let is_raised =
-                landing.and_then(|landing| outlook.shard(other.host, landing)).is_some_and(|shard| shard.raised);
-            least = least.min(to);
-            if to <= settings.settle && !is_raised && outlook.has_room_for_a_move(other.host, settings) {
-                candidates.push(Candidate { partition, destination: other.host, from, to });
+            for cut in [None].into_iter().chain(partition.cut.map(Some)) {
+                let Some((from, to)) = outlook.after(host, partition, cut, other.host) else {
+                    continue;
+                };
+                let (from, to) = (highest(&from), highest(&to));
+                let landing = outlook.landing(partition.partition, cut, other.host);
+                let is_raised =
+                    landing.and_then(|landing| outlook.shard(other.host, landing)).is_some_and(|shard| shard.raised);
+                least = least.min(to);
+                if to <= settings.settle && !is_raised && outlook.has_room_for_a_move(other.host, settings) {
+                    candidates.push(Candidate { partition, cut, destination: other.host, from, to });
+                }
             }
         }
     }
-    // bytes decide among those that suffice, the lower load of the destination among equal ones
     let enough = settings.settle.max(0.9);
+    // nothing is cut where a whole partition suffices
+    if candidates.iter().any(|candidate| candidate.cut.is_none() && candidate.from < enough) {
+        candidates.retain(|candidate| candidate.cut.is_none());
+    }
+    // bytes decide among those that suffice, the lower load of the destination among equal ones
+    let bytes = |candidate: &Candidate<'_>| {
+        (candidate.partition.bytes as f64 * candidate.cut.map_or(1.0, |cut| cut.share)) as u64
+    };
     let order = |a: &Candidate<'_>, b: &Candidate<'_>| {
         let (a_does, b_does) = (a.from < enough, b.from < enough);
         b_does
             .cmp(&a_does)
-            .then(if a_does && b_does { a.partition.bytes.cmp(&b.partition.bytes) } else { a.from.total_cmp(&b.from) })
+            .then(if a_does && b_does { bytes(a).cmp(&bytes(b)) } else { a.from.total_cmp(&b.from) })
             .then(a.to.total_cmp(&b.to))
     };
     candidates.into_iter().min_by(order).ok_or_else(|| {
@@ -336,7 +361,7 @@ mod tests {
     fn partition(id: u64, load: f64, bytes: u64) -> PartitionTrend {
         let mut loads = [0.0; METRICS.len()];
         loads[0] = load;
-        PartitionTrend { partition: id, shard: 0, load: loads, bytes, at_rest: true }
+        PartitionTrend { partition: id, shard: 0, load: loads, bytes, at_rest: true, cut: None }
     }
 
     fn host(id: u32, shard: ShardTrend, partitions: Vec<PartitionTrend>) -> (u32, HostTrend) {
@@ -360,7 +385,7 @@ mod tests {
             host(3, shard(0.2, 0.2, false), Vec::new()),
         ]);
         // 3 alone leaves 0.91: not enough; 2 leaves 0.78
-        assert_eq!(actions(&hosts), [Action::Start { partition: 2, source: 1, destination: 3 }]);
+        assert_eq!(actions(&hosts), [Action::Start { partition: 2, source: 1, destination: 3, cut: None }]);
     }
 
     #[test]
@@ -395,6 +420,33 @@ mod tests {
         hosts.insert(1, host(1, shard(0.9, 1.2, true), vec![partition(1, 0.2, 1), partition(3, 0.7, 1)]).1);
         hosts.insert(2, host(2, shard(0.3, 0.3, true), Vec::new()).1);
         assert!(actions(&hosts).is_empty());
+    }
+
+    #[test]
+    fn partition_too_large_to_go_whole_is_cut() {
+        let cut = |share| Some(Cut { slot: 8192, share });
+        let large = |share| PartitionTrend { cut: cut(share), ..partition(1, 0.9, 100) };
+        let hosts = |share| {
+            BTreeMap::from([
+                host(1, shard(0.9, 1.2, true), vec![large(share)]),
+                host(2, shard(0.05, 0.05, false), Vec::new()),
+            ])
+        };
+        let upper_half = Action::Start { partition: 1, source: 1, destination: 2, cut: Some(8192) };
+        assert_eq!(actions(&hosts(0.5)), [upper_half]);
+        assert!(actions(&hosts(0.9)).is_empty(), "nearly all of it does not fit either");
+        // Whole ones that suffice go first.
+        let mut two = hosts(0.5);
+        two.insert(
+            1,
+            host(
+                1,
+                shard(0.9, 1.2, true),
+                vec![PartitionTrend { load: [0.4, 0.0, 0.0, 0.0], ..large(0.5) }, partition(3, 0.5, 5)],
+            )
+            .1,
+        );
+        assert_eq!(actions(&two), [Action::Start { partition: 3, source: 1, destination: 2, cut: None }]);
     }
 
     #[test]
@@ -436,7 +488,7 @@ mod tests {
         ]);
         let settings = Settings::default();
         let resting = plan(&hosts, &settings, |id| id == 1);
-        assert_eq!(resting.decisions[0].action, Action::Start { partition: 2, source: 1, destination: 2 });
+        assert_eq!(resting.decisions[0].action, Action::Start { partition: 2, source: 1, destination: 2, cut: None });
         let all = plan(&hosts, &settings, |_| true);
         assert!(all.decisions.is_empty() && all.stuck[0].1.contains("a moment ago"), "{all:?}");
     }
@@ -450,6 +502,7 @@ mod tests {
                 .enumerate()
                 .map(|(index, (load, bytes, at_rest))| PartitionTrend {
                     at_rest: *at_rest,
+                    cut: (bytes % 2 == 0).then_some(Cut { slot: 9, share: 0.5 }),
                     ..partition(u64::from(id) * 10 + index as u64, *load, *bytes)
                 })
                 .collect();
@@ -468,13 +521,14 @@ mod tests {
             let mut taken: BTreeMap<u32, f64> = BTreeMap::new();
             let mut parts: BTreeMap<u32, usize> = BTreeMap::new();
             for decision in &plan.decisions {
-                let Action::Start { partition, source, destination } = decision.action else {
+                let Action::Start { partition, source, destination, cut } = decision.action else {
                     panic!("nothing is under way: {decision:?}");
                 };
                 let moved = hosts[&source].partitions.iter().find(|known| known.partition == partition).unwrap();
                 prop_assert!(source != destination && moved.at_rest && partition % 3 != 0);
                 prop_assert!(hosts[&source].shards[0].raised && !hosts[&destination].shards[0].raised);
-                *taken.entry(destination).or_default() += moved.load[0] * hosts[&source].shards[0].growth();
+                let share = if cut.is_some() { 0.5 } else { 1.0 };
+                *taken.entry(destination).or_default() += moved.load[0] * share * hosts[&source].shards[0].growth();
                 for host in [source, destination] {
                     *parts.entry(host).or_default() += 1;
                 }

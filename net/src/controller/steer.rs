@@ -15,16 +15,17 @@ use crate::transport::{Incoming, StreamKind, call, serve_call};
 use super::plan::{Action, Decision};
 use super::trend::HostTrend;
 
-/// A host that takes longer is left out.
+/// A host that takes longer is left out; a split takes its time on a busy one.
 const TIMEOUT: Duration = Duration::from_secs(2);
+const START_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A request of the leader.
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
     /// The last trend.
     Trend,
-    /// Casts a shadow ahead, to be switched to when told so.
-    Start { partition: u64, destination: u32, copy: Copy, reason: String },
+    /// Casts a shadow ahead, to be switched to when told so; of what lies above a slot, if one is given.
+    Start { partition: u64, destination: u32, cut: Option<u16>, copy: Copy, reason: String },
     /// Switches to it.
     Switch { partition: u64, reason: String },
     /// Drops it.
@@ -44,7 +45,8 @@ pub struct Copy {
 #[derive(Debug, Serialize, Deserialize)]
 enum Response {
     Trend(HostTrend),
-    Done,
+    /// About this partition: one that was cut off has an id of its own.
+    Done(u64),
     Refused(String),
 }
 
@@ -53,32 +55,36 @@ pub(crate) async fn trend_of(host: &Arc<Host>, of: HostId) -> Result<HostTrend> 
     match ask(host, of, Request::Trend).await? {
         Response::Trend(trend) => Ok(trend),
         Response::Refused(what) => Err(Error::Refused { what }),
-        Response::Done => Err(Error::protocol("no trend in the answer")),
+        Response::Done(_) => Err(Error::protocol("no trend in the answer")),
     }
 }
 
-/// Has a decision carried out.
-pub(super) async fn carry_out(host: &Arc<Host>, decision: &Decision, copy: Copy) -> Result<()> {
+/// Has a decision carried out; the partition that it is about from then on.
+pub(super) async fn carry_out(host: &Arc<Host>, decision: &Decision, copy: Copy) -> Result<u64> {
     let reason = decision.reason.clone();
     let request = match decision.action {
-        Action::Start { partition, destination, .. } => Request::Start { partition, destination, copy, reason },
+        Action::Start { partition, destination, cut, .. } => {
+            Request::Start { partition, destination, cut, copy, reason }
+        }
         Action::Switch { partition, .. } => Request::Switch { partition, reason },
         Action::GiveUp { partition, .. } => Request::GiveUp { partition, reason },
     };
     match ask(host, HostId(decision.action.source()), request).await? {
         Response::Refused(what) => Err(Error::Refused { what }),
-        Response::Done | Response::Trend(_) => Ok(()),
+        Response::Done(partition) => Ok(partition),
+        Response::Trend(_) => Err(Error::protocol("a trend in the answer")),
     }
 }
 
 async fn ask(host: &Arc<Host>, of: HostId, request: Request) -> Result<Response> {
     if of == host.id {
-        return Ok(answer(host, request));
+        return Ok(answer(host, request).await);
     }
     let addresses = host.routing.load().addresses(of).cloned();
     let address = addresses.ok_or_else(|| Error::Refused { what: format!("host {of} is not known") })?.control;
+    let timeout = if matches!(request, Request::Start { .. }) { START_TIMEOUT } else { TIMEOUT };
     let request = serde_json::to_vec(&request).map_err(|cause| Error::protocol(cause.to_string()))?;
-    let response = call(&host.control, address, of, StreamKind::Steer, &request, TIMEOUT).await?;
+    let response = call(&host.control, address, of, StreamKind::Steer, &request, timeout).await?;
     serde_json::from_slice(&response).map_err(|cause| Error::protocol(format!("host {of} answered: {cause}")))
 }
 
@@ -87,7 +93,7 @@ pub(crate) async fn serve(host: Arc<Host>, incoming: Incoming) {
     let peer = incoming.peer;
     let served = serve_call(incoming, |request| async move {
         let response = match serde_json::from_slice(&request) {
-            Ok(request) => answer(&host, request),
+            Ok(request) => answer(&host, request).await,
             Err(cause) => Response::Refused(format!("no request: {cause}")),
         };
         serde_json::to_vec(&response).unwrap_or_default()
@@ -97,7 +103,7 @@ pub(crate) async fn serve(host: Arc<Host>, incoming: Incoming) {
     }
 }
 
-fn answer(host: &Arc<Host>, request: Request) -> Response {
+async fn answer(host: &Arc<Host>, request: Request) -> Response {
     let done = match request {
         Request::Trend => {
             return match host.trend() {
@@ -105,7 +111,7 @@ fn answer(host: &Arc<Host>, request: Request) -> Response {
                 None => Response::Refused(format!("host {} measures no trends", host.id)),
             };
         }
-        Request::Start { partition, destination, copy, reason } => {
+        Request::Start { partition, destination, cut, copy, reason } => {
             let options = MoveOptions {
                 policy: Policy::Manual,
                 throttle_bytes_s: copy.throttle_bytes_s,
@@ -114,14 +120,7 @@ fn answer(host: &Arc<Host>, request: Request) -> Response {
                 automatic: true,
                 ..MoveOptions::default()
             };
-            let id = PartitionId(partition);
-            host.start_move(id, HostId(destination), options).map(|_| {
-                host.events.note(
-                    Topic::Decision,
-                    Some(id),
-                    format!("a shadow is cast on host {destination}: {reason}"),
-                );
-            })
+            start(host, partition, HostId(destination), cut, options, &reason).await
         }
         Request::Switch { partition, reason } => automatic(host, partition).map(|moving| {
             let id = PartitionId(partition);
@@ -131,14 +130,35 @@ fn answer(host: &Arc<Host>, request: Request) -> Response {
                 format!("switchover to host {}: {reason}", moving.destination()),
             );
             moving.switch();
+            partition
         }),
         Request::GiveUp { partition, reason } => automatic(host, partition).map(|moving| {
             let id = PartitionId(partition);
             host.events.note(Topic::Decision, Some(id), format!("the shadow is dropped: {reason}"));
             moving.give_up();
+            partition
         }),
     };
-    done.map_or_else(|cause| Response::Refused(cause.to_string()), |()| Response::Done)
+    done.map_or_else(|cause| Response::Refused(cause.to_string()), Response::Done)
+}
+
+/// Begins a move of a partition, or of what is cut off it; the moved one's id.
+async fn start(
+    host: &Arc<Host>,
+    partition: u64,
+    destination: HostId,
+    cut: Option<u16>,
+    options: MoveOptions,
+    reason: &str,
+) -> Result<u64> {
+    let mut id = PartitionId(partition);
+    if let Some(slot) = cut {
+        id = PartitionId(host.split(id, slot, None).await?.partition);
+        host.events.note(Topic::Decision, Some(id), format!("cut off partition {partition} at slot {slot}"));
+    }
+    host.start_move(id, destination, options)?;
+    host.events.note(Topic::Decision, Some(id), format!("a shadow is cast on host {destination}: {reason}"));
+    Ok(id.0)
 }
 
 /// The move of a partition, if a controller has begun it: those of operators are theirs.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use antumbra_engine::partition::Totals;
+use antumbra_engine::partition::{SegmentSummary, Totals};
 use antumbra_engine::types::PartitionId;
 use antumbra_engine::{EngineStats, PartitionStats, Serving, ShardUse};
 use antumbra_predictor::signal::{SignalEvent, Watch, WatchConfig};
@@ -93,6 +93,39 @@ pub struct PartitionTrend {
     pub bytes: u64,
     /// Whether it is whole, served here, and not being moved.
     pub at_rest: bool,
+    /// Where it could be cut in two, while its shard wants relief.
+    pub cut: Option<Cut>,
+}
+
+/// A place that halves a partition's expected load, as far as its segments allow.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cut {
+    /// The first slot of the upper part.
+    pub slot: u16,
+    /// The upper part's share of the expected accesses (0..1).
+    pub share: f64,
+}
+
+impl Cut {
+    /// Between two segments, by what the predictor expects of them; in the middle of the slots where there is only one, or
+    /// nothing is expected. `None` for a single slot.
+    #[must_use]
+    pub fn of(slots: (u16, u16), segments: &[SegmentSummary]) -> Option<Cut> {
+        let all: f64 = segments.iter().map(|segment| f64::from(segment.auto)).sum();
+        let mut below = 0.0;
+        let mut best: Option<Cut> = None;
+        for segment in segments {
+            let slot = segment.start.first_chunk().map_or(0, |slot| u16::from_be_bytes(*slot));
+            let share = 1.0 - below / all;
+            let is_nearer = |best: &Cut| (share - 0.5).abs() < (best.share - 0.5).abs();
+            if slot > slots.0 && slot <= slots.1 && all > 0.0 && best.as_ref().is_none_or(is_nearer) {
+                best = Some(Cut { slot, share });
+            }
+            below += f64::from(segment.auto);
+        }
+        let middle = (slots.0 < slots.1).then(|| Cut { slot: slots.0 + (slots.1 - slots.0).div_ceil(2), share: 0.5 });
+        best.or(middle)
+    }
 }
 
 /// The last move of a partition that began on the host.
@@ -239,6 +272,7 @@ impl Observer {
                     shard: index as u16,
                     load: entry.1,
                     bytes: partition.table_bytes + partition.memtable_bytes as u64,
+                    cut: None,
                     at_rest: partition.serving == Serving::Owner && partition.missing_segments == 0 && !is_moved,
                 });
             }
@@ -330,5 +364,45 @@ impl Window {
             work: sum.work + window.work,
             bytes: sum.bytes + window.bytes,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use antumbra_engine::types::{Lsn, SegmentId, ValidationToken};
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn segment(slot: u16, expected: f32) -> SegmentSummary {
+        let token = ValidationToken { segment: SegmentId(u64::from(slot)), version: Lsn(0), checksum: 0 };
+        SegmentSummary {
+            id: SegmentId(u64::from(slot)),
+            start: Bytes::from(slot.to_be_bytes().to_vec()),
+            bytes: 4096,
+            token,
+            resident_bytes: 0,
+            is_missing: false,
+            accesses: 0,
+            auto: expected,
+            gru: expected,
+            ewma: expected,
+        }
+    }
+
+    #[test]
+    fn cut_halves_what_is_expected() {
+        let segments = [segment(0, 1.0), segment(100, 1.0), segment(200, 7.0), segment(300, 1.0)];
+        let cut = Cut::of((0, 399), &segments);
+        assert!(cut.is_some_and(|cut| cut.slot == 200 && (cut.share - 0.8).abs() < 1e-6), "{cut:?}");
+        let even = [segment(0, 1.0), segment(100, 1.0), segment(200, 1.0), segment(300, 1.0)];
+        assert_eq!(Cut::of((0, 399), &even), Some(Cut { slot: 200, share: 0.5 }));
+    }
+
+    #[test]
+    fn cut_without_segments_to_go_by_is_in_the_middle() {
+        assert_eq!(Cut::of((0, 16_383), &[segment(0, 5.0)]), Some(Cut { slot: 8192, share: 0.5 }));
+        assert_eq!(Cut::of((10, 11), &[segment(10, 0.0), segment(11, 0.0)]), Some(Cut { slot: 11, share: 0.5 }));
+        assert_eq!(Cut::of((7, 7), &[segment(7, 5.0)]), None);
     }
 }
