@@ -131,7 +131,7 @@ fn trials() -> Vec<Trial> {
 /// Runs it; `progress` is told what comes next.
 ///
 /// # Errors
-/// [`Error::Store`], [`Error::Io`].
+/// [`Error::Store`](crate::error::Error::Store), [`Error::Io`](crate::error::Error::Io).
 pub fn run(options: &ScoresOptions, mut progress: impl FnMut(String)) -> Result<ScoresReport> {
     let place = Place::new(options.dir.as_deref())?;
     run_in(place.path(), options, &mut progress)

@@ -19,7 +19,12 @@ fn nodes(dir: &std::path::Path, policy: &str) -> Vec<Node> {
     let limit = LIMIT.to_string();
     let nodes = start_with(dir, 2, &["--policy", policy, "--limit-requests", &limit, "--limit-core", "10"]);
     create_partitions(&nodes);
-    let mut load = Load::new(nodes[0].resp);
+    fill(&nodes[0]);
+    nodes
+}
+
+fn fill(node: &Node) {
+    let mut load = Load::new(node.resp);
     for key in 0..KEYS {
         load.send(&format!("SET key:{key} {}\r\n", "v".repeat(256)));
         if key % 100 == 0 {
@@ -29,7 +34,6 @@ fn nodes(dir: &std::path::Path, policy: &str) -> Vec<Node> {
         }
     }
     load.answers();
-    nodes
 }
 
 /// A client that knows nothing of slots: its requests are forwarded where that is needed.
@@ -130,6 +134,26 @@ fn growing_load_is_moved_before_it_hurts() {
     let after = [level(&nodes[0]), level(&nodes[1])];
     assert!(after.iter().all(|level| (0.2..0.8).contains(level)), "{after:?}");
     assert!(load.requests > 30_000, "{}", load.requests);
+}
+
+#[test]
+fn partition_too_large_to_go_whole_is_cut_in_two() {
+    let dir = tempfile::tempdir().unwrap();
+    let limit = LIMIT.to_string();
+    let nodes = start_with(dir.path(), 2, &["--policy", "auto", "--limit-requests", &limit, "--limit-core", "10"]);
+    ask(nodes[0].resp, "ANTUMBRA CREATE 1 0 16383 1");
+    nodes.iter().for_each(|node| drop(wait_for(node.resp, "CLUSTER INFO", "cluster_state:ok")));
+    wait_for(nodes[0].resp, "ANTUMBRA PARTITIONS", "\"partition\":1");
+    fill(&nodes[0]);
+    let mut load = Load::new(nodes[0].resp);
+    load.run(Duration::from_secs(25), |at| 0.3 + 0.84 * at);
+    let events = nodes.iter().map(events).collect::<String>();
+    let at = |text: &str| events.find(text).unwrap_or_else(|| panic!("no '{text}' in {events}"));
+    assert!(at("cut off partition 1 at slot") < at("a shadow is cast on host 2"), "{events}");
+    assert!(at("a shadow is cast on host 2") < at("moved to host 2"), "{events}");
+    load.run(Duration::from_secs(2), |_| 1.0);
+    let after = [level(&nodes[0]), level(&nodes[1])];
+    assert!(after.iter().all(|level| (0.2..0.8).contains(level)), "{after:?}");
 }
 
 #[test]
