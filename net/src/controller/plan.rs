@@ -442,7 +442,7 @@ mod tests {
             host(
                 1,
                 shard(0.9, 1.2, true),
-                vec![PartitionTrend { load: [0.4, 0.0, 0.0, 0.0], ..large(0.5) }, partition(3, 0.5, 5)],
+                vec![PartitionTrend { load: [0.45, 0.0, 0.0, 0.0], ..large(0.5) }, partition(3, 0.45, 5)],
             )
             .1,
         );
