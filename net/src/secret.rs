@@ -38,7 +38,10 @@ impl std::fmt::Debug for Secret {
 }
 
 /// Reads a file that holds secrets.
-pub(crate) fn read_private(path: &Path) -> Result<String> {
+///
+/// # Errors
+/// [`Error::Refused`] when it cannot be read, or others may read it.
+pub fn read_private(path: &Path) -> Result<String> {
     let refuse = |what: String| Error::Refused { what: format!("{}: {what}", path.display()) };
     let mode = std::fs::metadata(path).map_err(|cause| refuse(cause.to_string()))?.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {

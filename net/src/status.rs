@@ -17,6 +17,7 @@ use crate::error::Result;
 use crate::host::Host;
 use crate::resp::Service;
 use crate::resp::latency::LatencyCounts;
+use crate::resp::slot::slot_at;
 use crate::shadow::accounts::StepTime;
 use crate::shadow::drive::MoveProgress;
 use crate::shadow::{MoveHandle, MoveReport};
@@ -251,9 +252,9 @@ pub(crate) fn moves(host: &Host) -> Vec<MoveStatus> {
 }
 
 fn partitions(host: &Host, engine: &EngineStats, cluster: &ClusterState) -> Vec<PartitionStatus> {
+    let shards = host.engine.partitions();
     let here = |id: u64| {
         let stats = engine.partitions.iter().find(|known| known.id.0 == id && known.id != SYSTEM_PARTITION)?;
-        let shards = host.engine.partitions();
         Some(Here {
             serving: serving(stats.serving).to_string(),
             shard: shards.iter().find(|(known, _)| *known == stats.id).map_or(0, |(_, shard)| shard.0),
@@ -311,7 +312,7 @@ pub(crate) async fn segments(host: &Arc<Host>, id: u64) -> Result<Vec<SegmentSta
     let held = host.find_move(id).map(|known| known.held()).unwrap_or_default();
     let status = |segment: &antumbra_engine::partition::SegmentSummary| SegmentStatus {
         segment: segment.id.0,
-        slot: segment.start.first_chunk().map_or(0, |slot| u16::from_be_bytes(*slot)),
+        slot: slot_at(&segment.start),
         bytes: segment.bytes,
         observed: segment.accesses,
         predicted: segment.auto,

@@ -15,7 +15,7 @@ use redis::Commands;
 
 use common::registers::{Client, Registers};
 use common::settled::{SETTLE_MAX, move_and_wait, settled_owner, wait_died};
-use common::{Node, ask, start_with, wait_for};
+use common::{Node, ask, fill_segments, start_with, wait_for};
 
 /// One round: the move dies at `place`, its process comes back, everything is as it should be.
 fn die_at(place: &str, nodes: &mut [Node], registers: &Registers) {
@@ -80,18 +80,7 @@ fn copy_whose_link_is_lost_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let nodes = three_with_a_partition(dir.path());
     let (source, target) = (&nodes[1], &nodes[2]);
-    let client = redis::Client::open(format!("redis://{}", source.resp)).unwrap();
-    let mut connection = client.get_connection().unwrap();
-    let mut random = fastrand::Rng::with_seed(5);
-    for hundred in 0..40 {
-        let mut pipe = redis::pipe();
-        for number in 0..100 {
-            let value: String = std::iter::repeat_with(|| random.alphanumeric()).take(1000).collect();
-            pipe.set(format!("{hundred}-{number}"), value).ignore();
-        }
-        pipe.query::<()>(&mut connection).unwrap();
-    }
-    assert!(ask(source.resp, "ANTUMBRA COMPACT 1").contains("OK"));
+    fill_segments(source);
     assert!(ask(source.resp, "ANTUMBRA MOVE 1 3 THROTTLE 1").contains("OK"));
     let held = |progress: &str| number_in(progress, "held").unwrap_or(0);
     let deadline = Instant::now() + SETTLE_MAX;

@@ -13,7 +13,7 @@ use redis::Commands;
 
 use common::registers::Registers;
 use common::settled::{SETTLE_MAX, json, move_and_wait, settled_owner, wait_died, wait_moved};
-use common::{Node, ask, start_with, wait_for};
+use common::{Node, ask, fill_segments, start_with, wait_for};
 
 const OLD: usize = 1;
 const NEW: usize = 2;
@@ -23,18 +23,7 @@ fn three_with_data(dir: &Path, roll_back_s: &str) -> Vec<Node> {
     let nodes = start_with(dir, 3, &["--roll-back-s", roll_back_s]);
     assert!(ask(nodes[0].resp, "ANTUMBRA CREATE 1 0 16383 2").contains("\"owner\":2"));
     wait_for(nodes[OLD].resp, "ANTUMBRA PARTITIONS", "\"partition\":1,");
-    let client = redis::Client::open(format!("redis://{}", nodes[OLD].resp)).unwrap();
-    let mut connection = client.get_connection().unwrap();
-    let mut random = fastrand::Rng::with_seed(5);
-    for hundred in 0..40 {
-        let mut pipe = redis::pipe();
-        for number in 0..100 {
-            let value: String = std::iter::repeat_with(|| random.alphanumeric()).take(1000).collect();
-            pipe.set(format!("{hundred}-{number}"), value).ignore();
-        }
-        pipe.query::<()>(&mut connection).unwrap();
-    }
-    assert!(ask(nodes[OLD].resp, "ANTUMBRA COMPACT 1").contains("OK"));
+    fill_segments(&nodes[OLD]);
     nodes
 }
 

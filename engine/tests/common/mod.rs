@@ -1,11 +1,13 @@
 //! What the tests of this folder share.
 #![allow(dead_code, clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use antumbra_engine::types::{Epoch, KeyRange, PartitionId, ShardId};
 use antumbra_engine::{Engine, EngineConfig, PartitionHandle, PartitionOptions, PartitionSpec};
+use bytes::Bytes;
 
 pub use futures_lite::future::block_on;
 
@@ -35,6 +37,23 @@ pub fn spec() -> PartitionSpec {
             block_bytes: 4 << 10,
             ..PartitionOptions::default()
         },
+    }
+}
+
+/// What a partition is to hold, and does.
+pub type Model = BTreeMap<Bytes, Bytes>;
+
+/// What the partition holds, by scans of a few keys each.
+pub fn contents(handle: &PartitionHandle) -> Model {
+    let mut model = Model::new();
+    let mut range = KeyRange::all();
+    loop {
+        let page = block_on(handle.scan(range.clone(), 300)).unwrap();
+        model.extend(page.items.into_iter().map(|item| (item.key, item.value)));
+        match page.next {
+            Some(next) => range.start = next.to_vec(),
+            None => return model,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! A partition that becomes two, and two that become one, while they are written and read.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,12 +10,10 @@ use antumbra_engine::types::{Epoch, KeyRange, PartitionId, ShardId};
 use antumbra_engine::{Batch, Durability, Engine, Error, PartitionHandle, PartitionSpec, Shard, Write};
 use bytes::Bytes;
 
-use crate::common::{PARTITION, block_on, config, create, open, spec};
+use crate::common::{Model, PARTITION, block_on, config, contents, create, open, spec};
 
 const CHILD: PartitionId = PartitionId(77);
 const KEYS: u64 = 3_000;
-
-type Model = BTreeMap<Bytes, Bytes>;
 
 fn key(number: u64) -> Bytes {
     Bytes::from(format!("key-{number:05}"))
@@ -43,17 +42,14 @@ fn is_gone(error: &Error) -> bool {
     matches!(error, Error::UnknownPartition { .. } | Error::WrongPartition { .. })
 }
 
-fn contents(handle: &PartitionHandle) -> Model {
-    let mut model = Model::new();
-    let mut range = KeyRange::all();
-    loop {
-        let page = block_on(handle.scan(range.clone(), 300)).unwrap();
-        model.extend(page.items.into_iter().map(|item| (item.key, item.value)));
-        match page.next {
-            Some(next) => range.start = next.to_vec(),
-            None => return model,
-        }
-    }
+/// The merged partition after a restart: its keys, compaction, and what `verify` says of its files.
+fn last_check(engine: Engine, dir: &Path, model: &Model) {
+    let handle = engine.partition(PARTITION).unwrap();
+    assert!(contents(&handle) == *model, "after a restart");
+    block_on(handle.compact()).unwrap();
+    assert!(contents(&handle) == *model, "compacted");
+    block_on(engine.close()).unwrap();
+    antumbra_engine::offline::verify(dir, |_| {}).unwrap();
 }
 
 fn both(engine: &Engine) -> (Model, Model) {
@@ -207,12 +203,7 @@ fn merge_under_load_has_the_keys_of_both() {
     assert!(stats.epoch == Epoch(3) && stats.visible > lsns[1], "the history goes on behind the longer one");
     block_on(engine.close()).unwrap();
     let engine = open(dir.path());
-    let handle = engine.partition(PARTITION).unwrap();
-    assert!(contents(&handle) == model, "after a restart");
-    block_on(handle.compact()).unwrap();
-    assert!(contents(&handle) == model, "compacted");
-    block_on(engine.close()).unwrap();
-    antumbra_engine::offline::verify(dir.path(), |_| {}).unwrap();
+    last_check(engine, dir.path(), &model);
 }
 
 #[test]
@@ -253,12 +244,7 @@ fn merge_of_partitions_on_two_shards_copies_nothing() {
     let left: Vec<_> = left.filter(|path| path.extension().is_some_and(|extension| extension == "tab")).collect();
     assert!(left.is_empty(), "the tables have one name each: {left:?}");
     let engine = open();
-    let handle = engine.partition(PARTITION).unwrap();
-    assert!(contents(&handle) == model, "after a restart");
-    block_on(handle.compact()).unwrap();
-    assert!(contents(&handle) == model, "compacted");
-    block_on(engine.close()).unwrap();
-    antumbra_engine::offline::verify(dir.path(), |_| {}).unwrap();
+    last_check(engine, dir.path(), &model);
 }
 
 /// Behind a split and a merge two neighbours read one table, each its own part, also when they are small and become one.

@@ -8,7 +8,7 @@ use antumbra_engine::types::{AttemptId, Epoch, HostId, KeyRange, Lsn, ShardId};
 use antumbra_engine::{Batch, Durability, Engine, Error, Partition, PartitionHandle, Serving, Write};
 use bytes::Bytes;
 
-use crate::common::{PARTITION, block_on, create, open, spec};
+use crate::common::{Model, PARTITION, block_on, contents, create, open, spec};
 
 const THERE: AttemptId = AttemptId(7);
 const BACK: AttemptId = AttemptId(8);
@@ -16,23 +16,8 @@ const NEW_OWNER: HostId = HostId(2);
 const KEYS: u64 = 3_000;
 const WALL_MS: u64 = 1_700_000_000_000;
 
-type Model = std::collections::BTreeMap<Bytes, Bytes>;
-
 fn key(number: u64) -> Bytes {
     Bytes::from(format!("key-{number:05}"))
-}
-
-fn contents(handle: &PartitionHandle) -> Model {
-    let mut model = Model::new();
-    let mut range = KeyRange::all();
-    loop {
-        let page = block_on(handle.scan(range.clone(), 300)).unwrap();
-        model.extend(page.items.into_iter().map(|item| (item.key, item.value)));
-        match page.next {
-            Some(next) => range.start = next.to_vec(),
-            None => return model,
-        }
-    }
 }
 
 fn attach(source: &PartitionHandle, attempt: AttemptId) -> (MirrorReceiver, Vec<SegmentSummary>) {

@@ -10,12 +10,10 @@ use antumbra_engine::types::{AttemptId, Epoch, HostId, KeyRange, Lsn, SegmentId}
 use antumbra_engine::{Batch, Durability, Engine, Error, PartitionHandle, Serving};
 use bytes::Bytes;
 
-use crate::common::{PARTITION, block_on, create, open, spec};
+use crate::common::{Model, PARTITION, block_on, contents, create, open, spec};
 
 const ATTEMPT: AttemptId = AttemptId(41);
 const KEYS: u64 = 3_000;
-
-type Model = std::collections::BTreeMap<Bytes, Bytes>;
 
 fn key(number: u64) -> Bytes {
     Bytes::from(format!("key-{number:05}"))
@@ -300,20 +298,6 @@ fn move_under_batches_and_range_deletions_both_sides_agree() {
     block_on(target.close()).unwrap();
     let target = open(target_dir.path());
     assert!(contents(&target.partition(PARTITION).unwrap()) == model, "also after a restart");
-}
-
-/// What the partition holds, by scans of a few keys each.
-fn contents(handle: &PartitionHandle) -> Model {
-    let mut model = Model::new();
-    let mut range = KeyRange::all();
-    loop {
-        let page = block_on(handle.scan(range.clone(), 300)).unwrap();
-        model.extend(page.items.into_iter().map(|item| (item.key, item.value)));
-        match page.next {
-            Some(next) => range.start = next.to_vec(),
-            None => return model,
-        }
-    }
 }
 
 /// Fetches what is missing until nothing is, or `count` segments have come; returns their order.

@@ -212,9 +212,11 @@ impl Controller {
                 Err(cause) => silent.push(format!("host {id}: {cause}")),
             }
         }
-        match silent.is_empty() {
-            true => drop(self.said.remove(&Subject::Hosts)),
-            false => self.say(host, Subject::Hosts, Topic::Alarm, None, &format!("left out: {}", silent.join("; "))),
+        if silent.is_empty() {
+            self.said.remove(&Subject::Hosts);
+        } else {
+            let text = format!("left out: {}", silent.join("; "));
+            self.say_once(host, Subject::Hosts, &text, Topic::Alarm, None, &text);
         }
         self.settle(&hosts);
         let is_busy = |id: u64| {
@@ -226,10 +228,10 @@ impl Controller {
         let rests = |id: u64| is_busy(id) || self.rest.get(&id).is_some_and(|(until, _)| *until > time::now());
         let plan = plan::plan(&hosts, &self.config.settings, rests);
         for (shard, reason) in &plan.stuck {
-            let figureless: String = reason.chars().filter(|sign| !sign.is_ascii_digit()).collect();
-            if self.said.insert(Subject::Shard(shard.0, shard.1), figureless.clone()).as_ref() != Some(&figureless) {
-                host.events.note(Topic::Alarm, None, format!("nothing can be done: {reason}"));
-            }
+            // Figures change with each window.
+            let key: String = reason.chars().filter(|sign| !sign.is_ascii_digit()).collect();
+            let text = format!("nothing can be done: {reason}");
+            self.say_once(host, Subject::Shard(shard.0, shard.1), &key, Topic::Alarm, None, &text);
         }
         for decision in &plan.decisions {
             self.decide(host, decision).await;
@@ -300,10 +302,7 @@ impl Controller {
         self.rest.insert(partition, (time::now() + self.config.window * windows, failures));
     }
 
-    fn say(&mut self, host: &Host, subject: Subject, topic: Topic, partition: Option<PartitionId>, text: &str) {
-        self.say_once(host, subject, text, topic, partition, text);
-    }
-
+    /// Notes an event unless its `key` was the last of this subject.
     fn say_once(
         &mut self,
         host: &Host,

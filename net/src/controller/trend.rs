@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::coordinator::embedded::SYSTEM_PARTITION;
 use crate::error::{Error, Result};
+use crate::resp::slot::slot_at;
 use crate::time;
 
 /// What is measured of a shard, each over its limit: its core, its requests, the bytes of its log, the bytes it stores.
@@ -115,7 +116,7 @@ impl Cut {
         let mut below = 0.0;
         let mut best: Option<Cut> = None;
         for segment in segments {
-            let slot = segment.start.first_chunk().map_or(0, |slot| u16::from_be_bytes(*slot));
+            let slot = slot_at(&segment.start);
             let share = 1.0 - below / all;
             let is_nearer = |best: &Cut| (share - 0.5).abs() < (best.share - 0.5).abs();
             if slot > slots.0 && slot <= slots.1 && all > 0.0 && best.as_ref().is_none_or(is_nearer) {

@@ -11,8 +11,8 @@ use crate::failpoint::Failpoint;
 use crate::transport::{Incoming, serve_call};
 
 use super::health::{CoordinatorHealth, CoordinatorKind, Pulse};
-use super::machine::{ClusterState, Command, Machine};
-use super::{Asking, Coordinator, Response};
+use super::machine::Machine;
+use super::{Asking, ClusterState, Command, Coordinator, Response};
 
 /// The partition that holds the coordinator's state. Users' partitions begin at 1.
 pub const SYSTEM_PARTITION: PartitionId = PartitionId(0);

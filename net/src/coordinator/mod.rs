@@ -1,12 +1,13 @@
 //! Who owns which partition: one record per partition, changed only by compare-and-set.
 //!
-//! [`machine::Machine`] is the pure state machine, [`embedded::Embedded`] keeps it durable in the engine's own store and
+//! [`machine::Machine`] is the pure state machine over what `record` describes, [`embedded::Embedded`] keeps it durable in the engine's own store and
 //! serves it, [`remote::Remote`] asks another node's, [`etcd`] applies it to the keys of an etcd cluster.
 
 pub mod embedded;
 pub mod etcd;
 mod health;
 pub mod machine;
+mod record;
 pub mod remote;
 
 use std::pin::Pin;
@@ -17,9 +18,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 
 pub use health::{CoordinatorHealth, CoordinatorKind};
-pub use machine::{
-    Answer, ClusterState, Command, Diverged, Former, HostInfo, Leader, Moving, PartitionRecord, RecordState,
-};
+pub use machine::{Answer, Command};
+pub use record::{ClusterState, Diverged, Former, HostInfo, Leader, Moving, PartitionRecord, RecordState};
 
 /// A future of the coordinator.
 pub type Asking<'a> = Pin<Box<dyn Future<Output = Result<Answer>> + Send + 'a>>;

@@ -10,6 +10,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::coordinator::RecordState;
+use crate::coordinator::embedded::SYSTEM_PARTITION;
 use crate::resp::Figures;
 use crate::resp::latency::{BUCKETS, LatencyCounts, bound_ns};
 
@@ -221,7 +222,7 @@ impl Scrape {
     fn partitions(&self, writer: &mut Writer<'_>) -> fmt::Result {
         let engine = &self.status.engine;
         let each = |figure: fn(&antumbra_engine::PartitionStats) -> f64| {
-            let of_users = engine.partitions.iter().filter(|known| known.id.0 != 0);
+            let of_users = engine.partitions.iter().filter(|known| known.id != SYSTEM_PARTITION);
             of_users.map(move |known| (label("partition", known.id), figure(known)))
         };
         writer.counters(("partition_reads", "Reads", None), each(|known| known.sums.reads as f64))?;
@@ -248,7 +249,7 @@ impl Scrape {
             each(|known| known.missing_segments as f64),
         )?;
         writer.gauges(("partition_epoch", "Ownership generation", None), each(|known| known.epoch.0 as f64))?;
-        let states = engine.partitions.iter().filter(|known| known.id.0 != 0).map(|known| {
+        let states = engine.partitions.iter().filter(|known| known.id != SYSTEM_PARTITION).map(|known| {
             (vec![("partition", known.id.to_string()), ("state", serving(known.serving).to_string())], 1.0)
         });
         writer.gauges(("partition_serving", "1 for the state that the partition is in here", None), states)

@@ -15,6 +15,7 @@ mod actions;
 mod listener;
 mod metrics;
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, Result};
+use crate::events::Event;
 use crate::host::Host;
 use crate::resp::Service;
 use crate::status;
@@ -187,7 +189,7 @@ async fn follow(
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok()).unwrap_or(0);
     // Numbers begin anew with each life of the node.
     let last = if last > *app.host.events.watch().borrow() { 0 } else { last };
-    let follower = Follower { app, _place: place, last, next: tokio::time::Instant::now() };
+    let follower = Follower { app, _place: place, last, waiting: VecDeque::new(), next: tokio::time::Instant::now() };
     Ok(Sse::new(stream::unfold(follower, |mut follower| async move {
         let sent = follower.next().await;
         Some((Ok(sent), follower))
@@ -199,8 +201,9 @@ async fn follow(
 struct Follower {
     app: Arc<App>,
     _place: OwnedSemaphorePermit,
-    /// The last event that it has.
+    /// The last event that it has, or that waits to be sent.
     last: u64,
+    waiting: VecDeque<Event>,
     /// When it gets the next state.
     next: tokio::time::Instant,
 }
@@ -211,8 +214,11 @@ impl Follower {
         let mut newest = host.events.watch();
         loop {
             newest.borrow_and_update();
-            if let Some(event) = host.events.since(self.last, usize::MAX).into_iter().next() {
-                self.last = event.number;
+            if self.waiting.is_empty() {
+                self.waiting = host.events.since(self.last, usize::MAX).into();
+                self.last = self.waiting.back().map_or(self.last, |newest| newest.number);
+            }
+            if let Some(event) = self.waiting.pop_front() {
                 let sent = SentEvent::default().event("event").id(event.number.to_string());
                 return sent.json_data(&event).unwrap_or_default();
             }

@@ -20,6 +20,12 @@ pub fn routing_key(key: &[u8]) -> Vec<u8> {
     routing
 }
 
+/// The slot that a range of routing keys starts in; the first where it starts before all of them.
+#[must_use]
+pub fn slot_at(start: &[u8]) -> u16 {
+    start.first_chunk().map_or(0, |slot| u16::from_be_bytes(*slot))
+}
+
 /// The routing keys of the slots `first..=last`.
 #[must_use]
 pub fn range_of((first, last): (u16, u16)) -> KeyRange {

@@ -178,3 +178,19 @@ pub fn move_partition(from: &Node, partition: u32, to: u32) -> String {
     assert!(report.contains("\"equal\":true"), "{report}");
     report
 }
+
+/// Puts 4,000 values of 1,000 bytes into partition 1 of a node, and has them in some 60 segments.
+pub fn fill_segments(node: &Node) {
+    let client = redis::Client::open(format!("redis://{}", node.resp)).unwrap();
+    let mut connection = client.get_connection().unwrap();
+    let mut random = fastrand::Rng::with_seed(5);
+    for hundred in 0..40 {
+        let mut pipe = redis::pipe();
+        for number in 0..100 {
+            let value: String = std::iter::repeat_with(|| random.alphanumeric()).take(1000).collect();
+            pipe.set(format!("{hundred}-{number}"), value).ignore();
+        }
+        pipe.query::<()>(&mut connection).unwrap();
+    }
+    assert!(ask(node.resp, "ANTUMBRA COMPACT 1").contains("OK"));
+}

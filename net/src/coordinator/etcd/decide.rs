@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use etcd_client::{GetOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
 
-use crate::coordinator::machine::{Answer, ClusterState, Command, HostInfo, Machine};
+use crate::coordinator::machine::Machine;
+use crate::coordinator::{Answer, ClusterState, Command, HostInfo};
 
 use super::layout::{Layout, Scope};
 use super::members::{Failure, Members, kv};

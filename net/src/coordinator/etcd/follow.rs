@@ -8,7 +8,7 @@ use std::time::Duration;
 use etcd_client::{Client, EventType, WatchOptions, WatchResponse, WatchStream};
 use tokio::sync::watch;
 
-use crate::coordinator::machine::ClusterState;
+use crate::coordinator::ClusterState;
 
 use super::decide;
 use super::layout::Layout;

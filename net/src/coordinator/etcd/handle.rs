@@ -9,7 +9,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::LocalSet;
 
 use crate::coordinator::health::{CoordinatorHealth, CoordinatorKind, Pulse};
-use crate::coordinator::machine::{Answer, ClusterState, Command};
+use crate::coordinator::{Answer, ClusterState, Command};
 use crate::coordinator::{Asking, Coordinator, Watching};
 use crate::error::Error;
 

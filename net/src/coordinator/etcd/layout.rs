@@ -11,7 +11,7 @@
 
 use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, KeyValue, TxnOp, TxnOpResponse, TxnResponse};
 
-use crate::coordinator::machine::{ClusterState, Command};
+use crate::coordinator::{ClusterState, Command};
 
 /// The version of the layout.
 pub(super) const FORMAT: &[u8] = b"1";

@@ -6,7 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
-use crate::coordinator::machine::{ClusterState, HostInfo};
+use crate::coordinator::{ClusterState, HostInfo};
 
 use super::decide::{self, ANSWER_MAX};
 use super::layout::Layout;
