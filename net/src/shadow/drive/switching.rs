@@ -94,7 +94,13 @@ impl Driver<'_> {
                 let open = |record: &PartitionRecord| {
                     matches!(&record.state, RecordState::Committed(moving) if moving.attempt == context.attempt.0)
                 };
-                if read.is_ok_and(|record| !open(&record)) {
+                let closed = match read {
+                    Ok(record) => !open(&record),
+                    // No record any more: the attempt was closed, and the partition has become a part of another one since.
+                    Err(Error::Conflict { .. }) => true,
+                    Err(_) => false,
+                };
+                if closed {
                     let _ = signal.send(Signal::Completed);
                     return;
                 }
@@ -134,8 +140,12 @@ impl Driver<'_> {
         let _ = self.link.send(&Message::Complete).await;
         self.link.finish();
         let command = Command::Complete { partition: self.context.partition.0, attempt: self.context.attempt.0 };
-        while let Err(cause) = coordinator::change(self.host.coordinator.as_ref(), command.clone()).await {
-            tracing::warn!(%cause, "the completion is not recorded yet");
+        loop {
+            match coordinator::change(self.host.coordinator.as_ref(), command.clone()).await {
+                // A conflict: as in `spawn_await_target`.
+                Ok(_) | Err(Error::Conflict { .. }) => break,
+                Err(cause) => tracing::warn!(%cause, "the completion is not recorded yet"),
+            }
             time::sleep(RETRY).await;
         }
         mark(&mut self.report, "complete");
