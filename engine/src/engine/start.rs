@@ -176,6 +176,8 @@ async fn serve(shard: Rc<Shard>, queue: ShardQueue) -> Result<()> {
             }
         }
     });
+    let jobs = queue.jobs.downgrade();
+    runtime::interrupt_when(move || jobs.upgrade().is_some_and(|jobs| !jobs.is_empty()));
     while let Ok(job) = queue.jobs.recv().await {
         job(Rc::clone(&shard));
         // Jobs that end at once must not keep the tasks of earlier ones waiting.

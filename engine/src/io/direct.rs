@@ -1,61 +1,37 @@
 //! Files read and written past the page cache through the executor's ring.
 
-use std::cell::RefCell;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
-use glommio::io::{DmaBuffer, DmaFile, OpenOptions};
+use glommio::io::{DmaFile, OpenOptions};
 
 use crate::error::{Error, Result};
-use crate::memory::{AlignedBytes, LARGE_BYTES};
+use crate::memory::{AlignedBytes, Pages};
 
 #[cfg(any(test, feature = "sim"))]
 use super::fs::Mode;
+use super::ring::{self, Request, Verb};
 use super::runtime;
 
 /// Offsets and lengths of writes are multiples of this: the largest block of the devices in use.
 pub(crate) const BLOCK_BYTES: usize = 4096;
 
-/// Large buffers that a thread keeps after they were written, to be used again.
-const SPARE_BUFFERS: usize = 2;
-const SPARE_BYTES_MAX: usize = 512 << 10;
-
-thread_local! {
-    static SPARE: RefCell<Vec<DmaBuffer>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Keeps a buffer of full length; a shorter one would stay short.
-fn keep_spare(buffer: DmaBuffer) {
-    if (LARGE_BYTES..=SPARE_BYTES_MAX).contains(&buffer.len()) {
-        SPARE.with_borrow_mut(|spare| {
-            if spare.len() < SPARE_BUFFERS {
-                spare.push(buffer);
-            }
-        });
-    }
-}
-
 /// A growable buffer that the device can write from directly.
 pub(crate) struct AlignedBuf {
-    buffer: DmaBuffer,
+    pages: Pages,
     len: usize,
 }
 
 impl std::fmt::Debug for AlignedBuf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AlignedBuf").field("len", &self.len).field("capacity", &self.buffer.len()).finish()
+        f.debug_struct("AlignedBuf").field("len", &self.len).field("capacity", &self.pages.len()).finish()
     }
 }
 
 impl AlignedBuf {
     /// An empty buffer with room for `capacity` bytes.
     pub fn with_capacity(capacity: usize) -> AlignedBuf {
-        let capacity = capacity.max(BLOCK_BYTES).next_multiple_of(BLOCK_BYTES);
-        let spare = SPARE.with_borrow_mut(|spare| {
-            spare.iter().position(|buffer| buffer.len() == capacity).map(|place| spare.swap_remove(place))
-        });
-        AlignedBuf { buffer: spare.unwrap_or_else(|| glommio::allocate_dma_buffer_global(capacity)), len: 0 }
+        AlignedBuf { pages: Pages::new(capacity.max(BLOCK_BYTES)), len: 0 }
     }
 
     pub fn len(&self) -> usize {
@@ -63,16 +39,19 @@ impl AlignedBuf {
     }
 
     pub fn as_slice(&self) -> &[u8] {
-        &self.buffer.as_bytes()[..self.len]
+        // SAFETY: the first `len` bytes were written, and are borrowed with `self`.
+        unsafe { std::slice::from_raw_parts(self.pages.as_ptr(), self.len) }
     }
 
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        &mut self.buffer.as_bytes_mut()[..self.len]
+        // SAFETY: as above, borrowed for writing.
+        unsafe { std::slice::from_raw_parts_mut(self.pages.as_ptr(), self.len) }
     }
 
     pub fn extend_from_slice(&mut self, bytes: &[u8]) {
         self.reserve(bytes.len());
-        self.buffer.as_bytes_mut()[self.len..self.len + bytes.len()].copy_from_slice(bytes);
+        // SAFETY: there is room for the bytes behind the first `len`, and nobody else knows of that memory.
+        unsafe { self.end().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         self.len += bytes.len();
     }
 
@@ -80,22 +59,23 @@ impl AlignedBuf {
     pub fn pad_to(&mut self, multiple: usize) {
         let padded = self.len.next_multiple_of(multiple);
         self.reserve(padded - self.len);
-        self.buffer.as_bytes_mut()[self.len..padded].fill(0);
+        // SAFETY: there is room up to `padded`.
+        unsafe { self.end().write_bytes(0, padded - self.len) };
         self.len = padded;
+    }
+
+    /// Where the next byte goes.
+    fn end(&mut self) -> *mut u8 {
+        self.pages.as_ptr().wrapping_add(self.len)
     }
 
     fn reserve(&mut self, more: usize) {
         let needed = self.len + more;
-        if needed > self.buffer.len() {
-            let mut grown = AlignedBuf::with_capacity(needed.max(self.buffer.len() * 2));
-            grown.buffer.as_bytes_mut()[..self.len].copy_from_slice(self.as_slice());
-            self.buffer = grown.buffer;
+        if needed > self.pages.len() {
+            let mut grown = AlignedBuf::with_capacity(needed.max(self.pages.len() * 2));
+            grown.extend_from_slice(self.as_slice());
+            *self = grown;
         }
-    }
-
-    fn into_dma(mut self) -> DmaBuffer {
-        self.buffer.trim_to_size(self.len);
-        self.buffer
     }
 }
 
@@ -201,35 +181,56 @@ impl DirectFile {
     /// Exactly `len` bytes at `offset`, whatever their alignment.
     ///
     /// Errors: [`Error::Corruption`] when the file ends before, [`Error::Io`].
-    /// Cost: one copy, since a device buffer kept would pin the ring's registered memory.
     pub async fn read(&self, offset: u64, len: usize) -> Result<AlignedBytes> {
-        let mut bytes = AlignedBytes::with_capacity(len);
-        // A device may return less than it was asked for before the file ends.
-        while bytes.len() < len {
-            let before = bytes.len();
-            self.read_some(offset + before as u64, len - before, &mut bytes).await?;
-            if bytes.len() == before {
-                let what = format!("the file ends after {before} of {len} bytes");
-                return Err(Error::corruption(&self.path, offset, what));
+        let (bytes, found) = match &self.backend {
+            Backend::Ring(file) => {
+                // The device reads whole blocks.
+                let first = file.align_down(offset);
+                let until = file.align_up(offset + len as u64);
+                let (pages, found) = self.read_pages(file, first, (until - first) as usize).await?;
+                let start = (offset - first) as usize;
+                let found = found.saturating_sub(start).min(len);
+                // SAFETY: the device has written what it found.
+                (unsafe { AlignedBytes::of_pages(pages, start..start + found) }, found)
             }
+            #[cfg(any(test, feature = "sim"))]
+            Backend::Simulated(file) => {
+                let mut bytes = AlignedBytes::with_capacity(len);
+                // A device may return less than it was asked for before the file ends.
+                while bytes.len() < len {
+                    let found = file.read_at(offset + bytes.len() as u64, len - bytes.len()).await;
+                    let found = found.map_err(|cause| Error::io("read", &self.path, cause))?;
+                    bytes.extend_from_slice(&found);
+                    if found.is_empty() {
+                        break;
+                    }
+                }
+                let found = bytes.len();
+                (bytes, found)
+            }
+        };
+        if found < len {
+            let what = format!("the file ends after {found} of {len} bytes");
+            return Err(Error::corruption(&self.path, offset, what));
         }
         Ok(bytes)
     }
 
-    /// Appends up to `len` bytes at `offset` to `bytes`; none at the end of the file.
-    async fn read_some(&self, offset: u64, len: usize, bytes: &mut AlignedBytes) -> Result<()> {
-        match &self.backend {
-            Backend::Ring(file) => {
-                let found = runtime::request(file.read_at(offset, len)).await;
-                bytes.extend_from_slice(&found.map_err(|cause| glommio_error("read", &self.path, cause))?);
-            }
-            #[cfg(any(test, feature = "sim"))]
-            Backend::Simulated(file) => {
-                let found = file.read_at(offset, len).await.map_err(|cause| Error::io("read", &self.path, cause))?;
-                bytes.extend_from_slice(&found);
+    /// Reads up to `len` bytes at `offset`, both aligned; says how many there were before the file's end.
+    async fn read_pages(&self, file: &DmaFile, offset: u64, len: usize) -> Result<(Pages, usize)> {
+        let (fd, verb) = (file.as_raw_fd(), Verb::Read);
+        let (mut pages, mut found) = (Pages::new(len), 0);
+        while found < len {
+            let request = Request { verb, fd, offset: offset + found as u64, pages, start: found, len: len - found };
+            let more;
+            (pages, more) = ring::request(request).await.map_err(|cause| Error::io("read", &self.path, cause))?;
+            found += more;
+            // Fewer than whole blocks are the last of the file.
+            if more == 0 || file.align_down(found as u64) != found as u64 {
+                break;
             }
         }
-        Ok(())
+        Ok((pages, found))
     }
 
     /// Writes the whole buffer; offset and length are multiples of [`BLOCK_BYTES`].
@@ -241,13 +242,9 @@ impl DirectFile {
         );
         let written = match &self.backend {
             Backend::Ring(file) => {
-                let is_whole = len == buffer.buffer.len();
-                let buffer = Rc::new(buffer.into_dma());
-                let written = runtime::request(file.write_rc_at(Rc::clone(&buffer), offset)).await;
-                if let Some(buffer) = Rc::into_inner(buffer).filter(|_| is_whole) {
-                    keep_spare(buffer);
-                }
-                written.map_err(std::io::Error::from)
+                let (fd, verb) = (file.as_raw_fd(), Verb::Write);
+                let request = Request { verb, fd, offset, pages: buffer.pages, start: 0, len };
+                ring::request(request).await.map(|(_, written)| written)
             }
             #[cfg(any(test, feature = "sim"))]
             Backend::Simulated(file) => file.write_at(offset, buffer.as_slice().to_vec()).await,

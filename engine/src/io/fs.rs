@@ -3,6 +3,7 @@
 //! simulated machine (`super::sim`) can stand in for the real one.
 
 use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -114,6 +115,18 @@ impl File {
             Handle::Simulated(file) => file.sync(),
         };
         synced.map_err(|cause| Error::io("fdatasync", &self.path, cause))
+    }
+
+    /// Asks the page cache to forget what it holds of the file and has on the device; it may keep it all the same.
+    pub fn drop_cached(&self) {
+        match &self.handle {
+            Handle::System(file) => {
+                // SAFETY: a hint about an open descriptor; no memory is involved.
+                unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+            }
+            #[cfg(any(test, feature = "sim"))]
+            Handle::Simulated(_) => {}
+        }
     }
 
     /// Locks the file through this descriptor; false while another descriptor holds it.

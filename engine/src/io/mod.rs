@@ -1,5 +1,5 @@
-//! The only place that knows glommio's files and executors, with every workaround they need. A change of the runtime
-//! costs this folder.
+//! The only place that knows glommio's files and executors, with every workaround they need, and the ring that direct files
+//! are read and written by. A change of the runtime costs this folder.
 //!
 //! Everything that the shard asks of the machine goes through here: direct files, blocking file operations, locks,
 //! tasks, timers, and (by `crate::clock`) time. So a second machine fits in: `sim` (feature `sim`, and unit tests) has
@@ -12,6 +12,7 @@ pub(crate) mod direct;
 pub(crate) mod fs;
 pub(crate) mod lock;
 mod probe;
+mod ring;
 pub mod runtime;
 #[cfg(any(test, feature = "sim"))]
 pub(crate) mod sim;

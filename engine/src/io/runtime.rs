@@ -189,6 +189,7 @@ const BACKGROUND_SLICE: Duration = Duration::from_micros(40);
 thread_local! {
     /// When the background task that runs now has to let others run.
     static SLICE_END: Cell<Option<Instant>> = const { Cell::new(None) };
+    static BACKGROUND_TURNS: Cell<u64> = const { Cell::new(0) };
 }
 
 /// A background task, whose turns are short: see [`yield_now`].
@@ -201,6 +202,7 @@ impl<T> Future for Sliced<T> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
         SLICE_END.set(Some(Instant::now() + BACKGROUND_SLICE));
+        BACKGROUND_TURNS.set(BACKGROUND_TURNS.get() + 1);
         let polled = self.task.as_mut().poll(context);
         SLICE_END.set(None);
         polled
@@ -215,49 +217,20 @@ pub(crate) fn is_simulated() -> bool {
     false
 }
 
-/// How long a request to the device may wait for tasks that keep the core.
-const SUBMIT_WITHIN: Duration = Duration::from_micros(100);
-
-thread_local! {
-    /// Number and time of the oldest request of which it is not known that the device has it.
-    static REQUESTED: Cell<Option<(u64, Instant)>> = const { Cell::new(None) };
-    /// Requests made.
-    static REQUESTS: Cell<u64> = const { Cell::new(0) };
+/// Whether a background task runs now.
+pub(super) fn is_in_background() -> bool {
+    SLICE_END.get().is_some()
 }
 
-/// Whether a request waits that the device should have by now; then none does any more.
-fn take_overdue() -> bool {
-    let is_overdue = REQUESTED.get().is_some_and(|(_, made)| made.elapsed() >= SUBMIT_WITHIN);
-    if is_overdue {
-        REQUESTED.set(None);
-    }
-    is_overdue
+/// How often background tasks have run on this thread.
+pub(super) fn background_turns() -> u64 {
+    BACKGROUND_TURNS.get()
 }
 
-/// Awaits a request to the device. The executor hands requests over between two turns of its queues, and a turn in which
-/// many tasks are ready is long: it is ended while requests wait for it.
-pub(crate) async fn request<T>(answer: impl Future<Output = T>) -> T {
-    let mut answer = std::pin::pin!(answer);
-    let number = REQUESTS.replace(REQUESTS.get() + 1);
-    let mut is_new = true;
-    let answered = std::future::poll_fn(|context| {
-        let polled = answer.as_mut().poll(context);
-        if polled.is_pending() && std::mem::take(&mut is_new) {
-            if REQUESTED.get().is_none() {
-                REQUESTED.set(Some((number, Instant::now())));
-            } else if take_overdue() {
-                // Ends the turn when it is first polled.
-                let _ = std::pin::pin!(glommio::executor().yield_task_queue_now()).poll(context);
-            }
-        }
-        polled
-    });
-    let answer = answered.await;
-    // What was requested before went with it.
-    if REQUESTED.get().is_some_and(|(oldest, _)| oldest <= number) {
-        REQUESTED.set(None);
-    }
-    answer
+/// A thread that waits for the device does so without sleeping for a while; it stops when `is_wanted` says that something has
+/// come from another thread.
+pub(crate) fn interrupt_when(is_wanted: impl Fn() -> bool + 'static) {
+    super::ring::interrupt_when(is_wanted);
 }
 
 /// Lets other tasks of the executor run if this one has used up its time.
@@ -266,10 +239,10 @@ pub async fn yield_now() {
     if let Some(machine) = super::sim::current() {
         return machine.yield_now().await;
     }
+    super::ring::hurry();
     match SLICE_END.get() {
         // The preemption timer alone would give background work as long a turn as requests.
         Some(end) if Instant::now() >= end => glommio::executor().yield_task_queue_now().await,
-        None if take_overdue() => glommio::executor().yield_task_queue_now().await,
         _ => glommio::yield_if_needed().await,
     }
 }

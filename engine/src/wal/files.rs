@@ -36,6 +36,8 @@ pub(super) fn prepare(dir: &Path, generation: u64, file_bytes: u64, retired: Opt
         Some(old) => fs::rename(&wal_path(dir, old), &path)?,
         None => create_zeroed(&path, file_bytes)?,
     }
+    // Direct writes to what the page cache holds leave the executor's thread: a worker of the kernel has to drop it first.
+    fs::File::open(&path)?.drop_cached();
     fs::sync_dir(dir)
 }
 

@@ -14,6 +14,10 @@ use std::ptr::NonNull;
 use memmap2::{Advice, Mmap, MmapMut, MmapOptions};
 use rkyv::util::AlignedVec;
 
+pub(crate) use pages::Pages;
+
+mod pages;
+
 /// Size and alignment of a huge page.
 pub(crate) const HUGE_BYTES: usize = 2 << 20;
 
@@ -136,14 +140,26 @@ impl Drop for Lent {
     }
 }
 
+/// What archives in memory are aligned to.
+const ALIGN: usize = 16;
+
 /// Bytes in memory that archives may lie in: aligned to 16.
 #[derive(Debug)]
 pub struct AlignedBytes(Held);
 
 #[derive(Debug)]
 enum Held {
-    Small(AlignedVec<16>),
-    Large { memory: Lent, len: usize },
+    Small(AlignedVec<ALIGN>),
+    Large {
+        memory: Lent,
+        len: usize,
+    },
+    /// As the device gave them.
+    Read {
+        pages: Pages,
+        start: usize,
+        len: usize,
+    },
 }
 
 impl AlignedBytes {
@@ -157,6 +173,21 @@ impl AlignedBytes {
         })
     }
 
+    /// The bytes at `range` of pages that the device has filled; they are moved if archives may not begin there.
+    ///
+    /// # Safety
+    /// The first `range.end` bytes of `pages` were written.
+    pub(crate) unsafe fn of_pages(pages: Pages, range: std::ops::Range<usize>) -> AlignedBytes {
+        assert!(range.start <= range.end && range.end <= pages.len(), "INV-PAGES: what was read lies in the pages");
+        let read = AlignedBytes(Held::Read { pages, start: range.start, len: range.len() });
+        if range.start.is_multiple_of(ALIGN) {
+            return read;
+        }
+        let mut moved = AlignedBytes::with_capacity(range.len());
+        moved.extend_from_slice(&read);
+        moved
+    }
+
     /// Appends bytes.
     pub fn extend_from_slice(&mut self, bytes: &[u8]) {
         match &mut self.0 {
@@ -168,7 +199,7 @@ impl AlignedBytes {
                 unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), end.as_ptr(), bytes.len()) };
                 *len += bytes.len();
             }
-            Held::Small(_) | Held::Large { .. } => {
+            Held::Small(_) | Held::Large { .. } | Held::Read { .. } => {
                 let needed = (self.len() + bytes.len()).max(LARGE_BYTES);
                 let mut grown = AlignedBytes::with_capacity(needed.max(self.len() * 2));
                 grown.extend_from_slice(self);
@@ -189,12 +220,16 @@ impl std::ops::Deref for AlignedBytes {
             Held::Large { memory, len } => unsafe {
                 std::slice::from_raw_parts(memory.region().as_ptr().as_ptr(), *len)
             },
+            // SAFETY: these bytes were written before ([`AlignedBytes::of_pages`]), and are borrowed with `self`.
+            Held::Read { pages, start, len } => unsafe {
+                std::slice::from_raw_parts(pages.as_ptr().wrapping_add(*start), *len)
+            },
         }
     }
 }
 
-impl From<AlignedVec<16>> for AlignedBytes {
-    fn from(held: AlignedVec<16>) -> AlignedBytes {
+impl From<AlignedVec<ALIGN>> for AlignedBytes {
+    fn from(held: AlignedVec<ALIGN>) -> AlignedBytes {
         AlignedBytes(Held::Small(held))
     }
 }
