@@ -175,7 +175,7 @@ impl EngineConfig {
 
     /// Bytes that the memtables of one shard may hold.
     pub(crate) fn memtable_budget_bytes(&self) -> usize {
-        self.memory_budget_bytes / self.shards / 4
+        self.memory_budget_bytes / self.shards / 8
     }
 
     /// Bytes at which a batch of the log makes writers wait; three of them fit the share for buffers. A batch is sealed in

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use glommio::timer::Timer;
-use glommio::{ExecutorJoinHandle, Latency, LocalExecutorBuilder, Placement, Shares, TaskQueueHandle};
+use glommio::{ExecutorJoinHandle, Latency, LocalExecutorBuilder, Placement, Shares, SharesManager, TaskQueueHandle};
 
 use crate::error::{Error, Result};
 
@@ -67,7 +67,7 @@ where
         async move {
             // Requests run in a queue of their own, so that background work gets what they leave.
             let latency = Latency::Matters(options.preempt);
-            let foreground = glommio::executor().create_task_queue(Shares::Static(1000), latency, "foreground");
+            let foreground = glommio::executor().create_task_queue(Shares::Static(WEIGHT), latency, "foreground");
             match glommio::spawn_local_into(start(), foreground) {
                 Ok(task) => KeepAwake::new(task, beat).await,
                 Err(cause) => unreachable!("a queue that was just created: {cause}"),
@@ -140,17 +140,45 @@ pub fn spawn_detached(task: impl Future<Output = ()> + 'static) {
 pub(crate) struct Background {
     /// Absent on a simulated machine, whose scheduler knows no classes: any order of tasks may happen.
     queue: Option<Rc<TaskQueueHandle>>,
+    weight: Rc<Weight>,
+}
+
+/// What requests weigh.
+const WEIGHT: usize = 1000;
+/// What background work weighs: what it gets of a busy core when nobody has to wait for it, and when everybody has.
+const BACKGROUND_WEIGHT: std::ops::RangeInclusive<usize> = 100..=WEIGHT;
+
+/// The weight of background work beside that of requests.
+#[derive(Debug)]
+struct Weight(Cell<usize>);
+
+impl SharesManager for Weight {
+    fn shares(&self) -> usize {
+        self.0.get()
+    }
+
+    fn adjustment_period(&self) -> Duration {
+        Duration::from_millis(1)
+    }
 }
 
 impl Background {
     /// A queue whose tasks give way after `preempt`.
     pub fn new(preempt: Duration) -> Background {
+        let weight = Rc::new(Weight(Cell::new(*BACKGROUND_WEIGHT.start())));
         #[cfg(any(test, feature = "sim"))]
         if super::sim::current().is_some() {
-            return Background { queue: None };
+            return Background { queue: None, weight };
         }
-        let queue = glommio::executor().create_task_queue(Shares::Static(100), Latency::Matters(preempt), "background");
-        Background { queue: Some(Rc::new(queue)) }
+        let shares = Shares::Dynamic(Rc::<Weight>::clone(&weight));
+        let queue = glommio::executor().create_task_queue(shares, Latency::Matters(preempt), "background");
+        Background { queue: Some(Rc::new(queue)), weight }
+    }
+
+    /// Gives background work more of the core the sooner requests will have to wait for it: `urgency` between 0 and 1.
+    pub fn set_urgency(&self, urgency: f64) {
+        let (least, most) = (*BACKGROUND_WEIGHT.start(), *BACKGROUND_WEIGHT.end());
+        self.weight.0.set(least + ((most - least) as f64 * urgency.clamp(0.0, 1.0)) as usize);
     }
 
     /// Runs a task in the background and returns its result.

@@ -25,7 +25,7 @@ use super::output::TableFileWriter;
 use super::{Partition, Serving};
 
 /// Slices of a segment at which it is compacted.
-const SLICES_MAX: usize = 4;
+const SLICES_MAX: usize = 6;
 /// Range deletions of a segment at which it is compacted: each costs every read of the segment a comparison.
 const ERASURES_MAX: usize = 16;
 /// Slices of a segment at which its compaction is as urgent as a flush: reads and space suffer more than other I/O.
@@ -75,6 +75,11 @@ impl Partition {
     /// Whether a segment has so many slices that flushes should wait for its compaction.
     pub(crate) fn is_in_debt(&self) -> bool {
         self.layout.borrow().segments.iter().any(|segment| segment.slices.len() >= SLICES_URGENT)
+    }
+
+    /// Compactions that are due behind a flush on average, if it gives every segment a slice.
+    pub(crate) fn compactions_for_flush(&self) -> usize {
+        self.layout.borrow().segments.len().div_ceil(SLICES_MAX)
     }
 
     /// Compacts the segment that needs it most; false if none does.

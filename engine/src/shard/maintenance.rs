@@ -69,16 +69,26 @@ impl Shard {
     async fn maintain_once(self: &Rc<Shard>) -> Result<()> {
         loop {
             let mut worked = false;
-            // One memtable and one segment at a time: under sustained writes there is always a next memtable, and
-            // neither compaction nor the log may starve behind it.
+            // One memtable at a time: under sustained writes there is always a next one, and neither compaction nor the log
+            // may starve behind it.
+            let mut due = Vec::new();
             for partition in self.partitions() {
-                worked |= partition.flush_oldest().await?;
+                let flushed = partition.flush_oldest().await?;
+                worked |= flushed;
+                due.push((flushed, partition));
             }
             self.recycle_wal().await?;
-            for partition in self.partitions() {
-                worked |= partition.compact_next().await?;
-                // A flush gives every segment a slice: one compaction a flush would fall behind for ever under sustained
-                // writes. The next flush, and with it the writers, waits until the debt is paid off.
+            for (flushed, partition) in due {
+                // A flush gives every segment a slice, so all would need their compaction at the same time, and writers would
+                // wait for all of them: as many go behind each flush as are due in the long run.
+                let compactions = if flushed { partition.compactions_for_flush() } else { 1 };
+                for _ in 0..compactions {
+                    if self.closing.get() || !partition.compact_next().await? {
+                        break;
+                    }
+                    worked = true;
+                }
+                // The next flush, and with it the writers, waits until what has fallen behind all the same is paid off.
                 while partition.is_in_debt() && !self.closing.get() && partition.compact_next().await? {}
             }
             if !worked || self.closing.get() {

@@ -440,6 +440,9 @@ impl Shard {
             // Let go first: the two never count together.
             *held = None;
             *held = Some(self.cache.charge(bytes));
+            // Half of the budget may fill at leisure; the other half does while the first is flushed.
+            let budget = self.config.memtable_budget_bytes() as f64;
+            self.background.set_urgency(bytes as f64 / budget * 2.0 - 1.0);
         }
     }
 
