@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::io::fs::{self, File};
 
-use super::edit::{self, ManifestEdit};
+use super::codec;
+use super::edit::ManifestEdit;
 use super::state::ManifestState;
 
 const HEADER_LEN: usize = 16;
@@ -159,7 +160,7 @@ pub(super) fn parse_name(name: &str) -> Option<u64> {
 }
 
 fn encode_group(group: u64, edits: &[ManifestEdit]) -> Result<Vec<u8>> {
-    let payload = edit::encode(edits)?;
+    let payload = codec::encode(edits)?;
     let mut identity = group.to_le_bytes();
     assert_eq!(identity[7], 0, "INV-MANIFEST: fewer than 2^56 groups");
     identity[7] = VERSION;
@@ -221,7 +222,7 @@ pub(super) fn decode_group(bytes: &[u8], group: u64) -> std::result::Result<(Vec
     if header[8..15] != group.to_le_bytes()[..7] {
         return Err(format!("not group {group}: groups repeated or out of order"));
     }
-    Ok((edit::decode(payload)?, HEADER_LEN + payload.len()))
+    Ok((codec::decode(payload)?, HEADER_LEN + payload.len()))
 }
 
 /// The version of a whole group that another build wrote: neither torn nor damaged, so it is never cut.
@@ -249,12 +250,12 @@ fn has_group_behind(bytes: &[u8], group: u64) -> bool {
 pub(crate) fn fuzz(data: &[u8]) {
     let _ = decode_group(data, 0);
     let _ = has_group_behind(data, 0);
-    let Ok(edits) = edit::decode(data) else {
+    let Ok(edits) = codec::decode(data) else {
         return;
     };
     let mut state = ManifestState::default();
     let fitted = edits.iter().all(|edit| state.apply(edit).is_ok());
-    let again = edit::encode(&edits).ok().and_then(|bytes| edit::decode(&bytes).ok());
+    let again = codec::encode(&edits).ok().and_then(|bytes| codec::decode(&bytes).ok());
     assert_eq!(again.as_ref(), Some(&edits), "what was decoded survives another round");
     if fitted {
         let mut rebuilt = ManifestState::default();
@@ -358,7 +359,7 @@ pub(crate) mod tests {
     /// An input of the fuzzer that is accepted.
     pub(crate) fn fuzz_seed() -> Vec<u8> {
         let edits: Vec<ManifestEdit> = history(&[0, 1, 2, 0]).concat();
-        edit::encode(&edits).unwrap().to_vec()
+        codec::encode(&edits).unwrap().to_vec()
     }
 
     proptest! {
@@ -404,7 +405,7 @@ pub(crate) mod tests {
 
         #[test]
         fn decode_random_bytes_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = edit::decode(&bytes);
+            let _ = codec::decode(&bytes);
             let _ = decode_group(&bytes, 0);
         }
     }

@@ -10,9 +10,10 @@
 //!              4     4  crc32c of bytes 8..16 (identity) and of the payload
 //!              8     7  number of the group in this file, from 0
 //!             15     1  version (1)
-//!             16     -  payload: rkyv archive of columns, see `edit`
+//!             16     -  payload: rkyv archive of columns, see `codec`
 //! ```
 
+mod codec;
 mod edit;
 mod inspect;
 mod log;

@@ -8,6 +8,7 @@ pub(crate) mod files;
 mod lateness;
 mod maintenance;
 mod manifest;
+mod memtables;
 pub(crate) mod recovery;
 mod reshape;
 pub(crate) mod rows;
@@ -41,9 +42,6 @@ use crate::wal::Wal;
 use files::{Table, TableFile};
 use manifest::ShardManifest;
 use rows::HotRows;
-
-/// The memtables' memory is accounted for in steps of this.
-const MEMTABLE_CHARGE_STEP: usize = 256 << 10;
 
 /// Memory to build tables in that is kept between two table files.
 const BUILD_BUFFER_BYTES_MAX: usize = 1 << 20;
@@ -421,66 +419,6 @@ impl Shard {
         if buffers.bytes() <= BUILD_BUFFER_BYTES_MAX {
             self.build_buffers.replace(buffers);
         }
-    }
-
-    /// Bytes at which one partition's active memtable is closed: half the shard's budget, shared by those that write.
-    pub(crate) fn memtable_bytes_max(&self) -> usize {
-        self.config.memtable_budget_bytes() / 2
-    }
-
-    fn memtable_bytes(&self) -> usize {
-        self.partitions.borrow().values().map(|partition| partition.memtable_bytes()).sum()
-    }
-
-    /// Charges the memtables' memory to the cache, which gives way to them. To be called when that has changed.
-    pub(crate) fn account_memtables(&self) {
-        let bytes = self.memtable_bytes().next_multiple_of(MEMTABLE_CHARGE_STEP);
-        let mut held = self.memtable_charge.borrow_mut();
-        if held.as_ref().map_or(0, Charge::bytes) != bytes {
-            // Let go first: the two never count together.
-            *held = None;
-            *held = Some(self.cache.charge(bytes));
-            // Half of the budget may fill at leisure; the other half does while the first is flushed.
-            let budget = self.config.memtable_budget_bytes() as f64;
-            self.background.set_urgency(bytes as f64 / budget * 2.0 - 1.0);
-        }
-    }
-
-    pub(crate) fn memtables_full(&self) -> bool {
-        self.memtable_bytes() >= self.config.memtable_budget_bytes()
-    }
-
-    /// Waits until a flush has made room, and sees to it that one comes: many partitions may fill the budget with
-    /// memtables none of which has reached its own share.
-    pub(crate) async fn wait_memtable_room(&self) -> Result<()> {
-        self.memtable_room
-            .wait_for(|| {
-                if let Some(cause) = self.wal.failure() {
-                    return Some(Err(cause));
-                }
-                if !self.memtables_full() {
-                    return Some(Ok(()));
-                }
-                self.freeze_largest_memtable();
-                None
-            })
-            .await
-    }
-
-    fn freeze_largest_memtable(&self) {
-        let partitions = self.partitions();
-        if !partitions.iter().any(|partition| partition.has_frozen_memtable())
-            && let Some(largest) = partitions.iter().max_by_key(|partition| partition.memtable_bytes())
-        {
-            largest.freeze_memtable();
-        }
-        self.request_maintenance();
-    }
-
-    /// A memtable is gone, by whomever it was flushed: writers that wait for room look again.
-    pub(crate) fn handle_memtable_freed(&self) {
-        self.account_memtables();
-        self.memtable_room.notify_all();
     }
 
     /// Asks the maintenance task to look for work.

@@ -13,15 +13,21 @@
 //!
 //! Source: Yang et al., "FIFO Queues are All You Need for Cache Eviction", SOSP 2023.
 
-use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::VecDeque;
-use std::ptr::NonNull;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::memory::prefetch_lines;
 
+use self::queues::{Queued, Queues};
+pub use self::slots::BlockSlots;
+use self::slots::{Queue, Usage, weight};
 use super::block::VerifiedBlock;
-use super::frames::{FramePool, Owner};
+use super::frames::FramePool;
+
+mod queues;
+mod slots;
+#[cfg(test)]
+mod tests;
 
 /// The part of the budget, one in so many, that is left to frames between two uses.
 const IDLE_SHARE: usize = 32;
@@ -35,8 +41,6 @@ const USES_MAX: u8 = 3;
 const SMALL_SHARE: usize = 10;
 /// Lines of a block's directory that a lookup asks the processor for at once.
 const DIRECTORY_LINES: usize = 5;
-/// Bookkeeping of one cached block: its slot, its place in a queue, its reference counts.
-const ENTRY_OVERHEAD_BYTES: usize = 64;
 
 /// How much readers want the records of a block, by what the cache knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,147 +89,6 @@ impl BlockCache for NoCache {
     fn insert(&self, _slots: &Rc<BlockSlots>, _block: usize, verified: VerifiedBlock) -> Rc<VerifiedBlock> {
         Rc::new(verified)
     }
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Queue {
-    #[default]
-    Small,
-    Main,
-    /// In none: the block's table is resident.
-    Resident,
-}
-
-#[derive(Debug, Default)]
-struct Slot {
-    block: Option<Rc<VerifiedBlock>>,
-    /// Where the directory of the last block begins or began: only to ask the processor for it.
-    directory: Option<NonNull<u8>>,
-    queue: Queue,
-    uses: u8,
-    /// Count of drops at the block's own from the small queue; 0 if it never was.
-    dropped_at: u32,
-}
-
-impl Slot {
-    fn put(&mut self, block: Rc<VerifiedBlock>) {
-        self.directory = NonNull::new(block.directory_start().cast_mut());
-        self.block = Some(block);
-    }
-
-    fn weight(&self) -> usize {
-        self.block.as_ref().map_or(0, |block| weight(block))
-    }
-
-    /// Empties the slot and settles the account.
-    fn take(&mut self, usage: Option<&Usage>) {
-        if let Some(account) = usage.and_then(|usage| usage.of(self.queue)) {
-            account.update(|bytes| bytes - self.weight());
-        }
-        self.block = None;
-    }
-}
-
-fn weight(block: &VerifiedBlock) -> usize {
-    block.bytes() + ENTRY_OVERHEAD_BYTES
-}
-
-/// The blocks of one table that are in memory.
-#[derive(Debug)]
-pub struct BlockSlots {
-    slots: RefCell<Box<[Slot]>>,
-    /// The account of the cache that fills the slots.
-    usage: OnceCell<Rc<Usage>>,
-}
-
-impl BlockSlots {
-    /// Slots of a table with `blocks` blocks.
-    #[must_use]
-    pub fn new(blocks: usize) -> Rc<BlockSlots> {
-        let slots = std::iter::repeat_with(Slot::default).take(blocks).collect();
-        Rc::new(BlockSlots { slots: RefCell::new(slots), usage: OnceCell::new() })
-    }
-
-    /// Puts all of the table's blocks in their slots, to stay until [`BlockSlots::clear_resident`].
-    pub(super) fn fill_resident(&self, blocks: Vec<VerifiedBlock>) {
-        let mut slots = self.slots.borrow_mut();
-        assert_eq!(slots.len(), blocks.len(), "INV-CACHE: a table is resident as a whole");
-        for (slot, block) in slots.iter_mut().zip(blocks) {
-            slot.take(self.usage.get().map(|usage| &**usage));
-            slot.queue = Queue::Resident;
-            slot.put(Rc::new(block));
-        }
-    }
-
-    /// Takes resident blocks out.
-    pub(super) fn clear_resident(&self) {
-        for slot in self.slots.borrow_mut().iter_mut().filter(|slot| slot.queue == Queue::Resident) {
-            *slot = Slot::default();
-        }
-    }
-
-    /// Empties some slots; false if all are empty.
-    pub(super) fn forget_some(&self) -> bool {
-        const BLOCKS: usize = 32;
-        let usage = self.usage.get().map(|usage| &**usage);
-        let mut slots = self.slots.borrow_mut();
-        let mut held = slots.iter_mut().filter(|slot| slot.block.is_some());
-        held.by_ref().take(BLOCKS).for_each(|slot| slot.take(usage));
-        held.next().is_some()
-    }
-
-    /// Bytes that the slots take without the blocks in them.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.slots.borrow().len() * size_of::<Slot>()
-    }
-}
-
-impl Drop for BlockSlots {
-    fn drop(&mut self) {
-        let usage = self.usage.get();
-        for slot in self.slots.get_mut() {
-            slot.take(usage.map(|usage| &**usage));
-        }
-    }
-}
-
-/// Bytes in each queue, and bytes that were charged.
-#[derive(Debug, Default)]
-struct Usage {
-    small: Cell<usize>,
-    main: Cell<usize>,
-    charged: Cell<usize>,
-}
-
-impl Usage {
-    /// The account of a queue; what is resident has been charged.
-    fn of(&self, queue: Queue) -> Option<&Cell<usize>> {
-        match queue {
-            Queue::Small => Some(&self.small),
-            Queue::Main => Some(&self.main),
-            Queue::Resident => None,
-        }
-    }
-
-    fn blocks(&self) -> usize {
-        self.small.get() + self.main.get()
-    }
-
-    fn total(&self) -> usize {
-        self.blocks() + self.charged.get()
-    }
-}
-
-/// A queued block: its table's slots and its place in them. The table may be gone, and the block too.
-type Queued = Owner;
-
-#[derive(Debug, Default)]
-struct Queues {
-    small: VecDeque<Queued>,
-    main: VecDeque<Queued>,
-    /// Blocks dropped from the small queue so far.
-    drops: u32,
 }
 
 /// Sizes and counts of a shard's memory, or of several shards' together.
@@ -443,75 +306,6 @@ impl Drop for Charge {
     }
 }
 
-impl Queues {
-    /// Decides about the oldest block of the small queue; false if the queue is empty.
-    fn step_small(&mut self, usage: &Usage) -> bool {
-        let Some((table, block)) = self.small.pop_front() else {
-            return false;
-        };
-        let Some(slots) = table.upgrade() else {
-            return true;
-        };
-        let slot = &mut slots.slots.borrow_mut()[block as usize];
-        if slot.queue != Queue::Small || slot.block.is_none() {
-            // It became resident, or its slab was emptied, since it was queued.
-            return true;
-        }
-        let weight = slot.weight();
-        usage.small.update(|bytes| bytes - weight);
-        if slot.uses > 0 {
-            slot.uses = 0;
-            slot.queue = Queue::Main;
-            usage.main.update(|bytes| bytes + weight);
-            self.main.push_back((table, block));
-        } else {
-            slot.block = None;
-            self.drops += 1;
-            slot.dropped_at = self.drops;
-        }
-        true
-    }
-
-    /// Decides about the oldest block of the main queue; false if the queue is empty.
-    fn step_main(&mut self, usage: &Usage) -> bool {
-        let Some((table, block)) = self.main.pop_front() else {
-            return false;
-        };
-        let Some(slots) = table.upgrade() else {
-            return true;
-        };
-        let slot = &mut slots.slots.borrow_mut()[block as usize];
-        if slot.queue != Queue::Main || slot.block.is_none() {
-            return true;
-        }
-        if slot.uses > 0 {
-            slot.uses -= 1;
-            self.main.push_back((table, block));
-        } else {
-            usage.main.update(|bytes| bytes - slot.weight());
-            slot.block = None;
-        }
-        true
-    }
-
-    /// Forgets entries whose block is gone, when they may have become many.
-    fn sweep(&mut self) {
-        for (queue, kind) in [(&mut self.small, Queue::Small), (&mut self.main, Queue::Main)] {
-            if queue.len() < queue.capacity() || queue.len() < 1024 {
-                continue;
-            }
-            queue.retain(|(table, block)| {
-                table.upgrade().is_some_and(|slots| {
-                    let slot = &slots.slots.borrow()[*block as usize];
-                    slot.queue == kind && slot.block.is_some()
-                })
-            });
-            // The next sweep comes after as many insertions as this one has looked at.
-            queue.reserve(queue.len() + 1);
-        }
-    }
-}
-
 impl BlockCache for ShardBlockCache {
     fn lookup(&self, slots: &BlockSlots, block: usize) -> Option<Rc<VerifiedBlock>> {
         let mut slots = slots.slots.borrow_mut();
@@ -535,137 +329,5 @@ impl BlockCache for ShardBlockCache {
         let held = self.place(slots, block, Rc::new(verified.into_frame(&self.frames)), Warmth::Warm);
         self.shrink();
         held
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::record::{Record, RecordKind};
-    use crate::table::builder::tests::build;
-    use crate::types::{Hlc, Lsn};
-
-    /// A block of one record; each weighs the same.
-    fn block() -> VerifiedBlock {
-        let record = Record {
-            key: "k".into(),
-            lsn: Lsn(1),
-            hlc: Hlc(1),
-            kind: RecordKind::Put,
-            expires_at_ms: 0,
-            value: vec![7; 200].into(),
-        };
-        crate::table::reader::tests::first_block(&build(&[record], 4096))
-    }
-
-    /// What it weighs in a cache.
-    fn block_weight() -> usize {
-        weight(&block().into_frame(&Rc::new(FramePool::for_capacity(0))))
-    }
-
-    fn read(cache: &ShardBlockCache, slots: &Rc<BlockSlots>, index: usize) -> bool {
-        let hit = cache.lookup(slots, index).is_some();
-        if !hit {
-            cache.insert(slots, index, block());
-        }
-        hit
-    }
-
-    #[test]
-    fn insert_beyond_capacity_stays_within_it() {
-        let cache = ShardBlockCache::new(block_weight() * 20);
-        let slots = BlockSlots::new(500);
-        for index in 0..500 {
-            read(&cache, &slots, index);
-            assert!(cache.used() <= block_weight() * 20);
-        }
-        let held = (0..500).filter(|index| cache.lookup(&slots, *index).is_some()).count();
-        assert_eq!(held * block_weight(), cache.used());
-    }
-
-    #[test]
-    fn frames_of_dropped_blocks_go_back_when_memory_is_charged() {
-        let capacity = 32 << 20;
-        let cache = ShardBlockCache::new(capacity);
-        let slots = BlockSlots::new(60_000);
-        for index in 0..60_000 {
-            read(&cache, &slots, index);
-        }
-        assert!(cache.bytes() > capacity - capacity / 8 && cache.bytes() <= capacity);
-        let charges: Vec<Charge> = (0..24).map(|_| cache.charge(1 << 20)).collect();
-        assert!(cache.bytes() <= capacity, "{} bytes", cache.bytes());
-        assert!((0..60_000).any(|index| cache.lookup(&slots, index).is_some()), "what fits stays");
-        drop(charges);
-    }
-
-    #[test]
-    fn scan_over_hot_blocks_leaves_them_cached() {
-        let cache = ShardBlockCache::new(block_weight() * 100);
-        let slots = BlockSlots::new(5_000);
-        for _ in 0..4 {
-            for index in 0..50 {
-                read(&cache, &slots, index);
-            }
-        }
-        for index in 50..5_000 {
-            read(&cache, &slots, index);
-        }
-        let hits = (0..50).filter(|index| cache.lookup(&slots, *index).is_some()).count();
-        assert_eq!(hits, 50, "a scan pushed hot blocks out");
-    }
-
-    #[test]
-    fn drop_of_a_table_gives_its_bytes_back() {
-        let cache = ShardBlockCache::new(block_weight() * 100);
-        let (kept, gone) = (BlockSlots::new(40), BlockSlots::new(40));
-        for index in 0..40 {
-            read(&cache, &kept, index);
-            read(&cache, &gone, index);
-        }
-        drop(gone);
-        assert_eq!(cache.used(), block_weight() * 40);
-        let next = BlockSlots::new(200);
-        for index in 0..200 {
-            read(&cache, &next, index);
-        }
-        assert!(cache.used() <= block_weight() * 100);
-    }
-
-    #[test]
-    fn charge_pushes_blocks_out_and_gives_room_back() {
-        let cache = ShardBlockCache::new(block_weight() * 20);
-        let slots = BlockSlots::new(40);
-        for index in 0..20 {
-            read(&cache, &slots, index);
-        }
-        let charge = cache.charge(block_weight() * 15);
-        assert_eq!(cache.used(), block_weight() * 20);
-        let too_much = cache.charge(block_weight() * 30);
-        assert!((0..40).all(|index| cache.lookup(&slots, index).is_none()), "no block is left");
-        drop((charge, too_much));
-        assert_eq!(cache.used(), 0);
-        read(&cache, &slots, 30);
-        assert!(cache.lookup(&slots, 30).is_some());
-    }
-
-    #[test]
-    fn block_that_comes_back_soon_outlives_newcomers() {
-        let cache = ShardBlockCache::new(block_weight() * 20);
-        let slots = BlockSlots::new(1_000);
-        // Fill the main queue: read twice each.
-        for index in 0..18 {
-            read(&cache, &slots, index);
-            read(&cache, &slots, index);
-        }
-        for index in 100..110 {
-            read(&cache, &slots, index);
-        }
-        assert!(cache.lookup(&slots, 100).is_none(), "it was dropped from the small queue");
-        read(&cache, &slots, 100);
-        for index in 200..210 {
-            read(&cache, &slots, index);
-        }
-        assert!(cache.lookup(&slots, 100).is_some(), "it came back into the main queue");
     }
 }

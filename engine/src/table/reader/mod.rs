@@ -11,13 +11,18 @@ use crate::error::{Error, Result};
 use crate::memory::LockedMap;
 use crate::types::Lsn;
 
-use super::block::{BlockRecord, CheckedBlock, VerifiedBlock};
+pub(crate) use self::place::{LoadedTable, TablePlace};
+use super::block::{BlockRecord, VerifiedBlock};
 use super::builder::{TableMeta, meta_of};
-use super::cache::{BlockCache, BlockSlots, PreparedBlock, ShardBlockCache, Warmth};
+use super::cache::{BlockCache, BlockSlots, NoCache, PreparedBlock, ShardBlockCache, Warmth};
 use super::compress::Unpacker;
 use super::filter::{self, key_hash};
 use super::footer::{FOOTER_LEN, Footer, Part};
 use super::index::LoadedIndex;
+
+mod place;
+#[cfg(test)]
+pub(super) mod tests;
 
 /// Bytes of one read, aligned to 16 for the archives.
 pub use crate::memory::AlignedBytes as Frame;
@@ -393,56 +398,6 @@ pub(super) struct UnverifiedRun {
     blocks: Range<usize>,
 }
 
-/// Where a table's data blocks lie.
-#[derive(Debug)]
-pub(crate) struct TablePlace {
-    path: PathBuf,
-    offset: u64,
-    len: usize,
-    /// Start, length and checksum of each.
-    blocks: Vec<(usize, usize, u32)>,
-}
-
-/// A table's data blocks, locked in memory and checked.
-#[derive(Debug)]
-pub(crate) struct LoadedTable {
-    map: Arc<LockedMap>,
-    checked: Vec<CheckedBlock>,
-}
-
-impl TablePlace {
-    /// Bytes that the table takes in memory when it is loaded.
-    pub fn bytes(&self) -> usize {
-        self.len.next_multiple_of(4096)
-    }
-
-    /// Maps and locks the blocks and checks each where it will be read. Blocks; not for a shard's core.
-    ///
-    /// Errors: [`Error::Io`] when the memory cannot be locked, [`Error::Corruption`].
-    pub fn load(&self) -> Result<LoadedTable> {
-        let map = LockedMap::new(&self.path, self.offset, self.len);
-        let map = map.map_err(|cause| Error::io("lock in memory", &self.path, cause))?;
-        let check = |(start, len, crc): &(usize, usize, u32)| {
-            let corrupt = |what: String| Error::corruption(&self.path, self.offset + *start as u64, what);
-            let bytes = map.bytes().get(*start..*start + *len);
-            let bytes = bytes.ok_or_else(|| corrupt("block behind the end of the table".into()))?;
-            CheckedBlock::new(bytes, *crc).map_err(corrupt)
-        };
-        let checked = self.blocks.iter().map(check).collect::<Result<Vec<CheckedBlock>>>()?;
-        Ok(LoadedTable { map: Arc::new(map), checked })
-    }
-}
-
-async fn read_part<S: BlockSource>(source: &S, offset: u64, part: Part, path: &Path) -> Result<Frame> {
-    let bytes = source.read(offset + part.offset, part.len as usize).await?;
-    let crc = crc32c::crc32c(&bytes);
-    if crc != part.crc {
-        let what = format!("checksum {crc:08x}, the footer says {:08x}", part.crc);
-        return Err(Error::corruption(path, offset + part.offset, what));
-    }
-    Ok(bytes)
-}
-
 /// Verifies a whole table in memory, every block, the order and the digest.
 ///
 /// # Errors
@@ -453,7 +408,7 @@ pub async fn verify_image(bytes: &[u8]) -> Result<TableMeta> {
     let mut records = 0;
     let mut last_key = Vec::new();
     for block in 0..reader.blocks() {
-        let verified = reader.block(block, &super::cache::NoCache).await?;
+        let verified = reader.block(block, &NoCache).await?;
         let entry = reader.index.entry(block);
         let next_at = if block + 1 < reader.blocks() { reader.index.entry(block + 1).offset } else { reader.data_len };
         let gap = entry.offset as usize + entry.len..next_at as usize;
@@ -484,152 +439,12 @@ pub async fn verify_image(bytes: &[u8]) -> Result<TableMeta> {
     Ok(reader.meta.clone())
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-pub(super) mod tests {
-    use futures_lite::future::block_on;
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::record::Record;
-    use crate::table::builder::BuiltTable;
-    use crate::table::builder::tests::{arbitrary_records, build};
-    use crate::table::{NoCache, Purpose, ShardBlockCache, TableIter};
-
-    fn open(table: &BuiltTable) -> TableReader<&[u8]> {
-        block_on(TableReader::open(&table.bytes[..], 0, table.meta.len, Path::new("t"))).unwrap()
+async fn read_part<S: BlockSource>(source: &S, offset: u64, part: Part, path: &Path) -> Result<Frame> {
+    let bytes = source.read(offset + part.offset, part.len as usize).await?;
+    let crc = crc32c::crc32c(&bytes);
+    if crc != part.crc {
+        let what = format!("checksum {crc:08x}, the footer says {:08x}", part.crc);
+        return Err(Error::corruption(path, offset + part.offset, what));
     }
-
-    /// The first block of a table, for tests of the cache.
-    pub(in crate::table) fn first_block(table: &BuiltTable) -> VerifiedBlock {
-        let block = block_on(open(table).block(0, &NoCache)).unwrap();
-        Rc::into_inner(block).unwrap()
-    }
-
-    proptest! {
-        #[test]
-        fn get_every_version_is_found_at_its_lsn(
-            records in arbitrary_records(200), block_bytes in 64..800usize, read_bytes in 0..4_000usize
-        ) {
-            let table = build(&records, block_bytes);
-            let reader = open(&table);
-            for record in &records {
-                let found = block_on(reader.get(record.key.as_ref().into(), record.lsn, &NoCache, read_bytes)).unwrap();
-                prop_assert_eq!(found.as_ref().map(BlockRecord::view), Some(record.view()));
-            }
-            prop_assert!(block_on(reader.get(b"absent"[..].into(), Lsn(99), &NoCache, read_bytes)).unwrap().is_none());
-        }
-
-        #[test]
-        fn lookup_with_every_block_cached_answers_as_get_does(
-            records in arbitrary_records(300), probes in prop::collection::vec((prop::collection::vec(0..4u8, 1..6), 0..60u64), 60)
-        ) {
-            let table = build(&records, 2_000);
-            let reader = open(&table);
-            let cache = ShardBlockCache::new(64 << 20);
-            for block in 0..reader.blocks() {
-                block_on(reader.block(block, &cache)).unwrap();
-            }
-            for (key, lsn) in probes {
-                let expected = records.iter().find(|record| record.key == key && record.lsn <= Lsn(lsn));
-                for filter_first in [false, true] {
-                    let found = match reader.lookup(key.as_slice().into(), Lsn(lsn), &cache, filter_first) {
-                        Lookup::Absent => None,
-                        Lookup::Found(record) => Some(record),
-                        Lookup::OnDevice => panic!("every block is cached"),
-                    };
-                    prop_assert_eq!(found.as_ref().map(BlockRecord::view), expected.map(|record| record.view()));
-                }
-            }
-        }
-
-        #[test]
-        fn iterate_range_returns_records_in_it(
-            records in arbitrary_records(300), start in prop::collection::vec(0..4u8, 0..4),
-            end in prop::option::of(prop::collection::vec(0..4u8, 1..4)), block_bytes in 64..1_000usize,
-            cached in prop::collection::vec(any::<prop::sample::Index>(), 0..10), maintain: bool, first_bytes in 0..3_000usize,
-        ) {
-            let table = build(&records, block_bytes);
-            let reader = Rc::new(open(&table));
-            let cache = Rc::new(ShardBlockCache::new(64 << 20));
-            for block in cached {
-                block_on(reader.block(block.index(reader.blocks()), &*cache)).unwrap();
-            }
-            let purpose = if maintain { Purpose::Maintain { read_bytes: 1_000 } } else { Purpose::Serve { first_bytes } };
-            let mut iter = TableIter::new(reader, start.clone().into(), end.clone().map(Into::into), cache, purpose);
-            let mut seen = Vec::new();
-            while iter.advance_now().unwrap_or_else(|| block_on(iter.advance()).unwrap()) {
-                seen.push(iter.current().to_record());
-            }
-            prop_assert!(!block_on(iter.advance()).unwrap(), "the end is the end");
-            let in_range = |record: &Record| record.key >= start && end.as_ref().is_none_or(|end| record.key < end);
-            let expected: Vec<Record> = records.into_iter().filter(in_range).collect();
-            prop_assert_eq!(seen, expected);
-        }
-
-        #[test]
-        fn resident_table_answers_as_the_file_does(records in arbitrary_records(200), block_bytes in 64..2_000usize) {
-            let table = build(&records, block_bytes);
-            let file = tempfile::NamedTempFile::new().unwrap();
-            std::fs::write(file.path(), &table.bytes).unwrap();
-            let reader = block_on(TableReader::open(&table.bytes[..], 0, table.meta.len, file.path())).unwrap();
-            let loaded = match reader.place().load() {
-                Ok(loaded) => loaded,
-                Err(cause) => {
-                    println!("SKIPPED: {cause}");
-                    return Ok(());
-                }
-            };
-            let cache = ShardBlockCache::new(1 << 20);
-            block_on(reader.block(0, &cache)).unwrap();
-            reader.set_resident(loaded);
-            prop_assert_eq!(cache.used(), 0, "what was cached gave way");
-            for record in &records {
-                let Lookup::Found(found) = reader.lookup(record.key.as_ref().into(), record.lsn, &cache, false) else {
-                    panic!("every block is in memory");
-                };
-                prop_assert_eq!(found.view(), record.view());
-            }
-            reader.clear_resident();
-            prop_assert!(reader.cached(0, &cache).is_none());
-            block_on(reader.block(0, &cache)).unwrap();
-            prop_assert!(reader.cached(0, &cache).is_some());
-        }
-
-        #[test]
-        fn resident_table_any_bit_flip_in_a_block_is_refused(
-            records in arbitrary_records(40), at in any::<prop::sample::Index>(), bit in 0..8u8
-        ) {
-            let table = build(&records, 128);
-            let file = tempfile::NamedTempFile::new().unwrap();
-            let reader = block_on(TableReader::open(&table.bytes[..], 0, table.meta.len, file.path())).unwrap();
-            let mut bytes = table.bytes.clone();
-            let place = reader.place();
-            let (start, len, _) = place.blocks[at.index(place.blocks.len())];
-            bytes[start + at.index(len)] ^= 1 << bit;
-            std::fs::write(file.path(), &bytes).unwrap();
-            prop_assert!(place.load().is_err());
-        }
-
-        #[test]
-        fn verify_image_any_bit_flip_is_refused(records in arbitrary_records(40), at in any::<prop::sample::Index>(), bit in 0..8u8) {
-            let table = build(&records, 128);
-            prop_assert_eq!(block_on(verify_image(&table.bytes)).unwrap(), table.meta);
-            let mut bytes = table.bytes.clone();
-            let at = at.index(bytes.len());
-            bytes[at] ^= 1 << bit;
-            prop_assert!(block_on(verify_image(&bytes)).is_err());
-        }
-
-        #[test]
-        fn verify_image_truncated_is_refused(records in arbitrary_records(40), keep in any::<prop::sample::Index>()) {
-            let table = build(&records, 128);
-            prop_assert!(block_on(verify_image(&table.bytes[..keep.index(table.bytes.len())])).is_err());
-        }
-
-        #[test]
-        fn verify_image_random_bytes_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
-            prop_assert!(block_on(verify_image(&bytes)).is_err());
-        }
-    }
+    Ok(bytes)
 }
