@@ -16,7 +16,7 @@ use tch::{Device, Tensor};
 
 fn has_gpu() -> bool {
     if !cuda_is_available() {
-        println!("SKIPPED: libtorch sees no GPU");
+        println!("NOT HERE: GPU: libtorch sees none");
     }
     cuda_is_available()
 }

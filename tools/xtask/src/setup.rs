@@ -8,12 +8,13 @@ use crate::{Result, daemons, run_command};
 /// Version of libtorch that the pinned `tch` expects.
 const TORCH: &str = "2.13.0";
 /// Programs that the tests call, with the Debian packages that bring them.
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 10] = [
     ("cc", "gcc"),
     ("c++", "g++"),
     ("redis-cli", "redis-tools"),
     ("python3", "python3"),
     ("fio", "fio"),
+    ("mkfs.xfs", "xfsprogs"),
     ("chromium", "chromium"),
     ("chromedriver", "chromium-driver"),
     ("promtool", "prometheus"),

@@ -1,5 +1,4 @@
 //! The engine on this machine's device.
-#![allow(clippy::unwrap_used)]
 
 use std::time::Instant;
 
