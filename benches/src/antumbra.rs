@@ -140,7 +140,7 @@ impl Antumbra {
         let scope = |client: usize| {
             let shard = client % shards;
             let stripes = (plan.clients - shard).div_ceil(shards);
-            Scope { part: Some((shard, shards)), stripe: client / shards, stripes }
+            Scope { part: Some((shard, shards)), placing: plan.placing, stripe: client / shards, stripes }
         };
         if plan.clients < shards {
             let what = format!("{} clients cannot reach {shards} shards: use --access handle", plan.clients);

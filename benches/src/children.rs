@@ -5,6 +5,7 @@
 //! [`PhaseResult`]; the end of its input ends it.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
@@ -65,6 +66,14 @@ impl StoreProcess {
         let mut command = Command::new(program);
         command.args(["--serve", candidate.name, "--spec", &to_json(spec)?, "--dir"]).arg(dir);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        // A stopped process whose parent was killed would stay for ever.
+        let die_with_parent = || {
+            // SAFETY: the call takes two numbers and changes nothing but this process's own setting.
+            let set = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            if set == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        };
+        // SAFETY: what runs between fork and exec is one system call.
+        unsafe { command.pre_exec(die_with_parent) };
         let mut child = command.spawn().map_err(|cause| Error::io("starting a store's process", cause))?;
         let (Some(orders), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(Error::client("a store's process without pipes"));

@@ -1,6 +1,6 @@
 //! Which key comes next. Drawn before the clock starts, so that drawing is no part of what is measured.
 
-use crate::data::{mix, part_of};
+use crate::data::{Placing, part_of};
 use crate::spec::Distribution;
 use crate::zipf::Zipf;
 
@@ -16,6 +16,8 @@ const DRAWS_MIN: usize = 1 << 16;
 pub struct Scope {
     /// The part of the key space, of how many; `None` for all of it.
     pub part: Option<(usize, usize)>,
+    /// Where the keys lie in it.
+    pub placing: Placing,
     /// This client's number among those of the same scope.
     pub stripe: usize,
     /// Their number.
@@ -26,7 +28,7 @@ impl Scope {
     /// Whether the key of this number lies in the scope.
     #[must_use]
     pub fn holds(&self, number: u64) -> bool {
-        self.part.is_none_or(|(part, parts)| part_of(mix(number), parts) == part)
+        self.part.is_none_or(|(part, parts)| part_of(self.placing.place(number), parts) == part)
     }
 }
 
@@ -153,15 +155,15 @@ mod tests {
 
     use super::*;
 
-    const ALL: Scope = Scope { part: None, stripe: 0, stripes: 1 };
+    const ALL: Scope = Scope { part: None, placing: Placing::Mixed, stripe: 0, stripes: 1 };
 
     #[test]
     fn stripes_of_all_scopes_cover_every_number_once() {
-        for part in [None, Some(2)] {
+        for (part, placing) in [(None, Placing::Mixed), (Some(2), Placing::Mixed), (Some(2), Placing::Ordered(1_000))] {
             let mut seen = Vec::new();
             for share in 0..part.unwrap_or(1) {
                 for stripe in 0..3 {
-                    let scope = Scope { part: part.map(|parts| (share, parts)), stripe, stripes: 3 };
+                    let scope = Scope { part: part.map(|parts| (share, parts)), placing, stripe, stripes: 3 };
                     seen.extend(Stripe::new(scope, 0).take_while(|number| *number < 1_000));
                 }
             }
@@ -188,7 +190,7 @@ mod tests {
 
     #[test]
     fn existing_in_a_part_stays_in_it() {
-        let scope = Scope { part: Some((1, 2)), stripe: 0, stripes: 1 };
+        let scope = Scope { part: Some((1, 2)), ..ALL };
         for distribution in [Distribution::Zipf, Distribution::Uniform, Distribution::Latest] {
             let mut chooser = Chooser::new(distribution, 500, scope, 1, 500, 1);
             assert!((0..1_000).all(|_| scope.holds(chooser.existing())));

@@ -10,7 +10,7 @@ use crate::machine::Machine;
 use crate::options::BenchOptions;
 use crate::report::Report;
 use crate::runner::{PhaseResult, Runner};
-use crate::spec::{Phase, Spec};
+use crate::spec::Spec;
 use crate::store::Candidate;
 
 /// Seconds that each figure of the device is measured for.
@@ -84,7 +84,7 @@ pub fn run_alone(
             let dir = place.emptied(candidate.name)?;
             let mut runner = Runner::open(candidate, &spec, &dir)?;
             report.stores.insert(candidate.name.to_string(), runner.configuration());
-            for phase in [Phase::Load].into_iter().chain(phases) {
+            for phase in phases {
                 let result = runner.run(phase, round)?;
                 progress(&result);
                 report.phases.push(result);

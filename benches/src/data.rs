@@ -17,10 +17,10 @@ pub struct Key {
 }
 
 impl Key {
-    /// The key of a number.
+    /// The key of a number that is mixed.
     #[must_use]
     pub fn of(number: u64) -> Key {
-        Key::at(mix(number))
+        Key::at(Placing::Mixed.place(number))
     }
 
     /// The key at a place; ascends with it.
@@ -42,6 +42,50 @@ pub fn mix(number: u64) -> u64 {
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)
+}
+
+/// The number whose [`mix`] this is.
+fn unmix(mixed: u64) -> u64 {
+    let unshift = |value: u64, by: u32| value ^ (value >> by) ^ (value >> (2 * by));
+    // The inverses of the two odd factors modulo 2^64.
+    let second = unshift(mixed, 31).wrapping_mul(0x3196_42b2_d24d_8ec3);
+    let first = unshift(second, 27).wrapping_mul(0x96de_1b17_3f11_9089);
+    unshift(first, 30).wrapping_sub(0x9e37_79b9_7f4a_7c15)
+}
+
+/// Where in the key space numbers lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placing {
+    /// Neighbouring numbers far apart, without a pattern.
+    Mixed,
+    /// Ascending, at equal distances: so many numbers in all.
+    Ordered(u64),
+}
+
+impl Placing {
+    /// The place of a number.
+    #[must_use]
+    pub fn place(self, number: u64) -> u64 {
+        match self {
+            Placing::Mixed => mix(number),
+            Placing::Ordered(keys) => part_start(number as usize, keys as usize),
+        }
+    }
+
+    /// The number at a place.
+    #[must_use]
+    pub fn number(self, place: u64) -> u64 {
+        match self {
+            Placing::Mixed => unmix(place),
+            Placing::Ordered(keys) => part_of(place, keys as usize) as u64,
+        }
+    }
+
+    /// The key of a number.
+    #[must_use]
+    pub fn key(self, number: u64) -> Key {
+        Key::at(self.place(number))
+    }
 }
 
 /// Which of `parts` equal parts of the key space a place lies in.
@@ -121,6 +165,18 @@ mod tests {
             assert!(Key::at(pair[0]).bytes < Key::at(pair[1]).bytes);
         }
         assert_ne!(Key::of(1), Key::of(2));
+    }
+
+    #[test]
+    fn placing_gives_back_the_number_and_keeps_the_order_where_it_is_to() {
+        for number in (0..1_000).chain([u64::MAX, 1 << 40]) {
+            assert_eq!(Placing::Mixed.number(Placing::Mixed.place(number)), number);
+        }
+        let ordered = Placing::Ordered(1_000);
+        for number in 0..1_000 {
+            assert_eq!(ordered.number(ordered.place(number)), number);
+            assert!(number == 0 || ordered.key(number - 1).bytes < ordered.key(number).bytes);
+        }
     }
 
     #[test]

@@ -5,7 +5,6 @@
 //! the block size and the depth that the engine's log was seen to use.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +17,7 @@ use serde::Serialize;
 
 use crate::compare::Place;
 use crate::error::{Error, Result};
+use crate::fio::{FioJob, fio};
 use crate::local::{LOAD_MEMORY_BYTES, PARTITION, VALUE_BYTES, failed, fill, median, on_shard, spread};
 use crate::process::Usage;
 
@@ -279,31 +279,6 @@ fn tables_in(shard: &Path) -> Result<String> {
     Ok(tables.collect::<Vec<_>>().join(":"))
 }
 
-/// What is read of fio's JSON.
-#[derive(Debug, serde::Deserialize)]
-struct FioJob {
-    read: FioSide,
-    write: FioSide,
-}
-
-#[derive(Debug, serde::Deserialize)]
-struct FioSide {
-    iops: f64,
-    lat_ns: FioLatency,
-}
-
-#[derive(Debug, Default, serde::Deserialize)]
-struct FioLatency {
-    #[serde(default)]
-    percentile: FioPercentiles,
-}
-
-#[derive(Debug, Default, serde::Deserialize)]
-struct FioPercentiles {
-    #[serde(default, rename = "50.000000")]
-    p50: f64,
-}
-
 /// Durable writes, as the log makes them.
 fn fio_log(dir: &Path, arguments: &[&str], seconds: f64) -> Result<FioJob> {
     let mut all = vec!["--rw=write", "--sync=dsync"];
@@ -311,36 +286,11 @@ fn fio_log(dir: &Path, arguments: &[&str], seconds: f64) -> Result<FioJob> {
     fio(dir, LOG_NAME, &all, seconds)
 }
 
-/// Runs fio in a folder, on files of it.
-fn fio(dir: &Path, files: &str, arguments: &[&str], seconds: f64) -> Result<FioJob> {
-    let output = Command::new("fio")
-        .args(["--name=device", "--direct=1", "--ioengine=io_uring", "--time_based", "--output-format=json"])
-        .args(["--lat_percentiles=1", "--clat_percentiles=0", "--numjobs=1"])
-        .arg(format!("--filename={files}"))
-        .arg(format!("--runtime={}ms", (seconds * 1e3) as u64))
-        .args(arguments)
-        .current_dir(dir)
-        .output()
-        .map_err(|cause| Error::refused(format!("fio: {cause}; install it (Debian: apt-get install fio)")))?;
-    if !output.status.success() {
-        let said = [output.stdout.as_slice(), &output.stderr].concat();
-        return Err(Error::refused(format!("fio: {}", String::from_utf8_lossy(&said))));
-    }
-    #[derive(serde::Deserialize)]
-    struct Fio {
-        jobs: [FioJob; 1],
-    }
-    // Notes may stand before the object.
-    let start = output.stdout.iter().position(|byte| *byte == b'{').unwrap_or_default();
-    let parsed: Fio = serde_json::from_slice(&output.stdout[start..])
-        .map_err(|cause| Error::refused(format!("fio's report: {cause}")))?;
-    let [job] = parsed.jobs;
-    Ok(job)
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     #[test]

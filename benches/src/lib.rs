@@ -17,6 +17,7 @@ pub mod compare;
 pub mod data;
 pub mod device;
 pub mod error;
+mod fio;
 pub mod limits;
 mod local;
 pub mod machine;
@@ -25,6 +26,7 @@ pub mod options;
 #[cfg(feature = "peers-without-cpp")]
 pub mod peers;
 pub mod process;
+pub mod replay;
 pub mod report;
 pub mod runner;
 pub mod scores;

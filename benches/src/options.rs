@@ -15,8 +15,15 @@ const KEYS_MAX: u64 = 1 << 31;
 #[derive(Args, Clone, Debug)]
 pub struct BenchOptions {
     /// Workloads of YCSB, in the order given; `C,B,A,F,D,E` changes the data least. Before E the data is loaded anew.
-    #[arg(long = "workload", value_enum, value_delimiter = ',', default_values_t = [Workload::C, Workload::B, Workload::A, Workload::F, Workload::D, Workload::E])]
+    #[arg(id = "workloads", long = "workload", value_enum, value_delimiter = ',', default_values_t = [Workload::C, Workload::B, Workload::A, Workload::F, Workload::D, Workload::E])]
     pub workloads: Vec<Workload>,
+    /// Instead of YCSB the phases that RocksDB's db_bench made known: fill in key order and at random, overwrite, read at random
+    /// and in key order.
+    #[arg(long, conflicts_with = "workloads")]
+    pub fills: bool,
+    /// Instead of YCSB the requests of a recorded trace (zstd CSV `ts_us,op,key,size`) as fast as they go, on its own keys.
+    #[arg(long, conflicts_with_all = ["workloads", "fills", "keys", "data"])]
+    pub trace: Option<PathBuf>,
     /// Keys; without it as many as `--data` asks for.
     #[arg(long, conflicts_with = "data")]
     pub keys: Option<u64>,
@@ -88,7 +95,10 @@ impl BenchOptions {
             DataSize::Fits => memory_bytes as u64 / 2,
             DataSize::FourTimes => memory_bytes as u64 * 4,
         };
-        let keys = self.keys.unwrap_or(data_bytes / record_bytes);
+        let keys = match &self.trace {
+            Some(path) => crate::replay::Recording::read(path)?.keys,
+            None => self.keys.unwrap_or(data_bytes / record_bytes),
+        };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let check = |fits: bool, what: &str| if fits { Ok(()) } else { Err(Error::refused(what.to_string())) };
         check((1_000..KEYS_MAX).contains(&keys), "--keys: 1,000 to 2,147,483,647")?;
@@ -116,17 +126,25 @@ impl BenchOptions {
             spin_us: self.spin_us,
             scan_rows_max: self.scan_rows_max,
             seed: self.seed,
+            trace: self.trace.clone(),
         })
     }
 
-    /// The phases in their order, those together that run on the data of one load. As the authors of YCSB prescribe, the data
-    /// is loaded anew before E: D has inserted keys.
+    /// The phases in their order, those together that run on the data of one load, which comes first. As the authors of YCSB
+    /// prescribe, the data is loaded anew before E: D has inserted keys.
     #[must_use]
     pub fn sessions(&self) -> Vec<Vec<Phase>> {
+        if self.trace.is_some() {
+            return vec![vec![Phase::Load, Phase::Replay]];
+        }
+        if self.fills {
+            let behind = [Phase::ReadRandom, Phase::ReadSequential, Phase::Overwrite];
+            return vec![vec![Phase::FillSequential], [[Phase::Load].as_slice(), &behind].concat()];
+        }
         let puts = (self.put_clients > 0).then_some(Phase::DurablePut);
         let phases: Vec<Phase> = self.workloads.iter().map(|workload| Phase::Ycsb(*workload)).chain(puts).collect();
         let continues = |_: &Phase, next: &Phase| *next != Phase::Ycsb(Workload::E);
-        phases.chunk_by(continues).map(<[Phase]>::to_vec).collect()
+        phases.chunk_by(continues).map(|phases| [&[Phase::Load], phases].concat()).collect()
     }
 }
 
@@ -149,8 +167,11 @@ mod tests {
             let names = |phases: &Vec<Phase>| phases.iter().map(Phase::to_string).collect::<Vec<_>>().join(" ");
             sessions.iter().map(names).collect::<Vec<String>>()
         };
-        assert_eq!(sessions(&[]), ["C B A F D", "E durable put"]);
-        assert_eq!(sessions(&["--workload", "E,C", "--put-clients", "0"]), ["E C"]);
-        assert_eq!(sessions(&["--workload", "C", "--put-clients", "0"]), ["C"]);
+        assert_eq!(sessions(&[]), ["load C B A F D", "load E durable put"]);
+        assert_eq!(sessions(&["--workload", "E,C", "--put-clients", "0"]), ["load E C"]);
+        assert_eq!(sessions(&["--workload", "C", "--put-clients", "0"]), ["load C"]);
+        let fills = ["fill in key order", "load read at random read in key order overwrite"];
+        assert_eq!(sessions(&["--fills"]), fills);
+        assert_eq!(sessions(&["--trace", "some.csv.zst"]), ["load replay"]);
     }
 }

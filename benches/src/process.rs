@@ -1,8 +1,8 @@
-//! What this process has used so far, from `/proc/self`.
+//! What a process has used so far, from `/proc`.
 
 use std::path::Path;
 
-/// Clock ticks a second in `/proc/self/stat`; fixed by the kernel's ABI.
+/// Clock ticks a second in `/proc/PID/stat`; fixed by the kernel's ABI.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Counters at one moment; what cannot be read is 0.
@@ -17,14 +17,25 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// The counters now.
+    /// This process's counters now.
     #[must_use]
     pub fn now() -> Usage {
-        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        Usage::read("self")
+    }
+
+    /// Another process's counters now.
+    #[must_use]
+    pub fn of(process: u32) -> Usage {
+        Usage::read(&process.to_string())
+    }
+
+    fn read(process: &str) -> Usage {
+        let read = |name: &str| std::fs::read_to_string(format!("/proc/{process}/{name}")).unwrap_or_default();
+        let stat = read("stat");
         // The name in parentheses may hold spaces; utime and stime are the 12th and 13th field behind it.
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
-        let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
+        let io = read("io");
         Usage {
             cpu_seconds: (ticks(11) + ticks(12)) / TICKS_PER_SECOND,
             written_bytes: field(&io, "write_bytes:"),
@@ -47,6 +58,12 @@ impl Usage {
 #[must_use]
 pub fn resident_bytes() -> u64 {
     field(&std::fs::read_to_string("/proc/self/status").unwrap_or_default(), "VmRSS:") << 10
+}
+
+/// The most resident memory that a process has had, in bytes.
+#[must_use]
+pub fn peak_bytes(process: u32) -> u64 {
+    field(&std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default(), "VmHWM:") << 10
 }
 
 /// Bytes that the files under a folder take on the device.
@@ -81,5 +98,8 @@ mod tests {
         std::hint::black_box(sum);
         assert!(resident_bytes() > 1 << 20);
         assert!(Usage::now().cpu_seconds > 0.0);
+        let own = std::process::id();
+        assert!(Usage::of(own).cpu_seconds > 0.0 && peak_bytes(own) > 1 << 20);
+        assert_eq!(peak_bytes(u32::MAX), 0, "nobody has used nothing");
     }
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::client::{ClientRecord, KINDS, Plan};
 use crate::error::{Error, Result};
 use crate::process::{self, Usage};
+use crate::replay::{Recorded, Recording};
 use crate::spec::{Class, Phase, Spec};
 use crate::store::{Candidate, Store};
 
@@ -79,6 +80,7 @@ pub struct Runner {
     spec: Spec,
     dir: PathBuf,
     phases_run: u64,
+    recorded: Arc<[Recorded]>,
 }
 
 impl Runner {
@@ -88,8 +90,13 @@ impl Runner {
     /// As the store says.
     pub fn open(candidate: Candidate, spec: &Spec, dir: &Path) -> Result<Runner> {
         std::fs::create_dir_all(dir).map_err(|cause| Error::io(dir.display().to_string(), cause))?;
+        let recorded = match &spec.trace {
+            Some(path) => Recording::read(path)?.requests,
+            None => Arc::default(),
+        };
         let store = (candidate.open)(dir, spec)?;
-        Ok(Runner { name: candidate.name, store, spec: spec.clone(), dir: dir.to_path_buf(), phases_run: 0 })
+        let (spec, dir) = (spec.clone(), dir.to_path_buf());
+        Ok(Runner { name: candidate.name, store, spec, dir, phases_run: 0, recorded })
     }
 
     /// The store's configuration.
@@ -107,7 +114,7 @@ impl Runner {
         let before = Usage::now();
         let records = self.store.drive(&plan)?;
         let used = Usage::now().since(before);
-        if phase == Phase::Load {
+        if phase.loads() {
             self.store.settle()?;
         }
         self.phases_run += 1;
@@ -128,6 +135,8 @@ impl Runner {
             phase,
             clients: spec.clients_of(phase),
             keys: spec.keys,
+            placing: spec.placing(),
+            recorded: Arc::clone(&self.recorded),
             value_bytes: spec.value_bytes,
             insert_from: spec.keys + self.phases_run * INSERTS_PER_PHASE,
             version: self.phases_run,

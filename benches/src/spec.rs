@@ -1,7 +1,11 @@
 //! What is run: workloads, distributions, durability, access.
 
+use std::path::PathBuf;
+
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+
+use crate::data::Placing;
 
 /// The core workloads of YCSB (Cooper et al., "Benchmarking Cloud Serving Systems with YCSB", 2010).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -112,6 +116,24 @@ pub enum Phase {
     DurablePut,
     /// A YCSB workload.
     Ycsb(Workload),
+    /// Every key once, in key order.
+    FillSequential,
+    /// Overwrites of random keys.
+    Overwrite,
+    /// Reads of random keys.
+    ReadRandom,
+    /// All rows in key order, in pages, again and again.
+    ReadSequential,
+    /// The requests of a recorded trace, as fast as they go.
+    Replay,
+}
+
+impl Phase {
+    /// Whether it writes every key once, into an empty store.
+    #[must_use]
+    pub fn loads(self) -> bool {
+        matches!(self, Phase::Load | Phase::FillSequential)
+    }
 }
 
 impl std::fmt::Display for Phase {
@@ -120,6 +142,11 @@ impl std::fmt::Display for Phase {
             Phase::Load => write!(f, "load"),
             Phase::DurablePut => write!(f, "durable put"),
             Phase::Ycsb(workload) => write!(f, "{workload:?}"),
+            Phase::FillSequential => write!(f, "fill in key order"),
+            Phase::Overwrite => write!(f, "overwrite"),
+            Phase::ReadRandom => write!(f, "read at random"),
+            Phase::ReadSequential => write!(f, "read in key order"),
+            Phase::Replay => write!(f, "replay"),
         }
     }
 }
@@ -157,6 +184,9 @@ pub struct Spec {
     pub scan_rows_max: usize,
     /// Seed of all random choices.
     pub seed: u64,
+    /// The recorded requests that are replayed; keys then lie in the trace's order.
+    #[serde(default)]
+    pub trace: Option<PathBuf>,
 }
 
 impl Spec {
@@ -164,9 +194,21 @@ impl Spec {
     #[must_use]
     pub fn distribution_of(&self, phase: Phase) -> Distribution {
         match phase {
-            Phase::Load | Phase::DurablePut => Distribution::Uniform,
+            Phase::Load
+            | Phase::DurablePut
+            | Phase::FillSequential
+            | Phase::Overwrite
+            | Phase::ReadRandom
+            | Phase::ReadSequential
+            | Phase::Replay => Distribution::Uniform,
             Phase::Ycsb(workload) => self.distribution.unwrap_or(workload.own_distribution()),
         }
+    }
+
+    /// Where the keys lie.
+    #[must_use]
+    pub fn placing(&self) -> Placing {
+        if self.trace.is_some() { Placing::Ordered(self.keys) } else { Placing::Mixed }
     }
 
     /// Clients of a phase.

@@ -107,7 +107,8 @@ pub(crate) fn drive_threads<S: Session>(
     session: impl Fn() -> Result<S> + Sync,
 ) -> Result<Vec<ClientRecord>> {
     let stripes = plan.clients;
-    let scopes: Vec<Scope> = (0..stripes).map(|stripe| Scope { part: None, stripe, stripes }).collect();
+    let scopes: Vec<Scope> =
+        (0..stripes).map(|stripe| Scope { part: None, placing: plan.placing, stripe, stripes }).collect();
     let clients = build_clients(plan, &scopes)?;
     let begin = begin_soon();
     let session = &session;

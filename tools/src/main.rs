@@ -10,6 +10,7 @@ mod inspect;
 mod moving;
 mod node;
 mod outside;
+mod page;
 mod predict;
 mod repair;
 mod scrub;

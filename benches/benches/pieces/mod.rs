@@ -11,18 +11,23 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use antumbra_engine::record::{Record, RecordKind};
-use antumbra_engine::table::{TableBuilder, TableOptions, decode_records, encode_records, verify_image};
+use antumbra_engine::table::{
+    HashedKey, NoCache, TableBuilder, TableOptions, TableReader, decode_records, encode_records, verify_image,
+};
 use antumbra_engine::types::{AttemptId, Epoch, Hlc, KeyRange, Lsn, PartitionId, ShardId};
 use antumbra_engine::{Batch, Durability, Engine, Partition, PartitionHandle, PartitionOptions, PartitionSpec, Write};
 use antumbra_net::resp::codec::{Decoder, encode_command};
 use antumbra_net::shadow::codec::{compress_against, decompress_against};
-use antumbra_net::shadow::frame::{Columns, FrameContext, HEADER_LEN, decode_header, decode_payload, encode};
+use antumbra_net::shadow::frame::{
+    ArchivedColumns, Columns, FrameContext, HEADER_LEN, decode_header, decode_payload, encode,
+};
 use antumbra_net::throttle::Throttle;
 use antumbra_predictor::Model;
 use antumbra_predictor::scorer::{Gru, Scorer, ScorerKind, build};
 use antumbra_predictor::window::SegmentCounts;
 use bytes::{Bytes, BytesMut};
 use futures_lite::future::block_on;
+use rkyv::util::AlignedVec;
 use tempfile::TempDir;
 
 /// What an iteration works on, for the rate.
@@ -73,16 +78,22 @@ pub const PIECES: &[(&str, Make)] = &[
     ("table, verify", table_verify),
     ("records, encode", records_encode),
     ("records, decode", records_decode),
+    ("bloom, absent key", bloom),
     ("crc32c of 4 KiB", checksum),
     ("delta, compress", delta_compress),
     ("delta, decompress", delta_decompress),
     ("frame, encode", frame_encode),
     ("frame, decode", frame_decode),
+    ("rkyv, validated access", rkyv_validated),
+    ("rkyv, access alone", rkyv_unchecked),
     ("resp, parse SET", resp_parse),
     ("token bucket", bucket),
     ("gru pass", gru_pass),
     ("auto pass", auto_pass),
 ];
+
+/// Pieces that wait for the device: timed, but their instructions depend on when it answers.
+pub const WAITING: &[(&str, Make)] = &[("put, buffered", put_buffered), ("group commit, 64 clients", group_commit)];
 
 // ---- on a shard ---------------------------------------------------------------------------------------------------------
 
@@ -228,6 +239,57 @@ fn put_memory() -> Piece {
     })
 }
 
+/// An update that the log takes too, unless it is on the device by then: the memtable's part as above, then the record is encoded
+/// into the open batch, a copy of 130 bytes and its share of a checksum, about 50 ns; and the device's time for its share of
+/// a batch, which no more than 200 MB/s of log allow: about 700 ns.
+fn put_buffered() -> Piece {
+    let stage = Stage::new(false);
+    let value = Bytes::from(vec![7; VALUE_BYTES]);
+    let mut first = 0;
+    let run = move |iterations: u64| {
+        let (value, start) = (value.clone(), first);
+        first += iterations;
+        let puts = move |partition: Rc<Partition>| async move {
+            let began = Instant::now();
+            for number in start..start + iterations {
+                let write = Write::put(key(number * 7919 % KEYS).to_vec(), value.clone());
+                partition.write(write, Durability::Buffered).await?;
+            }
+            Ok(began.elapsed())
+        };
+        block_on(stage.partition.with(puts)).unwrap()
+    };
+    Piece { work: Work::Elements(1), counted: 0, run: Box::new(run) }
+}
+
+/// Durable puts of 64 clients at once: they share one batch of 8 KiB and one durable write, 100 us; 64 puts in memory, 50 us,
+/// which run beside the write of the batch before: about 2 us each.
+fn group_commit() -> Piece {
+    const CLIENTS: u64 = 64;
+    let stage = Stage::new(false);
+    let value = Bytes::from(vec![7; VALUE_BYTES]);
+    let mut first = 0;
+    let run = move |iterations: u64| {
+        let (value, start) = (value.clone(), first);
+        first += iterations;
+        let rounds = move |partition: Rc<Partition>| async move {
+            let began = Instant::now();
+            for round in start..start + iterations {
+                let put = |client: u64| {
+                    let write = Write::put(key((round * CLIENTS + client) * 7919 % KEYS).to_vec(), value.clone());
+                    partition.write(write, Durability::Durable)
+                };
+                for written in futures_util::future::join_all((0..CLIENTS).map(put)).await {
+                    written?;
+                }
+            }
+            Ok(began.elapsed())
+        };
+        block_on(stage.partition.with(rounds)).unwrap()
+    };
+    Piece { work: Work::Elements(CLIENTS), counted: 0, run: Box::new(run) }
+}
+
 /// A hundred records in key order out of cached blocks: one lookup, then bandwidth; about 3 us.
 fn scan_cached() -> Piece {
     const RECORDS: u64 = 100;
@@ -300,6 +362,22 @@ fn records_decode() -> Piece {
     piece(bytes_of(&records), 10, move || drop(black_box(decode_records(&bytes).unwrap())))
 }
 
+/// A table's filter alone: the key's hash, then a cache line or two: 20 ns while it stays in the cache.
+fn bloom() -> Piece {
+    let image: &'static [u8] = built(&records(10_000)).leak();
+    let reader = now(TableReader::open(image, 0, image.len() as u64, "piece".as_ref())).unwrap();
+    let mut number = 0_u64;
+    piece(Work::Elements(1), 20_000, move || {
+        number += 1;
+        // Between two keys of the table. One in a hundred passes, and its block is not in the cache.
+        let mut key = *b"key-0000....x";
+        for (digit, power) in key[8..12].iter_mut().zip([1_000, 100, 10, 1]) {
+            *digit = b'0' + (number / power % 10) as u8;
+        }
+        black_box(reader.lookup(HashedKey::from(&key[..]), Lsn(u64::MAX), &NoCache, true));
+    })
+}
+
 /// The checksum of a block: three instructions in flight, 20 GB/s.
 fn checksum() -> Piece {
     let block = vec![0x5a; 4096];
@@ -361,6 +439,31 @@ fn frame_decode() -> Piece {
     piece(Work::Bytes(bytes.len() as u64), 500, move || {
         let header = decode_header(&head).unwrap();
         black_box(decode_payload(&head, header, &payload).unwrap());
+    })
+}
+
+/// The archive of a message of 4 KiB with 96 numbers and 32 strings.
+fn archive() -> AlignedVec {
+    rkyv::to_bytes::<rkyv::rancor::Error>(&columns()).unwrap()
+}
+
+/// Access to an archive that comes from a peer: every pointer and length in it is checked: three of them, 30 ns.
+fn rkyv_validated() -> Piece {
+    let archive = archive();
+    piece(Work::Bytes(archive.len() as u64), 5_000, move || {
+        let columns = rkyv::access::<ArchivedColumns, rkyv::rancor::Error>(black_box(&archive)).unwrap();
+        black_box(columns.numbers.len());
+    })
+}
+
+/// Access to an archive that is known to be sound: arithmetic, 1 ns. What the piece above takes more is the price of safety.
+fn rkyv_unchecked() -> Piece {
+    let archive = archive();
+    assert!(rkyv::access::<ArchivedColumns, rkyv::rancor::Error>(&archive).is_ok());
+    piece(Work::Bytes(archive.len() as u64), 5_000, move || {
+        // SAFETY: these bytes were checked before, and nothing changes them.
+        let columns = unsafe { rkyv::access_unchecked::<ArchivedColumns>(black_box(&archive)) };
+        black_box(columns.numbers.len());
     })
 }
 

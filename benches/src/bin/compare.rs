@@ -77,10 +77,10 @@ fn compare(cli: &Cli) -> Result<()> {
                 let mut store = StoreProcess::start(*candidate, &spec, &dir, limit)?;
                 report.stores.insert(candidate.name.to_string(), store.configuration.clone());
                 // Loaded one after another: the first is stopped while the next one loads.
-                run(&mut store, Phase::Load, round, &mut report)?;
+                run(&mut store, phases[0], round, &mut report)?;
                 stores.push(store);
             }
-            for phase in phases {
+            for &phase in &phases[1..] {
                 // Who goes first changes from round to round.
                 let count = stores.len();
                 for turn in 0..count {

@@ -1,10 +1,12 @@
 //! `antumbra bench`: the harness of `antumbra-benches` for Antumbra alone, and moves under load.
 
 mod moves;
+mod report;
 
 use std::process::ExitCode;
 
 use antumbra_benches::device::{self, DeviceOptions};
+use antumbra_benches::limits::{self, LimitsOptions};
 use antumbra_benches::options::BenchOptions;
 use antumbra_benches::report::Report;
 use antumbra_benches::scores::{self, ScoresOptions};
@@ -22,12 +24,16 @@ const PEERS: [&str; 4] = ["rocksdb", "fjall", "redb", "lmdb"];
 pub enum BenchCommand {
     /// Loads data and runs workloads of YCSB, then durable puts; prints throughput and latency of each.
     Ycsb(YcsbOptions),
+    /// What the machine can do: the device by fio and by blocking calls, memory, loopback TCP, quinn alone.
+    Limits(LimitsOptions),
     /// The engine beside fio: random reads, durable group commit, a lone durable put; and an idle engine's use of a core.
     Device(DeviceOptions),
     /// What the predictor's scores gain in the engine: residency, read-ahead, the order of compaction; each on and off.
     Scores(ScoresOptions),
     /// Moves a partition between two nodes under an open-loop load; prints what readers, writers and neighbours notice.
     Move(moves::MoveOptions),
+    /// All of these in one run, as one page, one JSON and one CSV; `cargo xtask bench` builds what it needs and runs it.
+    Report(report::ReportOptions),
 }
 
 #[derive(Args)]
@@ -44,12 +50,16 @@ pub fn run(command: &BenchCommand) -> Result<ExitCode, CliError> {
     match command {
         BenchCommand::Ycsb(options) => ycsb(options),
         BenchCommand::Device(options) => {
-            measure(options.json, ToString::to_string, |bar| device::run(options, |next| bar.set_message(next)))
+            measure(options.json, ToString::to_string, |bar| device::run(options, |next| say(bar, next)))
         }
         BenchCommand::Scores(options) => {
-            measure(options.json, ToString::to_string, |bar| scores::run(options, |next| bar.set_message(next)))
+            measure(options.json, ToString::to_string, |bar| scores::run(options, |next| say(bar, next)))
+        }
+        BenchCommand::Limits(options) => {
+            measure(options.json, ToString::to_string, |bar| limits::run(options, |next| say(bar, next)))
         }
         BenchCommand::Move(options) => moves::run(options),
+        BenchCommand::Report(options) => report::run(options),
     }
 }
 
@@ -60,9 +70,9 @@ fn ycsb(options: &YcsbOptions) -> Result<ExitCode, CliError> {
     };
     let text = |report: &Report| format!("{}{}\n", report.header(), report.tables());
     measure(options.bench.json, text, |bar| {
-        bar.set_message("measuring the device, then loading");
+        say(bar, "measuring the device, then loading".into());
         compare::run_alone(candidate, &options.bench, |result| {
-            bar.set_message(format!("{}: {:.0} op/s; next", result.phase, result.ops_per_second));
+            say(bar, format!("{}: {:.0} op/s; next", result.phase, result.ops_per_second));
         })
     })
 }
@@ -73,7 +83,8 @@ fn measure<T: Serialize>(
     text: impl FnOnce(&T) -> String,
     run: impl FnOnce(&ProgressBar) -> BenchResult<T>,
 ) -> Result<ExitCode, CliError> {
-    let bar = if json { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
+    // The bar is drawn on standard error, and only on a terminal.
+    let bar = ProgressBar::new_spinner();
     bar.enable_steady_tick(std::time::Duration::from_millis(200));
     let report = run(&bar)?;
     bar.finish_and_clear();
@@ -83,6 +94,11 @@ fn measure<T: Serialize>(
         print!("{}", text(&report));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Shows a message beside the bar, or as a line of its own where no terminal shows bars.
+fn say(bar: &ProgressBar, message: String) {
+    if bar.is_hidden() { eprintln!("{message}") } else { bar.set_message(message) }
 }
 
 fn unknown(name: &str) -> String {

@@ -3,15 +3,11 @@
 use plotters::prelude::*;
 
 use crate::CliError;
-
+use crate::moving::plot::{self, MARK, WRITE};
 use crate::moving::report::{PhaseLatency, Report};
+use crate::page::{self, draw, escape, figure};
 
-const WIDTH: u32 = 900;
-const HEIGHT: u32 = 320;
-const READ: RGBColor = RGBColor(37, 99, 235);
-const WRITE: RGBColor = RGBColor(217, 70, 39);
 const OPS: RGBColor = RGBColor(13, 148, 136);
-const MARK: RGBColor = RGBColor(120, 120, 120);
 const ORDERS: [(&str, RGBColor); 6] = [
     ("used", RGBColor(0, 0, 0)),
     ("auto", RGBColor(147, 51, 234)),
@@ -23,9 +19,12 @@ const ORDERS: [(&str, RGBColor); 6] = [
 
 /// The page.
 pub fn page(report: &Report) -> Result<String, CliError> {
-    let latency = latency_plot(report)?;
-    let throughput = throughput_plot(report)?;
-    let orders = order_plot(report)?;
+    let latency = figure(
+        "99th percentile of read and write latency over time, with the phases of the move marked",
+        &plot::latency(&report.series, &report.marks)?,
+    );
+    let throughput = figure("Finished requests per second over time", &throughput_plot(report)?);
+    let orders = figure("Share of reads served against share of bytes copied, for each order", &order_plot(report)?);
     let verdict = if report.passed {
         "Passed: no read failed or was stale, no write was lost, both sides agree."
     } else {
@@ -34,37 +33,20 @@ pub fn page(report: &Report) -> Result<String, CliError> {
     let class = if report.passed { "good" } else { "bad" };
     let figures = table(report);
     let json = serde_json::to_string(report)?.replace('<', "\\u003c");
-    Ok(format!(
-        r#"<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Antumbra: a move under load</title>
-<style>
-:root {{ color-scheme: light dark; --back: #fff; --text: #1b1f24; --line: #d5d9df; --card: #f6f7f9; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --back: #14171b; --text: #e7e9ec; --line: #3a4048; --card: #1d2126; }} }}
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 960px; padding: 1rem; background: var(--back); color: var(--text); }}
-h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
-.verdict {{ padding: .7rem 1rem; border-radius: 8px; font-weight: 600; color: #fff; }} .good {{ background: #15803d; }} .bad {{ background: #b91c1c; }}
-figure {{ margin: .5rem 0; background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: .5rem; overflow-x: auto; }}
-svg {{ width: 100%; height: auto; display: block; }}
-table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }}
-th, td {{ text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line); }} th:first-child, td:first-child {{ text-align: left; }}
-.scroll {{ overflow-x: auto; }}
-</style></head><body>
-<h1>A partition moves while it is served</h1>
+    let body = format!(
+        r#"<h1>A partition moves while it is served</h1>
 <p class="verdict {class}">{verdict}</p>
 <p>Trace <b>{}</b>, {} keys, copy order <b>{}</b>, durability <b>{}</b>. Latency counts from the intended send time.</p>
 {figures}
 <h2>Latency over time (99th percentile per 100 ms, logarithmic)</h2>
-<figure role="img" aria-label="99th percentile of read and write latency over time, with the phases of the move marked">{latency}</figure>
+{latency}
 <h2>Throughput over time</h2>
-<figure role="img" aria-label="Finished requests per second over time">{throughput}</figure>
+{throughput}
 <h2>What a copy order is worth</h2>
 <p>Share of the reads during the move that the target could have served against the share of bytes copied. Area as sent:
 <b>{:.3}</b>; guard (auto) {:.3}, GRU {:.3}, moving average {:.3}, key order {:.3}, oracle {:.3}.</p>
-<figure role="img" aria-label="Share of reads served against share of bytes copied, for each order">{orders}</figure>
-<script type="application/json" id="report">{json}</script>
-</body></html>
-"#,
+{orders}
+<script type="application/json" id="report">{json}</script>"#,
         escape(&report.trace),
         report.keys,
         escape(&report.order),
@@ -75,11 +57,8 @@ th, td {{ text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var
         report.order_quality.ewma,
         report.order_quality.key,
         report.order_quality.oracle,
-    ))
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;")
+    );
+    Ok(page::document("Antumbra: a move under load", "", &body))
 }
 
 fn table(report: &Report) -> String {
@@ -142,51 +121,6 @@ fn table(report: &Report) -> String {
     )
 }
 
-/// Names of the phases where they begin.
-fn marks(report: &Report) -> Vec<(f64, &str)> {
-    report.marks.iter().filter(|(name, _)| name != "frozen").map(|(name, at)| (*at, name.as_str())).collect()
-}
-
-fn latency_plot(report: &Report) -> Result<String, CliError> {
-    let end = report.series.last().map_or(1.0, |bin| bin.at_s + 0.1);
-    let largest =
-        report.series.iter().map(|bin| bin.read_p99_us.max(bin.write_p99_us)).max().unwrap_or(1).max(100) as f64 * 2.0;
-    draw(|area| {
-        let mut chart = ChartBuilder::on(area)
-            .margin(10)
-            .x_label_area_size(35)
-            .y_label_area_size(70)
-            .build_cartesian_2d(0.0..end, (10.0..largest).log_scale())?;
-        chart.configure_mesh().x_desc("seconds").y_desc("us").light_line_style(TRANSPARENT).draw()?;
-        for (at, name) in marks(report) {
-            chart.draw_series([PathElement::new(vec![(at, 10.0), (at, largest)], MARK.stroke_width(1))])?;
-            chart.draw_series([Text::new(
-                name.to_string(),
-                (at, largest * 0.8),
-                ("sans-serif", 13).into_font().color(&MARK),
-            )])?;
-        }
-        let line = |of: fn(&crate::moving::report::Bin) -> u64| {
-            report.series.iter().map(move |bin| (bin.at_s, (of(bin) as f64).max(10.0)))
-        };
-        chart
-            .draw_series(LineSeries::new(line(|bin| bin.write_p99_us), WRITE.stroke_width(2)))?
-            .label("writes")
-            .legend(|(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], WRITE.stroke_width(2)));
-        chart
-            .draw_series(LineSeries::new(line(|bin| bin.read_p99_us), READ.stroke_width(2)))?
-            .label("reads")
-            .legend(|(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], READ.stroke_width(2)));
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
-            .border_style(MARK)
-            .background_style(WHITE)
-            .draw()?;
-        Ok(())
-    })
-}
-
 fn throughput_plot(report: &Report) -> Result<String, CliError> {
     let end = report.series.last().map_or(1.0, |bin| bin.at_s + 0.1);
     let largest = report.series.iter().map(|bin| bin.ops_s).fold(1.0, f64::max) * 1.2;
@@ -197,7 +131,7 @@ fn throughput_plot(report: &Report) -> Result<String, CliError> {
             .y_label_area_size(70)
             .build_cartesian_2d(0.0..end, 0.0..largest)?;
         chart.configure_mesh().x_desc("seconds").y_desc("requests/s").light_line_style(TRANSPARENT).draw()?;
-        for (at, name) in marks(report) {
+        for (at, name) in plot::begins(&report.marks) {
             chart.draw_series([PathElement::new(vec![(at, 0.0), (at, largest)], MARK.stroke_width(1))])?;
             chart.draw_series([Text::new(
                 name.to_string(),
@@ -241,21 +175,8 @@ fn order_plot(report: &Report) -> Result<String, CliError> {
             .configure_series_labels()
             .position(SeriesLabelPosition::LowerRight)
             .border_style(MARK)
-            .background_style(WHITE)
+            .background_style(TRANSPARENT)
             .draw()?;
         Ok(())
     })
-}
-
-type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
-
-fn draw(with: impl FnOnce(&Area<'_>) -> Result<(), CliError>) -> Result<String, CliError> {
-    let mut svg = String::new();
-    {
-        let area = SVGBackend::with_string(&mut svg, (WIDTH, HEIGHT)).into_drawing_area();
-        area.fill(&WHITE).map_err(|cause| cause.to_string())?;
-        with(&area)?;
-        area.present().map_err(|cause| cause.to_string())?;
-    }
-    Ok(svg)
 }

@@ -26,7 +26,7 @@ use crate::moving::report::{Report, SignalReport};
 use crate::moving::workload::{Ramp, Space, Workload};
 
 /// The trace that comes with the program; see `assets/ATTRIBUTION.md`.
-const BUNDLED: &[u8] = include_bytes!("../../assets/mooncake_conv.csv.zst");
+pub const BUNDLED: &[u8] = include_bytes!("../../assets/mooncake_conv.csv.zst");
 const BUNDLED_NAME: &str = "mooncake_conv (bundled)";
 /// Small segments, so that there are a few hundred; short access windows, so that a run of seconds has many.
 const NODES: NodeConfig = NodeConfig { segment_kib: 256, memory_mib: 256, window: Duration::from_millis(250) };
@@ -145,7 +145,7 @@ async fn drive(options: &DemoOptions, requests: &[Request], nodes: &[cluster::No
         trace: options.trace.as_ref().map_or_else(|| BUNDLED_NAME.into(), |path| path.display().to_string()),
         order: options.order.to_string(),
         keys: u64::from(workload.keys()),
-        durability: "durable on both hosts before the acknowledgement",
+        durability: "durable on both hosts before the acknowledgement".into(),
         environment: moving::environment(),
         signal,
         early: options.early.map(|percent| fill.report(f64::from(percent), moved.switchover.missing)),

@@ -25,6 +25,13 @@ pub struct Node {
     pub resp: SocketAddr,
 }
 
+impl Node {
+    /// Its process.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         let _ = self.child.kill();

@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod fill;
 pub mod load;
 pub mod model;
+pub mod plot;
 pub mod report;
 pub mod workload;
 

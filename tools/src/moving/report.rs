@@ -4,7 +4,7 @@ use antumbra_net::shadow::MoveReport;
 use antumbra_net::shadow::accounts::{ShadowAccounts, SwitchoverAccounts, VerifyReport};
 use antumbra_predictor::eval::{area, order_curve};
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::fill::EarlyReport;
 use super::load::Sample;
@@ -78,7 +78,7 @@ pub struct SignalReport {
 }
 
 /// One bin of the time series.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Bin {
     /// Seconds after the load began.
     pub at_s: f64,
@@ -97,7 +97,7 @@ pub struct Report {
     pub trace: String,
     pub order: String,
     pub keys: u64,
-    pub durability: &'static str,
+    pub durability: String,
     pub environment: serde_json::Value,
     pub reads: Reads,
     pub writes: Writes,
@@ -132,6 +132,20 @@ const BIN_US: u64 = 100_000;
 impl Report {
     /// Fills in what the samples and the move's own report say. `start_us` is when the load began.
     pub fn fill(&mut self, samples: &[Sample], moved: MoveReport, counts: &Counts, lost: u64, start_us: u64) {
+        self.fill_load(samples, &moved, counts, lost, start_us);
+        let (copy, _, promoted) = marks_us(&moved);
+        self.judge_orders(samples, &moved, copy, promoted);
+        self.frozen_us = moved.frozen_us;
+        self.shadow = moved.shadow;
+        self.switchover = moved.switchover;
+        self.verify = moved.verify;
+        let sound = self.reads.failed + self.reads.stale + self.writes.failed + self.writes.lost == 0;
+        let epoch = self.switchover.epoch_after == self.switchover.epoch_before + 1;
+        self.passed = sound && epoch && self.verify.equal;
+    }
+
+    /// The part of it that needs no more of the move than when its phases began.
+    pub fn fill_load(&mut self, samples: &[Sample], moved: &MoveReport, counts: &Counts, lost: u64, start_us: u64) {
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
         self.reads =
             Reads { total: load(&counts.reads), failed: load(&counts.reads_failed), stale: load(&counts.reads_stale) };
@@ -143,8 +157,8 @@ impl Report {
         };
         self.moved = load(&counts.moved);
         self.failures = counts.failures();
-        let (copy, frozen, promoted) = marks_us(&moved);
-        self.latency_us = latency(samples, &moved);
+        let (_, frozen, promoted) = marks_us(moved);
+        self.latency_us = latency(samples, moved);
         let pause = |write: bool| {
             let overlaps = |sample: &&Sample| {
                 sample.write == write && sample.at_us < promoted && sample.at_us + sample.latency_us > frozen
@@ -152,20 +166,12 @@ impl Report {
             samples.iter().filter(overlaps).map(|sample| sample.latency_us).max().unwrap_or(0)
         };
         (self.write_pause_us, self.read_pause_us) = (pause(true), pause(false));
-        self.frozen_us = moved.frozen_us;
         self.series = series(samples, start_us);
         self.marks = moved
             .marks_ms
             .iter()
             .map(|(name, ms)| (name.clone(), (*ms as f64 * 1000.0 - start_us as f64) / 1e6))
             .collect();
-        self.judge_orders(samples, &moved, copy, promoted);
-        self.shadow = moved.shadow;
-        self.switchover = moved.switchover;
-        self.verify = moved.verify;
-        let sound = self.reads.failed + self.reads.stale + self.writes.failed + self.writes.lost == 0;
-        let epoch = self.switchover.epoch_after == self.switchover.epoch_before + 1;
-        self.passed = sound && epoch && self.verify.equal;
     }
 
     /// How early each order would have brought the segments that were read while the shadow was filled.

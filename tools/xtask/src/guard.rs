@@ -128,18 +128,25 @@ fn rustc() -> Result<String> {
 
 /// Builds the bench; its path.
 fn build() -> Result<PathBuf> {
-    let out = cargo()
-        .args(["bench", "-p", "antumbra-benches", "--bench", "guard", "--no-run"])
+    let mut command = cargo();
+    command.args(["bench", "-p", "antumbra-benches", "--bench", "guard", "--no-run"]);
+    built(&mut command)?.pop().ok_or_else(|| "cargo does not say what it has built".into())
+}
+
+/// Runs a build; the programs that it made.
+pub fn built(command: &mut Command) -> Result<Vec<PathBuf>> {
+    let out = command
+        .args(["--message-format", "json-render-diagnostics"])
+        .stderr(std::process::Stdio::inherit())
         .output()
         .map_err(|cause| format!("cargo: {cause}"))?;
-    let text = String::from_utf8_lossy(&out.stderr);
     if !out.status.success() {
-        return Err(format!("the bench was not built:\n{text}"));
+        return Err(format!("{command:?} ended with {}", out.status));
     }
-    // Executable benches/guard.rs (PATH)
-    let path = text.lines().rev().find(|line| line.trim_start().starts_with("Executable"));
-    let path = path.and_then(|line| line.rsplit_once('(')?.1.strip_suffix(')'));
-    path.map(|path| crate::root().join(path)).ok_or_else(|| format!("cargo does not say what it has built:\n{text}"))
+    // A line of JSON each: {"reason":"compiler-artifact",...,"executable":"PATH",...}
+    let text = String::from_utf8_lossy(&out.stdout);
+    let path = |line: &str| Some(PathBuf::from(line.split_once("\"executable\":\"")?.1.split_once('"')?.0));
+    Ok(text.lines().filter_map(path).map(|path| crate::root().join(path)).collect())
 }
 
 fn listed(program: &Path) -> Result<Vec<String>> {

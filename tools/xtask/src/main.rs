@@ -1,5 +1,6 @@
 //! `cargo xtask`: set-up, checks and tests behind one door.
 
+mod bench;
 mod daemons;
 mod fuzz;
 mod guard;
@@ -23,6 +24,8 @@ cargo xtask sim [--seeds N]   the storage simulator: N seeds (2000) of crashes a
 cargo xtask sim --cluster [--seeds N]  whole hosts, their clients and moves on simulated disks, clocks and links: N seeds (200)
 cargo xtask crash [--rounds N]  kill -9 under load on the real device, N times (100)
 cargo xtask fuzz [--seconds N] [--target NAME]  every decoder under libFuzzer, N seconds each (60)
+cargo xtask bench [--smoke | --quick | --full] [--peers] [--out DIR] [OPTION ...]  every benchmark in one run, as report.html,
+                              report.json and report.csv (bench-report/): quick takes 10 minutes on 2 cores, full 90 with peers
 cargo xtask guard             instructions of the hot pieces against those kept in benches/instructions.txt; --help for more
 cargo xtask miri              the engine's modules without I/O under Miri (needs a nightly compiler with the component miri)
 cargo xtask soak [--seconds N] updates for that long (600), checking memory and space against their budgets
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Some("check") => check(),
         Some("sim") => sim::run(&args[1..]),
         Some("crash") => sim::crash(&args[1..]),
+        Some("bench") => bench::run(&args[1..]),
         Some("guard") => guard::run(&args[1..]),
         Some("fuzz") => fuzz::run(&args[1..]),
         Some("miri") => miri(),

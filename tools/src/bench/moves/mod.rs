@@ -1,11 +1,17 @@
-//! `antumbra bench move`: a partition moves under an open-loop load; what readers, writers and the neighbours notice.
+//! `antumbra bench move`: a partition moves under an open-loop load; what readers, writers and the neighbours notice. With
+//! `--rival` a slot of Valkey or Redis moves instead, by their own atomic migration, under the same load.
 
-use std::path::PathBuf;
+mod figures;
+mod rival;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use antumbra_benches::process::{Usage, peak_bytes};
 use antumbra_benches::zipf::Zipf;
 use antumbra_net::resp::slot;
 use antumbra_net::shadow::{MoveReport, Order};
@@ -21,6 +27,8 @@ use crate::moving::load::{self, Route, Sample};
 use crate::moving::model::Model;
 use crate::moving::report::{self, Latency, Report};
 use crate::moving::workload::{Ramp, Space, Workload};
+use figures::Row;
+use rival::Rival;
 
 const NODES: NodeConfig = NodeConfig { segment_kib: 4096, memory_mib: 512, window: Duration::from_secs(1) };
 const MOVED: Space = Space { tag: "move", value_bytes: 1000, spread_bytes: 0 };
@@ -79,6 +87,15 @@ pub struct MoveOptions {
     /// Runs, each with fresh nodes; the median of each figure is printed.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
+    /// Move a slot of this rival instead, from a server that is on the PATH or given; nothing is downloaded.
+    #[arg(long, value_enum, conflicts_with_all = ["order", "throttle_mb_s", "set_point", "early"])]
+    rival: Option<Rival>,
+    /// Its server.
+    #[arg(long, requires = "rival")]
+    rival_bin: Option<PathBuf>,
+    /// When its log is on the device: `always` is before each acknowledgement, Antumbra's class.
+    #[arg(long, default_value = "always", value_parser = ["always", "everysec", "no"], requires = "rival")]
+    rival_fsync: String,
     /// Data folder; without it a temporary one.
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -90,138 +107,155 @@ pub struct MoveOptions {
 /// One run.
 #[derive(Debug, Serialize)]
 struct MoveBench {
+    /// `antumbra`, or the rival and its version.
+    system: String,
     #[serde(flatten)]
     report: Report,
     /// The partition beside it, on the same shard.
     other_partitions: Latency,
     copy_mb_s: f64,
-    /// What the bulk plane alone moves between the same two processes, before the load.
+    /// From the order to its end.
+    move_s: f64,
+    /// What the bulk plane alone moves between the same two processes, before the load; 0 for rivals, which have none.
     quic_limit_mb_s: f64,
     coordinator: &'static str,
     partition_mib: u32,
     capacity_ops_s: f64,
     rate_ops_s: f64,
+    /// Of both nodes together, while the partition moved.
+    cpu_s: f64,
+    /// The most memory that each node ever had, added up.
+    peak_mib: f64,
+    /// What is compared.
+    figures: Vec<Row>,
 }
 
-/// The figures that the goals are about.
-#[derive(Clone, Copy, Debug, Serialize)]
-struct Figures {
-    read_p99_before_us: f64,
-    read_p99_during_ratio: f64,
-    read_p99_switchover_ratio: f64,
-    write_p99_before_us: f64,
-    write_p99_during_ratio: f64,
-    write_pause_us: f64,
-    frozen_us: f64,
-    other_write_p99_before_us: f64,
-    other_write_p99_during_ratio: f64,
-    copy_mb_s: f64,
-    copy_of_quic: f64,
-    failed: f64,
+/// What serves the load: two nodes.
+enum Nodes {
+    Antumbra(Vec<cluster::Node>),
+    Rival(rival::Servers),
 }
 
-impl MoveBench {
-    fn figures(&self) -> Figures {
-        let ratio = |now: u64, before: u64| now as f64 / before.max(1) as f64;
-        let (of, other) = (&self.report.latency_us, &self.other_partitions);
-        let failed = self.report.reads.failed + self.report.reads.stale + self.report.writes.failed;
-        Figures {
-            read_p99_before_us: of.before.read.p99 as f64,
-            read_p99_during_ratio: ratio(of.during.read.p99, of.before.read.p99),
-            read_p99_switchover_ratio: ratio(of.switchover.read.p99, of.before.read.p99),
-            write_p99_before_us: of.before.write.p99 as f64,
-            write_p99_during_ratio: ratio(of.during.write.p99, of.before.write.p99),
-            write_pause_us: self.report.write_pause_us as f64,
-            frozen_us: self.report.frozen_us as f64,
-            other_write_p99_before_us: other.before.write.p99 as f64,
-            other_write_p99_during_ratio: ratio(other.during.write.p99, other.before.write.p99),
-            copy_mb_s: self.copy_mb_s,
-            copy_of_quic: self.copy_mb_s / self.quic_limit_mb_s.max(1e-9),
-            failed: (failed + self.report.writes.lost) as f64,
+impl Nodes {
+    fn start(options: &MoveOptions, dir: &Path) -> Result<Nodes, CliError> {
+        match options.rival {
+            None => Ok(Nodes::Antumbra(cluster::start(dir, NODES)?)),
+            Some(rival) => {
+                let servers = rival::Servers::start(rival, options.rival_bin.as_deref(), &options.rival_fsync, dir)?;
+                Ok(Nodes::Rival(servers))
+            }
+        }
+    }
+
+    fn addresses(&self) -> Vec<SocketAddr> {
+        match self {
+            Nodes::Antumbra(nodes) => nodes.iter().map(|node| node.resp).collect(),
+            Nodes::Rival(servers) => servers.addresses(),
+        }
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        match self {
+            Nodes::Antumbra(nodes) => nodes.iter().map(cluster::Node::process).collect(),
+            Nodes::Rival(servers) => servers.processes(),
+        }
+    }
+
+    fn cpu_seconds(&self) -> f64 {
+        self.processes().into_iter().map(|process| Usage::of(process).cpu_seconds).sum()
+    }
+
+    fn peak_mib(&self) -> f64 {
+        self.processes().into_iter().map(peak_bytes).sum::<u64>() as f64 / f64::from(1 << 20)
+    }
+
+    /// Makes a cluster of them whose first node owns the slot; what the link alone moves, in MB/s.
+    async fn prepare(&self, admins: &[Client], slot: u16) -> Result<f64, CliError> {
+        match self {
+            Nodes::Antumbra(_) => {
+                cluster::create_partitions(admins, slot).await?;
+                let link = admins[0].json(&format!("ANTUMBRA LINK 2 {LINK_MEBIBYTES}")).await?;
+                Ok(link["mb_s"].as_f64().unwrap_or(0.0))
+            }
+            Nodes::Rival(servers) => servers.form_cluster(admins, slot).await.map(|()| 0.0),
+        }
+    }
+
+    /// Brings what was loaded to rest.
+    async fn settle(&self, admins: &[Client]) -> Result<(), CliError> {
+        if let Nodes::Antumbra(_) = self {
+            for partition in [cluster::PARTITION, 2] {
+                admins[0].json(&format!("ANTUMBRA COMPACT {partition}")).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn move_now(
+        &self,
+        options: &MoveOptions,
+        admins: &[Client],
+        slot: u16,
+        bar: &ProgressBar,
+    ) -> Result<MoveReport, CliError> {
+        match self {
+            Nodes::Antumbra(_) => move_now(options, &admins[0], bar).await,
+            Nodes::Rival(servers) => servers.move_slot(admins, slot, u64::from(options.mib) << 20).await,
+        }
+    }
+
+    fn system(&self) -> String {
+        match self {
+            Nodes::Antumbra(_) => "antumbra".into(),
+            Nodes::Rival(servers) => servers.name.clone(),
+        }
+    }
+
+    fn durability(&self, options: &MoveOptions) -> String {
+        match self {
+            Nodes::Antumbra(_) => "durable on both hosts before the acknowledgement".into(),
+            Nodes::Rival(_) => format!("append-only file, appendfsync {}, of the owner alone", options.rival_fsync),
         }
     }
 }
 
-impl Figures {
-    fn rows(&self) -> [(&'static str, f64, &'static str); 12] {
-        [
-            ("read p99 before, us", self.read_p99_before_us, ""),
-            ("  during the copy, x", self.read_p99_during_ratio, "<= 1.1"),
-            ("  at the switchover, x", self.read_p99_switchover_ratio, "<= 1.2"),
-            ("write p99 before, us", self.write_p99_before_us, ""),
-            ("  during the copy, x", self.write_p99_during_ratio, ""),
-            ("longest write at the switchover, us", self.write_pause_us, "<= 2000"),
-            ("writes parked for, us", self.frozen_us, ""),
-            ("other partition, write p99 before, us", self.other_write_p99_before_us, ""),
-            ("  during the copy, x", self.other_write_p99_during_ratio, "<= 1.1"),
-            ("copy, MB/s", self.copy_mb_s, ""),
-            ("  of what QUIC alone moves", self.copy_of_quic, ">= 0.8"),
-            ("failed, stale or lost", self.failed, "0"),
-        ]
-    }
-
-    fn median(of: &[Figures]) -> Figures {
-        let median = |figure: &dyn Fn(&Figures) -> f64| {
-            let mut values: Vec<f64> = of.iter().map(figure).collect();
-            values.sort_by(f64::total_cmp);
-            values[values.len() / 2]
-        };
-        Figures {
-            read_p99_before_us: median(&|one| one.read_p99_before_us),
-            read_p99_during_ratio: median(&|one| one.read_p99_during_ratio),
-            read_p99_switchover_ratio: median(&|one| one.read_p99_switchover_ratio),
-            write_p99_before_us: median(&|one| one.write_p99_before_us),
-            write_p99_during_ratio: median(&|one| one.write_p99_during_ratio),
-            write_pause_us: median(&|one| one.write_pause_us),
-            frozen_us: median(&|one| one.frozen_us),
-            other_write_p99_before_us: median(&|one| one.other_write_p99_before_us),
-            other_write_p99_during_ratio: median(&|one| one.other_write_p99_during_ratio),
-            copy_mb_s: median(&|one| one.copy_mb_s),
-            copy_of_quic: median(&|one| one.copy_of_quic),
-            failed: of.iter().map(|one| one.failed).sum(),
-        }
-    }
-}
-
-/// Runs the benchmark; fails if a request failed, a read was stale or a write was lost in any run.
+/// Runs the benchmark; fails if a request failed, a read was stale or a write was lost in any run of Antumbra. What a rival
+/// does is reported.
 pub fn run(options: &MoveOptions) -> Result<ExitCode, CliError> {
     let mut runs = Vec::new();
     for number in 1..=options.runs {
-        let bar = if options.json { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
+        let bar = ProgressBar::new_spinner();
         bar.enable_steady_tick(Duration::from_millis(200));
-        bar.set_prefix(format!("run {number} of {}", options.runs));
+        super::say(&bar, format!("run {number} of {}", options.runs));
         let temporary = tempfile::Builder::new().prefix("antumbra-move-").tempdir()?;
         let dir = options.dir.clone().unwrap_or_else(|| temporary.path().to_path_buf()).join(format!("run-{number}"));
-        let nodes = cluster::start(&dir, NODES)?;
+        let nodes = Nodes::start(options, &dir)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runs.push(runtime.block_on(drive(options, &nodes, &bar))?);
         drop(nodes);
         std::fs::remove_dir_all(&dir)?;
         bar.finish_and_clear();
     }
-    let figures: Vec<Figures> = runs.iter().map(MoveBench::figures).collect();
-    let median = Figures::median(&figures);
     if options.json {
         match runs.as_slice() {
             [one] => println!("{}", serde_json::to_string_pretty(one)?),
-            _ => println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "runs": runs, "median": median }))?),
+            _ => println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "runs": runs }))?),
         }
     } else {
-        print(&runs, &figures, &median);
+        figures::print(&runs);
     }
-    let passed = runs.iter().all(|run| run.report.passed);
+    let passed = options.rival.is_some() || runs.iter().all(|run| run.report.passed);
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn drive(options: &MoveOptions, nodes: &[cluster::Node], bar: &ProgressBar) -> Result<MoveBench, CliError> {
-    let addresses: Vec<_> = nodes.iter().map(|node| node.resp).collect();
+async fn drive(options: &MoveOptions, nodes: &Nodes, bar: &ProgressBar) -> Result<MoveBench, CliError> {
+    let addresses = nodes.addresses();
     let admins = vec![Client::connect(addresses[0]).await?, Client::connect(addresses[1]).await?];
     let moved_slot = slot::slot_of(&MOVED.key(0));
     let tag = OTHERS.into_iter().find(|tag| slot::slot_of(format!("{{{tag}}}").as_bytes()) < moved_slot);
     let other_space = Space { tag: tag.ok_or("no tag has a slot below the moved one's")?, ..MOVED };
-    cluster::create_partitions(&admins, moved_slot).await?;
-    bar.set_message("measuring the link");
-    let link = admins[0].json(&format!("ANTUMBRA LINK 2 {LINK_MEBIBYTES}")).await?;
+    bar.set_message("making a cluster and measuring its link");
+    let quic_limit_mb_s = nodes.prepare(&admins, moved_slot).await?;
 
     let keys = (u64::from(options.mib) * (1 << 20) / MOVED.value_bytes as u64) as u32;
     let main = Arc::new(popular(MOVED, keys, options.writes, 1));
@@ -231,9 +265,7 @@ async fn drive(options: &MoveOptions, nodes: &[cluster::Node], bar: &ProgressBar
     bar.set_message("loading");
     load::load_keys(&route, &main, &ProgressBar::hidden()).await?;
     load::load_keys(&other_route, &other, &ProgressBar::hidden()).await?;
-    for partition in [cluster::PARTITION, 2] {
-        admins[0].json(&format!("ANTUMBRA COMPACT {partition}")).await?;
-    }
+    nodes.settle(&admins).await?;
     let (model, other_model) = (Arc::new(Model::new(keys)), Arc::new(Model::new(OTHER_KEYS)));
     bar.set_message("finding the capacity");
     let capacity = match options.rate {
@@ -254,7 +286,9 @@ async fn drive(options: &MoveOptions, nodes: &[cluster::Node], bar: &ProgressBar
     tokio::time::sleep(WARM_UP).await;
     let from_us = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros() as u64;
     tokio::time::sleep(Duration::from_secs(options.before_s.into())).await;
-    let moved = move_now(options, &admins[0], bar).await?;
+    let (began, cpu_before) = (Instant::now(), nodes.cpu_seconds());
+    let moved = nodes.move_now(options, &admins, moved_slot, bar).await?;
+    let (move_s, cpu_s) = (began.elapsed().as_secs_f64(), nodes.cpu_seconds() - cpu_before);
     bar.set_message("after the move");
     tokio::time::sleep(Duration::from_secs(options.after_s.into())).await;
     stop.store(true, Ordering::Relaxed);
@@ -271,21 +305,31 @@ async fn drive(options: &MoveOptions, nodes: &[cluster::Node], bar: &ProgressBar
         trace: format!("zipf {EXPONENT}, {} % writes", options.writes),
         order: options.order.to_string(),
         keys: keys.into(),
-        durability: "durable on both hosts before the acknowledgement",
+        durability: nodes.durability(options),
         environment: moving::environment(),
         ..Report::default()
     };
-    report.fill(&samples, moved, &model.counts, lost, from_us);
-    Ok(MoveBench {
+    match nodes {
+        Nodes::Antumbra(_) => report.fill(&samples, moved, &model.counts, lost, from_us),
+        Nodes::Rival(_) => report.fill_load(&samples, &moved, &model.counts, lost, from_us),
+    }
+    let mut bench = MoveBench {
+        system: nodes.system(),
         report,
         other_partitions,
         copy_mb_s,
-        quic_limit_mb_s: link["mb_s"].as_f64().unwrap_or(0.0),
-        coordinator: "embedded",
+        move_s,
+        quic_limit_mb_s,
+        coordinator: if options.rival.is_some() { "its own" } else { "embedded" },
         partition_mib: options.mib,
         capacity_ops_s: capacity,
         rate_ops_s: rate,
-    })
+        cpu_s,
+        peak_mib: nodes.peak_mib(),
+        figures: Vec::new(),
+    };
+    bench.figures = figures::rows(&bench);
+    Ok(bench)
 }
 
 /// A load whose popular keys are spread over the key space.
@@ -341,26 +385,5 @@ async fn move_now(options: &MoveOptions, admin: &Client, bar: &ProgressBar) -> R
         if !report.is_null() {
             return Ok(serde_json::from_value(report)?);
         }
-    }
-}
-
-fn print(runs: &[MoveBench], figures: &[Figures], median: &Figures) {
-    let one = &runs[0];
-    println!(
-        "  {} MiB, {:.0} requests/s ({:.0} of a closed loop), {}; order {}, cap {:.1} MB/s; {} runs, embedded coordinator\n  {}\n",
-        one.partition_mib,
-        one.rate_ops_s,
-        one.capacity_ops_s,
-        one.report.trace,
-        one.report.order,
-        one.report.shadow.throttle_mb_s,
-        runs.len(),
-        one.report.environment,
-    );
-    println!("  {:<38} {:>10} {:>10} {:>10}   goal", "", "median", "least", "most");
-    for (row, (name, value, goal)) in median.rows().into_iter().enumerate() {
-        let all = figures.iter().map(|one| one.rows()[row].1);
-        let (least, most) = all.fold((f64::MAX, f64::MIN), |(least, most), value| (least.min(value), most.max(value)));
-        println!("  {name:<38} {value:>10.2} {least:>10.2} {most:>10.2}   {goal}");
     }
 }
