@@ -3,10 +3,10 @@
 mod pieces;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use pieces::{PIECES, WAITING, Work};
+use pieces::{PIECES, TIMED, Work};
 
 fn hot(c: &mut Criterion) {
-    for (name, make) in PIECES.iter().chain(WAITING) {
+    for (name, make) in PIECES.iter().chain(TIMED) {
         let mut piece = make();
         let mut group = c.benchmark_group("hot");
         group.throughput(match piece.work {

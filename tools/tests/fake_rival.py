@@ -13,7 +13,7 @@ if "--version" in sys.argv:
     print("Fake server v=0.0.1 sha=0")
     sys.exit()
 PORT = int(sys.argv[sys.argv.index("--port") + 1])
-rows, owned, peers, migration = {}, set(), {}, {}
+rows, owned, peers, migration, leaving = {}, set(), {}, {}, set()
 
 
 def slot_of(key):
@@ -59,17 +59,22 @@ async def hand_over(slot, port):
     migration.update(state=b"snapshotting")
     await asyncio.sleep(0.3)
     migration.update(state=b"failover-paused" if migration["valkey"] else b"takeover")
+    # Whoever asks for the slot waits from here on.
+    leaving.add(slot)
     keys = [key for key in rows if slot_of(key) == slot]
-    owned.discard(slot)
     lost = os.environ.get("FAKE_RIVAL_LOSES") == "1"
     for first in range(0, len(keys), 500):
         pairs = [word for key in keys[first:first + 500] for word in (key, rows[key])]
         await ask(port, b"FAKE.TAKE", b"%d" % slot, *([] if lost else pairs))
+    owned.discard(slot)
+    leaving.discard(slot)
     migration.update(state=b"success" if migration["valkey"] else b"completed")
 
 
 async def answer(words):
     name = words[0].upper()
+    while leaving and name in (b"GET", b"SET", b"MGET", b"MSET") and slot_of(words[1]) in leaving:
+        await asyncio.sleep(0.001)
     sub = words[1].upper() if len(words) > 1 else b""
     if name == b"SET":
         rows_or = moved(words[1])

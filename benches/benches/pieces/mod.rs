@@ -78,22 +78,26 @@ pub const PIECES: &[(&str, Make)] = &[
     ("table, verify", table_verify),
     ("records, encode", records_encode),
     ("records, decode", records_decode),
-    ("bloom, absent key", bloom),
     ("crc32c of 4 KiB", checksum),
     ("delta, compress", delta_compress),
     ("delta, decompress", delta_decompress),
     ("frame, encode", frame_encode),
     ("frame, decode", frame_decode),
-    ("rkyv, validated access", rkyv_validated),
-    ("rkyv, access alone", rkyv_unchecked),
     ("resp, parse SET", resp_parse),
     ("token bucket", bucket),
     ("gru pass", gru_pass),
     ("auto pass", auto_pass),
 ];
 
-/// Pieces that wait for the device: timed, but their instructions depend on when it answers.
-pub const WAITING: &[(&str, Make)] = &[("put, buffered", put_buffered), ("group commit, 64 clients", group_commit)];
+/// Pieces that are timed alone: the first two wait for the device, so that their instructions depend on when it answers; the
+/// others have no count in instructions.txt yet.
+pub const TIMED: &[(&str, Make)] = &[
+    ("put, buffered", put_buffered),
+    ("group commit, 64 clients", group_commit),
+    ("bloom, absent key", bloom),
+    ("rkyv, validated access", rkyv_validated),
+    ("rkyv, access alone", rkyv_unchecked),
+];
 
 // ---- on a shard ---------------------------------------------------------------------------------------------------------
 
