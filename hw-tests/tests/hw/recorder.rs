@@ -135,14 +135,19 @@ impl Recorder {
 impl Drop for Recorder {
     fn drop(&mut self) {
         // The kernel lets go of the file some time after the loop device has been detached.
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + Duration::from_millis(200);
         let place = self.place.path().display().to_string();
         let _ = run("losetup", &["--detach", &self.device.device]);
-        while run("umount", &[&place]).is_err() && Instant::now() < until {
+        let mut gone = false;
+        while !gone && Instant::now() < until {
+            gone = run("umount", &[&place]).is_ok();
             std::thread::sleep(Duration::from_millis(5));
         }
-        if let Some(session) = self.session.take() {
-            let _ = session.umount_and_join();
+        let session = self.session.take();
+        if !gone {
+            // It serves whoever still has a file of it open, until this process ends.
+            let _ = run("umount", &["--lazy", &place]);
+            std::mem::forget(session);
         }
     }
 }
