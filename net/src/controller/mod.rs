@@ -15,6 +15,10 @@
 //! leaders at once can only waste a copy: each move is fenced by its own attempt.
 
 pub mod plan;
+mod rest;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod scenarios;
 pub(crate) mod steer;
 pub mod trend;
 
@@ -34,7 +38,8 @@ use crate::host::Host;
 use crate::time::{self, Ticker};
 
 use plan::{Action, Decision, Settings};
-use trend::{Cut, HostTrend, Limits, Observer};
+use rest::Rests;
+use trend::{Cut, Limits, Observer};
 
 pub use steer::Copy;
 
@@ -44,11 +49,6 @@ const BEAT: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(8);
 /// The rate of a copy that has no cap, as far as the lead time is concerned, in bytes per second.
 const COPY_BYTES_S: f64 = 100e6;
-/// A partition is left alone for so many windows after a move of it has ended well.
-const REST_WINDOWS: u32 = 60;
-/// After one that failed it is so many, doubled with each failure in a row up to the second.
-const FAILED_WINDOWS: (u32, u32) = (10, 320);
-
 /// Who decides on moves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -111,8 +111,7 @@ pub(crate) fn start(host: &Arc<Host>, config: ControllerConfig) -> Result<()> {
         config,
         observer,
         leadership: Leadership::default(),
-        rest: HashMap::new(),
-        moving: HashMap::new(),
+        rests: Rests::new(config.window),
         said: HashMap::new(),
     };
     host.control.spawn(controller.run());
@@ -124,10 +123,7 @@ struct Controller {
     config: ControllerConfig,
     observer: Observer,
     leadership: Leadership,
-    /// Partitions that are left alone until then, and how often in a row their moves have failed.
-    rest: HashMap<u64, (Instant, u32)>,
-    /// Automatic moves that were under way when they were last looked at, and their owners.
-    moving: HashMap<u64, u32>,
+    rests: Rests,
     /// What was said last of a shard or a partition, so that it is said once.
     said: HashMap<Subject, String>,
 }
@@ -171,7 +167,7 @@ impl Controller {
         for partition in host.take_used() {
             self.observer.used(shard_of(partition));
         }
-        let (mut trend, changes) = self.observer.observe(&stats, shard_of, host.move_trends())?;
+        let (mut trend, changes) = self.observer.observe(&stats, shard_of, host.move_trends(), time::now())?;
         for partition in &mut trend.partitions {
             let shard = trend.shards.get(usize::from(partition.shard));
             if partition.at_rest && shard.is_some_and(|shard| shard.worth) {
@@ -218,14 +214,15 @@ impl Controller {
             let text = format!("left out: {}", silent.join("; "));
             self.say_once(host, Subject::Hosts, &text, Topic::Alarm, None, &text);
         }
-        self.settle(&hosts);
+        let now = time::now();
+        self.rests.settle(&hosts, now);
         let is_busy = |id: u64| {
             let stable = |record: &coordinator::PartitionRecord| {
                 record.state == RecordState::Stable && record.diverged.is_none()
             };
             !state.records.get(&id).is_some_and(stable)
         };
-        let rests = |id: u64| is_busy(id) || self.rest.get(&id).is_some_and(|(until, _)| *until > time::now());
+        let rests = |id: u64| is_busy(id) || self.rests.rests(id, now);
         let plan = plan::plan(&hosts, &self.config.settings, rests);
         for (shard, reason) in &plan.stuck {
             // Figures change with each window.
@@ -255,7 +252,7 @@ impl Controller {
         match steer::carry_out(host, decision, self.config.copy).await {
             Ok(moving) => {
                 if let Action::Start { source, .. } = decision.action {
-                    self.moving.insert(moving, source);
+                    self.rests.began(moving, source);
                 }
                 // The host that acts notes it, too; here it is kept with those of all others.
                 if decision.action.source() != host.id.0 {
@@ -263,43 +260,10 @@ impl Controller {
                 }
             }
             Err(cause) => {
-                self.rest(id.0, false);
+                self.rests.failed(id.0, time::now());
                 host.events.note(Topic::Alarm, Some(id), format!("could not {what}: {cause}"));
             }
         }
-    }
-
-    /// Lets partitions rest whose moves have ended since the last look.
-    fn settle(&mut self, hosts: &BTreeMap<u32, HostTrend>) {
-        let find = |partition: u64, owner: u32| {
-            let trend = hosts.get(&owner)?;
-            trend.moves.iter().find(|moving| moving.partition == partition).map(|moving| moving.under_way)
-        };
-        let ended: Vec<(u64, u32)> = self
-            .moving
-            .iter()
-            .filter(|(partition, owner)| find(**partition, **owner) == Some(false))
-            .map(|(partition, owner)| (*partition, *owner))
-            .collect();
-        for (partition, owner) in ended {
-            self.moving.remove(&partition);
-            let still_there = hosts
-                .get(&owner)
-                .is_some_and(|trend| trend.partitions.iter().any(|known| known.partition == partition));
-            self.rest(partition, !still_there);
-        }
-    }
-
-    fn rest(&mut self, partition: u64, moved: bool) {
-        let failures = match (moved, self.rest.get(&partition)) {
-            (true, _) => 0,
-            (false, known) => known.map_or(0, |(_, failures)| *failures) + 1,
-        };
-        let windows = match failures {
-            0 => REST_WINDOWS,
-            failed => (FAILED_WINDOWS.0 << (failed - 1).min(8)).min(FAILED_WINDOWS.1),
-        };
-        self.rest.insert(partition, (time::now() + self.config.window * windows, failures));
     }
 
     /// Notes an event unless its `key` was the last of this subject.

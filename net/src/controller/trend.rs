@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use crate::coordinator::embedded::SYSTEM_PARTITION;
 use crate::error::{Error, Result};
 use crate::resp::slot::slot_at;
-use crate::time;
 
 /// What is measured of a shard, each over its limit: its core, its requests, the bytes of its log, the bytes it stores.
 pub const METRICS: [&str; 4] = ["core", "requests", "log", "space"];
@@ -223,8 +222,8 @@ impl Observer {
         stats: &EngineStats,
         shard_of: impl Fn(PartitionId) -> u16,
         moves: Vec<MoveTrend>,
+        now: Instant,
     ) -> Result<(HostTrend, Vec<Change>)> {
-        let now = time::now();
         let last = self.last.replace((now, stats.used.clone()));
         let Some((began, used)) = last else {
             for partition in &stats.partitions {
