@@ -32,6 +32,8 @@ pub enum Topic {
     Move,
     /// Who decides.
     Leader,
+    /// What an operator has changed on this host.
+    Operator,
     /// Something that an operator should look at.
     Alarm,
 }

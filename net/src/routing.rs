@@ -31,6 +31,16 @@ pub struct Addresses {
     pub bulk: SocketAddr,
     /// RESP.
     pub resp: SocketAddr,
+    /// RESP with TLS.
+    pub resp_tls: Option<SocketAddr>,
+}
+
+impl Addresses {
+    /// Where clients find it: with TLS, if they speak that and it does, too.
+    #[must_use]
+    pub fn for_clients(&self, tls: bool) -> SocketAddr {
+        self.resp_tls.filter(|_| tls).unwrap_or(self.resp)
+    }
 }
 
 /// An immutable picture of the cluster.
@@ -137,7 +147,8 @@ fn merge_host(topology: &mut Topology, info: &HostInfo) {
         tracing::warn!(?info, "a host without usable addresses");
         return;
     };
-    let addresses = Addresses { control, bulk, resp };
+    let resp_tls = info.resp_tls.as_ref().and_then(|address| address.parse().ok());
+    let addresses = Addresses { control, bulk, resp, resp_tls };
     let host = HostId(info.host);
     topology.hosts.retain(|(other, _)| *other != host);
     topology.hosts.push((host, addresses));

@@ -1,5 +1,6 @@
 //! The state of the cluster as this node knows it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,15 +13,16 @@ use tokio::sync::Mutex;
 use crate::controller::trend::{HostTrend, METRICS};
 use crate::controller::{Automation, steer};
 use crate::coordinator::embedded::SYSTEM_PARTITION;
-use crate::coordinator::{self, ClusterState, PartitionRecord};
+use crate::coordinator::{self, ClusterState, CoordinatorHealth, PartitionRecord};
 use crate::error::Result;
-use crate::host::Host;
+use crate::host::{Host, Stall};
 use crate::resp::Service;
 use crate::resp::latency::LatencyCounts;
 use crate::resp::slot::slot_at;
 use crate::shadow::accounts::StepTime;
 use crate::shadow::drive::MoveProgress;
 use crate::shadow::{MoveHandle, MoveReport};
+use crate::sink::SinkState;
 use crate::time;
 
 /// A node's state and what it knows of the others.
@@ -36,6 +38,8 @@ pub struct Status {
     pub automation: Automation,
     /// The host that decides for all, if one does.
     pub leader: Option<u32>,
+    /// The way to the coordinator.
+    pub coordinator: CoordinatorHealth,
     /// Why the coordinator could not be read; the cluster is then as it was seen last.
     pub coordinator_error: Option<String>,
     /// Names of the metrics in trends, in their order.
@@ -46,6 +50,10 @@ pub struct Status {
     pub partitions: Vec<PartitionStatus>,
     /// Those that began here, ascending by partition.
     pub moves: Vec<MoveStatus>,
+    /// What makes no progress on this host, and what it waits for.
+    pub stalls: Vec<Stall>,
+    /// What this host tells servers of other people, and whether they say it.
+    pub sinks: Vec<SinkState>,
     /// Commands on keys that this host's clients have sent lately.
     pub requests: Requests,
     /// This host's engine.
@@ -71,10 +79,24 @@ pub struct Requests {
 pub struct HostStatus {
     /// Id.
     pub host: u32,
-    /// RESP, TCP.
+    /// The coordinator has not heard of it for longer than its lease: it stands still, or is cut off.
+    pub lapsed: bool,
+    /// RESP, TCP; as it was last, and empty if it never was known.
     pub resp: String,
     /// What it says of itself; none while it does not answer.
     pub trend: Option<HostTrend>,
+}
+
+impl HostStatus {
+    /// Why it says nothing of its load, if it does not.
+    #[must_use]
+    pub fn silence(&self) -> &'static str {
+        match &self.trend {
+            Some(_) => "no window yet",
+            None if self.lapsed => "LEASE LAPSED",
+            None => "does not answer",
+        }
+    }
 }
 
 /// A partition.
@@ -205,37 +227,51 @@ impl Cache {
                 }
                 Err(cause) => (self.cluster.lock().await.clone(), Some(cause.to_string())),
             };
-        let asked: Vec<HostId> = cluster.hosts.keys().map(|id| HostId(*id)).collect();
-        let trends = host
+        let hosts = hosts(host, &cluster);
+        let hosts = host
             .on_plane(|host| async move {
-                Ok(join_all(asked.into_iter().map(|id| {
+                Ok(join_all(hosts.into_iter().map(|mut status| {
                     let host = Arc::clone(&host);
-                    async move { steer::trend_of(&host, id).await.ok() }
+                    async move {
+                        if !status.lapsed {
+                            status.trend = steer::trend_of(&host, HostId(status.host)).await.ok();
+                        }
+                        status
+                    }
                 }))
                 .await)
             })
             .await?;
-        let hosts = cluster
-            .hosts
-            .values()
-            .zip(trends)
-            .map(|(info, trend)| HostStatus { host: info.host, resp: info.resp.clone(), trend })
-            .collect();
         Ok(Status {
             host: host.id.0,
             version: env!("CARGO_PKG_VERSION").to_string(),
             now_ms: time::wall_ms(),
             automation: host.automation,
             leader: cluster.leader.as_ref().map(|leader| leader.host),
+            coordinator: host.coordinator.health(),
             coordinator_error,
             metrics: METRICS.map(str::to_string).to_vec(),
             hosts,
             partitions: partitions(host, &engine, &cluster),
             moves: moves(host),
+            stalls: host.stalls(),
+            sinks: service.sinks(),
             requests: self.requests(service).await,
             engine,
         })
     }
+}
+
+/// Hosts that the coordinator knows, and those that it has forgotten: they are where the routes, or the records, know them.
+fn hosts(host: &Host, cluster: &ClusterState) -> Vec<HostStatus> {
+    let routing = host.routing.load();
+    let routed = routing.hosts.iter().map(|(id, addresses)| (id.0, addresses.resp.to_string()));
+    let owners = cluster.records.values().map(|record| (record.owner, String::new()));
+    let known = cluster.hosts.values().map(|info| (info.host, info.resp.clone()));
+    // What stands later is the better.
+    let all: BTreeMap<u32, String> = owners.chain(routed).chain(known).collect();
+    let status = |(id, resp)| HostStatus { host: id, lapsed: !cluster.hosts.contains_key(&id), resp, trend: None };
+    all.into_iter().map(status).collect()
 }
 
 /// The last moves that began here, ascending by partition.

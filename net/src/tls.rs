@@ -17,9 +17,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 
 use crate::error::{Error, Result};
+use crate::transport::WireVersions;
 
-/// Protocol name in the handshake.
-pub const ALPN: &[u8] = b"antumbra/1";
 const CA_CERT: &str = "ca.der";
 const CA_KEY: &str = "ca.key.der";
 
@@ -131,6 +130,37 @@ impl Identity {
         host_of(&self.cert).ok_or_else(|| tls(&self.dir.join("host.der"), "names no host"))
     }
 
+    /// Where it was read.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The same read anew, as long as it is for the same host and of the same authority.
+    ///
+    /// # Errors
+    /// [`Error::Tls`] naming what is wrong.
+    pub fn read_anew(&self) -> Result<Identity> {
+        let fresh = Identity::load(&self.dir)?;
+        let (ours, theirs) = (self.host()?, fresh.host()?);
+        if ours != theirs {
+            return Err(tls(&self.dir.join("host.der"), format!("it is for host {theirs}, this is host {ours}")));
+        }
+        if fresh.authority != self.authority {
+            let what = "another authority's: the other hosts would not know this one. A cluster keeps its authority";
+            return Err(tls(&self.dir.join(CA_CERT), what));
+        }
+        // Tells of a key that is another certificate's.
+        fresh.server_config(&WireVersions::default()).map(|_| fresh)
+    }
+
+    /// A short name of the cluster: its authority's certificate, digested.
+    #[must_use]
+    pub fn cluster(&self) -> String {
+        let digest = ring::digest::digest(&ring::digest::SHA256, &self.authority);
+        digest.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// Key under which this host tells its peers that it has forgotten a connection. The same after a restart: so they
     /// notice the restart with their next packet, and not by a time-out.
     pub(crate) fn reset_key(&self) -> ring::hmac::Key {
@@ -140,7 +170,7 @@ impl Identity {
         ring::hmac::Key::new(ring::hmac::HMAC_SHA256, derived.as_ref())
     }
 
-    pub(crate) fn server_config(&self) -> Result<QuicServerConfig> {
+    pub(crate) fn server_config(&self, versions: &WireVersions) -> Result<QuicServerConfig> {
         let roots = Arc::new(self.roots()?);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
@@ -152,11 +182,11 @@ impl Identity {
             .with_client_cert_verifier(verifier)
             .with_single_cert(vec![self.cert.clone()], self.private_key())
             .map_err(|cause| tls(&self.dir, cause))?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = versions.protocols();
         QuicServerConfig::try_from(config).map_err(|cause| tls(&self.dir, cause))
     }
 
-    pub(crate) fn client_config(&self) -> Result<QuicClientConfig> {
+    pub(crate) fn client_config(&self, versions: &WireVersions) -> Result<QuicClientConfig> {
         let mut config =
             rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
                 .with_protocol_versions(&[&rustls::version::TLS13])
@@ -164,7 +194,7 @@ impl Identity {
                 .with_root_certificates(self.roots()?)
                 .with_client_auth_cert(vec![self.cert.clone()], self.private_key())
                 .map_err(|cause| tls(&self.dir, cause))?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = versions.protocols();
         QuicClientConfig::try_from(config).map_err(|cause| tls(&self.dir, cause))
     }
 
@@ -220,8 +250,8 @@ mod tests {
         authority.issue(HostId(42), &dir.path().join("h")).unwrap();
         let identity = Identity::load(&dir.path().join("h")).unwrap();
         assert_eq!(identity.host().unwrap(), HostId(42));
-        identity.server_config().unwrap();
-        identity.client_config().unwrap();
+        identity.server_config(&WireVersions::default()).unwrap();
+        identity.client_config(&WireVersions::default()).unwrap();
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod demo;
 mod doctor;
 mod dump;
 mod inspect;
+mod log;
 mod moving;
 mod node;
 mod outside;
@@ -75,13 +76,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("ANTUMBRA_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
-        )
-        .with_writer(std::io::stderr)
-        .init();
+    log::start();
     let cli = match settings::parse() {
         Ok(cli) => cli,
         Err(cause) => {

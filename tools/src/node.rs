@@ -10,15 +10,19 @@ use antumbra_engine::{Engine, EngineConfig, PartitionOptions};
 use antumbra_net::controller::plan::Settings;
 use antumbra_net::controller::trend::Limits;
 use antumbra_net::controller::{Automation, ControllerConfig, Copy};
+use antumbra_net::coordinator::etcd;
+use antumbra_net::events::Topic;
 use antumbra_net::failpoint::Failpoint;
 use antumbra_net::host::learn::{LearnConfig, Learning};
 use antumbra_net::host::{CoordinatorAt, Host, HostConfig, Reports};
 use antumbra_net::http::{self, HttpConfig};
-use antumbra_net::resp::{self, ServerConfig, Service, Users};
+use antumbra_net::resp::{self, LogLevel, ServerConfig, Service, TlsConfig, TlsFiles, Users};
 use antumbra_net::sink::Sinks;
 use antumbra_net::tls::{Authority, Identity};
+use antumbra_net::transport::WireVersions;
 use antumbra_predictor::Model;
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::outside::{EtcdOptions, SinkOptions};
 use crate::{CliError, secret};
@@ -44,6 +48,18 @@ pub struct NodeOptions {
     /// Address for clients (Redis protocol, TCP).
     #[arg(long, default_value = "127.0.0.1:6379")]
     resp: SocketAddr,
+    /// Address for clients that speak TLS; without it there is none.
+    #[arg(long, requires_all = ["resp_cert", "resp_key"])]
+    resp_tls: Option<SocketAddr>,
+    /// Certificate for them (PEM), with those between it and its authority.
+    #[arg(long, requires = "resp_tls")]
+    resp_cert: Option<PathBuf>,
+    /// Its key (PEM, mode 600).
+    #[arg(long, requires = "resp_tls")]
+    resp_key: Option<PathBuf>,
+    /// Authority of clients' certificates (PEM): a client without one is refused.
+    #[arg(long, requires = "resp_tls")]
+    resp_client_ca: Option<PathBuf>,
     /// Address of the control plane (UDP).
     #[arg(long, default_value = "127.0.0.1:7379")]
     control: SocketAddr,
@@ -106,6 +122,12 @@ pub struct NodeOptions {
     /// what has changed since. Until then deletions and the state of that moment take space here too.
     #[arg(long, default_value_t = 60)]
     roll_back_s: u64,
+    /// Seconds without progress after which a move, or a shard, is reported.
+    #[arg(long, default_value_t = 15)]
+    stall_s: u64,
+    /// Versions of the protocol between hosts to offer, instead of this release's (tests of an upgrade).
+    #[arg(long, hide = true)]
+    wire_versions: Option<WireVersions>,
     /// Die at this step of a move (crash tests).
     #[arg(long, hide = true)]
     failpoint: Option<String>,
@@ -173,7 +195,8 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
         Authority::open_or_create(&options.ca)?.issue(id, &certs)?;
     }
     let identity = Identity::load(&certs)?;
-    let service = Service::new(server_config(&options)?);
+    let service = Service::new(server_config(&options)?)?;
+    service.set_log(LogLevel::new(crate::log::level));
     let mut config = EngineConfig::new(options.dir.join("data"));
     config.host = id;
     config.shards = options.shards;
@@ -183,12 +206,15 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
     let engine = Engine::open(config)?;
     let host_config = HostConfig {
         identity,
+        versions: options.wire_versions.clone().unwrap_or_default(),
         control: options.control,
         bulk: options.bulk,
         resp: options.resp,
+        resp_tls: options.resp_tls,
         coordinator: coordinator_at(&options)?,
         failpoint: Failpoint::new(options.failpoint.clone())?,
         roll_back_for: Duration::from_secs(options.roll_back_s),
+        stall: Some(Duration::from_secs(options.stall_s.max(1))),
         reports: Reports::Folder(options.dir.join("conflicts")),
         events: Some(options.dir.join("events")),
         controller: Some(options.controller.config(Duration::from_millis(options.window_ms))),
@@ -200,7 +226,7 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
         for shard in 0..engine.shards() {
             serve_clients(&host, ShardId(shard as u16), &service).await?;
         }
-        let sinks = Sinks::start(host.routing.clone(), options.sinks.config())?;
+        service.show_sinks(Sinks::start(host.routing.clone(), options.sinks.config())?);
         let learning = learn(&engine, &options)?;
         let mut http = String::new();
         if let Some(listen) = options.http {
@@ -211,20 +237,35 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
             http = format!(" http {address}");
         }
         println!("READY host {id} resp {}{http}", options.resp);
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = terminate.recv() => {}
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut hang_up = signal(SignalKind::hangup())?;
+        loop {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => break,
+                _ = terminate.recv() => break,
+                _ = hang_up.recv() => reload(&service, &host),
+            }
         }
-        drop((learning, sinks));
+        drop(learning);
         drop(host);
         Ok::<(), CliError>(engine.close().await?)
     })
 }
 
+/// Reads users and certificates anew; what is wrong with them stands in the log and the events.
+fn reload(service: &Service, host: &Host) {
+    match service.reload(host) {
+        Ok(reloaded) => host.events.note(Topic::Operator, None, format!("read anew: {}", serde_json::json!(reloaded))),
+        Err(cause) => {
+            eprintln!("antumbra: nothing was read anew: {cause}");
+            host.events.note(Topic::Alarm, None, format!("nothing was read anew: {cause}"));
+        }
+    }
+}
+
 /// Everything that can be said without starting.
 fn check(options: &NodeOptions) -> Result<(), CliError> {
-    server_config(options)?;
+    Service::new(server_config(options)?)?;
     coordinator_at(options)?;
     options.sinks.config().check()?;
     options.http_token_file.as_deref().map(secret::read).transpose()?;
@@ -255,6 +296,10 @@ fn server_config(options: &NodeOptions) -> Result<ServerConfig, CliError> {
     config.limits.client_bytes_max = options.client_memory_mib << 20;
     config.allow_flush = options.allow_flush;
     config.allow_debug = options.allow_debug;
+    if let (Some(listen), Some(cert), Some(key)) = (options.resp_tls, &options.resp_cert, &options.resp_key) {
+        let files = TlsFiles { cert: cert.clone(), key: key.clone(), client_ca: options.resp_client_ca.clone() };
+        config.tls = Some(TlsConfig { listen, files });
+    }
     if let Some(path) = &options.users {
         config.users = Users::load(path)?;
     }
@@ -289,6 +334,10 @@ async fn serve_clients(host: &Arc<Host>, shard: ShardId, service: &Arc<Service>)
 
 fn coordinator_at(options: &NodeOptions) -> Result<CoordinatorAt, CliError> {
     if let Some(config) = options.etcd.config()? {
+        if !etcd::BUILT_IN {
+            let what = "this program was built without etcd: build it with --features etcd (needs protobuf-compiler)";
+            return Err(what.into());
+        }
         return Ok(CoordinatorAt::Etcd(Box::new(config)));
     }
     let Some(text) = &options.coordinator else {

@@ -10,7 +10,7 @@ use crate::{Cli, CliError};
 /// Before each name in the environment.
 const PREFIX: &str = "ANTUMBRA_";
 /// Options that no file may give.
-const NOT_IN_FILES: [&str; 3] = ["config", "check", "failpoint"];
+const NOT_IN_FILES: [&str; 4] = ["config", "check", "failpoint", "wire-versions"];
 
 /// The command line as it is, for completions and manual pages.
 pub fn command() -> Command {

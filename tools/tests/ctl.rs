@@ -68,6 +68,50 @@ fn partition_is_moved_by_any_node_verified_and_told_of() {
 }
 
 #[test]
+fn partition_is_split_moved_in_part_taken_back_and_merged() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = cluster(dir.path(), 2);
+    // By the node that owns nothing.
+    assert!(
+        well(&nodes[1], &["split", "2", "12000", "--id", "9"])
+            .contains("partition 9 on host 1 has slots 12000 to 16383")
+    );
+    assert!(well(&nodes[1], &["merge", "2", "9"]).contains("partition 2 on host 1 has slots 8192 to 16383"));
+    let moved = json(&nodes[1], &["split", "1", "4096", "--id", "5", "--to", "2"]);
+    assert_eq!((&moved["partition"], &moved["done"]["equal"]), (&5.into(), &true.into()), "{moved}");
+    assert!(well(&nodes[0], &["status"]).contains("4096-8191"));
+    let refused = said(&ctl(nodes[0].resp, &["merge", "1", "5"]));
+    assert!(refused.contains("host"), "two hosts: {refused}");
+    let back = json(&nodes[0], &["rollback", "5"]);
+    assert_eq!(back["destination"], 1, "{back}");
+    assert!(well(&nodes[0], &["merge", "1", "5"]).contains("has slots 0 to 8191"));
+    let refused = ctl(nodes[0].resp, &["rollback", "1"]);
+    assert!(!refused.status.success(), "{}", said(&refused));
+    for key in 0..200 {
+        assert!(ask(nodes[1].resp, &format!("GET key:{key}")).contains(&format!("value:{key}\r\n")), "{key}");
+    }
+}
+
+/// A destination that stands still holds a move up: that is said, and that it goes on, too.
+#[test]
+fn move_that_stands_still_is_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = start_with(dir.path(), 2, &["--stall-s", "2"]);
+    common::create_partitions(&nodes);
+    common::fill_segments(&nodes[0]);
+    assert!(ask(nodes[0].resp, "ANTUMBRA MOVE 1 2 THROTTLE 0.5").contains("OK"));
+    wait_for(nodes[0].resp, "ANTUMBRA PROGRESS 1", "Copying");
+    nodes[1].stand_still(true);
+    let events = wait_for(nodes[0].resp, "ANTUMBRA EVENTS", "has made no progress for 2s");
+    assert!(events.contains("move of partition 1") && events.contains("it waits for host 2 to"), "{events}");
+    let text = well(&nodes[0], &["status"]);
+    assert!(text.contains("move of partition 1 STANDS STILL since"), "{text}");
+    nodes[1].stand_still(false);
+    wait_for(nodes[0].resp, "ANTUMBRA EVENTS", "move of partition 1 goes on; it had stood still for");
+    well(&nodes[0], &["abort", "1"]);
+}
+
+#[test]
 fn manual_move_waits_to_be_switched_and_is_given_up() {
     let dir = tempfile::tempdir().unwrap();
     let nodes = cluster(dir.path(), 2);

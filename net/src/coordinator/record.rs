@@ -91,6 +91,9 @@ pub struct HostInfo {
     pub bulk: String,
     /// RESP, TCP.
     pub resp: String,
+    /// RESP with TLS, TCP, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resp_tls: Option<String>,
 }
 
 /// Who decides on moves for all hosts.

@@ -7,6 +7,7 @@ mod promote;
 mod reconcile;
 mod reports;
 mod reshape;
+mod watchdog;
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -38,7 +39,7 @@ use crate::shadow::drive::{self, MoveHandle, MoveOptions, Pace, TargetInbox};
 use crate::shadow::source::State;
 use crate::time;
 use crate::tls::Identity;
-use crate::transport::{Handler, Incoming, Plane, PlaneConfig, PlaneHandle, SchedulingClass, StreamKind};
+use crate::transport::{Handler, Incoming, Plane, PlaneConfig, PlaneHandle, SchedulingClass, StreamKind, WireVersions};
 
 use claims::Claims;
 use reconcile::Reconciler;
@@ -47,6 +48,7 @@ pub(crate) use reconcile::release;
 pub use promote::Prospect;
 pub(crate) use reports::Report;
 pub use reports::Reports;
+pub use watchdog::Stall;
 
 /// How long a start waits for partitions whose owner is not known yet; later they are settled while the others serve.
 const START_PATIENCE: Duration = Duration::from_secs(10);
@@ -71,12 +73,16 @@ pub enum CoordinatorAt {
 pub struct HostConfig {
     /// Certificates; they name the host.
     pub identity: Identity,
+    /// Versions of the protocol between hosts that are offered.
+    pub versions: WireVersions,
     /// Control plane, UDP.
     pub control: SocketAddr,
     /// Bulk plane, UDP.
     pub bulk: SocketAddr,
     /// RESP address as clients are told.
     pub resp: SocketAddr,
+    /// The same with TLS, where there is one.
+    pub resp_tls: Option<SocketAddr>,
     /// The coordinator.
     pub coordinator: CoordinatorAt,
     /// Partitions are created with these options.
@@ -91,11 +97,14 @@ pub struct HostConfig {
     pub controller: Option<ControllerConfig>,
     /// For how long the host before keeps its copy of what was moved here: a roll-back needs only what changed since.
     pub roll_back_for: Duration,
+    /// A move or a shard without progress for so long becomes an event; `None` = nobody looks.
+    pub stall: Option<Duration>,
 }
 
 /// What a host is told beside its planes.
 pub(crate) struct Settings {
     pub resp: SocketAddr,
+    pub resp_tls: Option<SocketAddr>,
     pub coordinator: CoordinatorAt,
     pub options: PartitionOptions,
     pub failpoint: Failpoint,
@@ -103,6 +112,7 @@ pub(crate) struct Settings {
     pub events: Option<PathBuf>,
     pub controller: Option<ControllerConfig>,
     pub roll_back_for: Duration,
+    pub stall: Option<Duration>,
 }
 
 /// The ways to and from other hosts.
@@ -110,6 +120,7 @@ struct Planes {
     control: PlaneHandle,
     bulk: PlaneHandle,
     threads: Vec<Plane>,
+    identity: Option<Identity>,
     /// Where the handler of incoming streams finds the host.
     slot: Arc<OnceLock<Weak<Host>>>,
 }
@@ -142,6 +153,7 @@ pub struct Host {
     pub(crate) roll_back_for: Duration,
     embedded: Option<Embedded>,
     resp: SocketAddr,
+    resp_tls: Option<SocketAddr>,
     pub(crate) claims: Claims,
     /// Something happened that the reconciler should look at now.
     pub(crate) reconcile_wanted: Notify,
@@ -159,7 +171,11 @@ pub struct Host {
     trend: Mutex<Option<HostTrend>>,
     /// Partitions whose automatic moves have ended well since the last window.
     used: Mutex<Vec<PartitionId>>,
+    /// What makes no progress.
+    stalls: Mutex<Vec<Stall>>,
     _planes: Mutex<Vec<Plane>>,
+    /// Its certificates; a simulated host has none.
+    identity: Option<Identity>,
 }
 
 /// What a source says of itself at regular intervals.
@@ -203,16 +219,31 @@ impl Host {
         suspend_all(&engine).await?;
         let slot: Arc<OnceLock<Weak<Host>>> = Arc::default();
         let plane = |name, listen, class| {
-            let config =
-                PlaneConfig { name, listen, identity: config.identity.clone(), class, window_bytes: WINDOW_BYTES };
+            let (identity, versions) = (config.identity.clone(), config.versions.clone());
+            let config = PlaneConfig { name, listen, identity, class, versions, window_bytes: WINDOW_BYTES };
             Plane::start(config, handler(Arc::clone(&slot)))
         };
+        let identity = Some(config.identity.clone());
         let control = plane("control", config.control, SchedulingClass::Normal)?;
         let bulk = plane("bulk", config.bulk, SchedulingClass::Idle)?;
-        let planes = Planes { control: control.handle(), bulk: bulk.handle(), threads: vec![control, bulk], slot };
-        let HostConfig { resp, coordinator, options, failpoint, reports, events, controller, roll_back_for, .. } =
-            config;
-        let settings = Settings { resp, coordinator, options, failpoint, reports, events, controller, roll_back_for };
+        let planes =
+            Planes { control: control.handle(), bulk: bulk.handle(), threads: vec![control, bulk], slot, identity };
+        let mut config = config;
+        if let CoordinatorAt::Etcd(etcd) = &mut config.coordinator {
+            etcd.cluster = Some(config.identity.cluster());
+        }
+        let settings = Settings {
+            resp: config.resp,
+            resp_tls: config.resp_tls,
+            coordinator: config.coordinator,
+            options: config.options,
+            failpoint: config.failpoint,
+            reports: config.reports,
+            events: config.events,
+            controller: config.controller,
+            roll_back_for: config.roll_back_for,
+            stall: config.stall,
+        };
         Host::serve_on(engine, id, planes, settings).await
     }
 
@@ -230,7 +261,7 @@ impl Host {
         let slot: Arc<OnceLock<Weak<Host>>> = Arc::default();
         let plane = |class| listen(class, handler(Arc::clone(&slot)));
         let (control, bulk) = (plane(SchedulingClass::Normal), plane(SchedulingClass::Idle));
-        Host::serve_on(engine, id, Planes { control, bulk, threads: Vec::new(), slot }, settings).await
+        Host::serve_on(engine, id, Planes { control, bulk, threads: Vec::new(), slot, identity: None }, settings).await
     }
 
     async fn serve_on(engine: Engine, id: HostId, planes: Planes, settings: Settings) -> Result<Arc<Host>> {
@@ -266,6 +297,7 @@ impl Host {
             roll_back_for: settings.roll_back_for,
             embedded,
             resp: settings.resp,
+            resp_tls: settings.resp_tls,
             claims: Claims::default(),
             reconcile_wanted: Notify::new(),
             inboxes: Mutex::default(),
@@ -276,7 +308,9 @@ impl Host {
             heard: Mutex::default(),
             trend: Mutex::default(),
             used: Mutex::default(),
+            stalls: Mutex::default(),
             _planes: Mutex::new(planes.threads),
+            identity: planes.identity,
         });
         let _ = planes.slot.set(Arc::downgrade(&host));
         host.register().await?;
@@ -290,10 +324,37 @@ impl Host {
             time::pause(Duration::from_millis(50)).await;
         }
         host.control.spawn(reconcile::run(Arc::downgrade(&host), reconciler));
+        if let Some(limit) = settings.stall {
+            host.control.spawn(watchdog::run(Arc::downgrade(&host), limit));
+        }
         if let Some(config) = settings.controller {
             controller::start(&host, config)?;
         }
         Ok(host)
+    }
+
+    /// Reads this host's certificates anew, for the connections to come; returns where they lie.
+    ///
+    /// # Errors
+    /// [`Error::Tls`]; nothing has changed then.
+    pub fn reload_identity(&self) -> Result<Option<PathBuf>> {
+        let Some(identity) = &self.identity else {
+            return Ok(None);
+        };
+        let fresh = identity.read_anew()?;
+        self.control.renew(&fresh)?;
+        self.bulk.renew(&fresh)?;
+        Ok(Some(fresh.dir().to_path_buf()))
+    }
+
+    /// What makes no progress here.
+    #[must_use]
+    pub fn stalls(&self) -> Vec<Stall> {
+        lock(&self.stalls).clone()
+    }
+
+    pub(crate) fn set_stalls(&self, stalls: Vec<Stall>) {
+        *lock(&self.stalls) = stalls;
     }
 
     /// Tells the coordinator this host's addresses.
@@ -303,6 +364,7 @@ impl Host {
             control: self.control.local_addr().to_string(),
             bulk: self.bulk.local_addr().to_string(),
             resp: self.resp.to_string(),
+            resp_tls: self.resp_tls.map(|address| address.to_string()),
         };
         // The coordinator's node may start at the same time.
         let began = time::now();

@@ -1,6 +1,7 @@
 //! The metrics of a node, made anew with each scrape. `net/docs/metrics.md` says what each means; a test holds the two
 //! against each other.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -110,7 +111,8 @@ impl Collector for Scrape {
         self.clients(&mut writer)?;
         self.shards(&mut writer)?;
         self.partitions(&mut writer)?;
-        self.moves(&mut writer)
+        self.moves(&mut writer)?;
+        self.sinks(&mut writer)
     }
 }
 
@@ -123,8 +125,24 @@ impl Scrape {
         let flag = |is: bool| one(if is { 1.0 } else { 0.0 });
         writer.gauges(
             ("coordinator_reachable", "1 if the coordinator answered, 0 if it did not", None),
-            flag(status.coordinator_error.is_none()),
+            flag(status.coordinator.reachable && status.coordinator_error.is_none()),
         )?;
+        let silent =
+            if status.coordinator.reachable { 0 } else { status.now_ms.saturating_sub(status.coordinator.since) };
+        writer.gauges(
+            ("coordinator_silent", "Time for which the coordinator has not answered", Some(Unit::Seconds)),
+            one(silent as f64 / 1e3),
+        )?;
+        let stalls = status.stalls.iter().map(|stall| {
+            let stands = status.now_ms.saturating_sub(stall.since);
+            (label("subject", &stall.subject), stands as f64 / 1e3)
+        });
+        writer.gauges(
+            ("stalled", "Time without progress of a move or a shard that stands still", Some(Unit::Seconds)),
+            stalls,
+        )?;
+        let lapsed = status.hosts.iter().filter(|host| host.lapsed).count();
+        writer.gauges(("hosts_lapsed", "Hosts whose lease has lapsed", None), one(lapsed as f64))?;
         writer.gauges(
             ("leader", "1 if this node decides on moves for all, 0 if it does not", None),
             flag(status.leader == Some(status.host)),
@@ -168,6 +186,10 @@ impl Scrape {
         writer.counters(
             ("connections_refused", "Connections refused, since there were too many", None),
             one(figures.refused_connections),
+        )?;
+        writer.counters(
+            ("tls_handshakes_failed", "Connections that ended before their TLS handshake did", None),
+            one(figures.failed_handshakes),
         )?;
         let calls = figures.calls.iter().filter(|(_, calls)| *calls > 0);
         writer.counters(
@@ -253,6 +275,30 @@ impl Scrape {
             (vec![("partition", known.id.to_string()), ("state", serving(known.serving).to_string())], 1.0)
         });
         writer.gauges(("partition_serving", "1 for the state that the partition is in here", None), states)
+    }
+
+    fn sinks(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        let mut sinks: BTreeMap<&str, (usize, usize, u64)> = BTreeMap::new();
+        for state in &self.status.sinks {
+            let (entries, unconfirmed, longest) = sinks.entry(&state.sink).or_default();
+            *entries += 1;
+            if state.confirmed.is_none() {
+                *unconfirmed += 1;
+                // An entry that has not been tried yet knows no time.
+                let since = if state.since == 0 { self.status.now_ms } else { state.since };
+                *longest = (*longest).max(self.status.now_ms.saturating_sub(since));
+            }
+        }
+        let each = |figure: fn(&(usize, usize, u64)) -> f64| {
+            sinks.iter().map(move |(sink, figures)| (label("sink", sink), figure(figures))).collect::<Vec<_>>()
+        };
+        writer.gauges(("sink_entries", "What a server is told: partitions and hosts", None), each(|of| of.0 as f64))?;
+        writer
+            .gauges(("sink_unconfirmed", "Of these, what it has not been seen to say", None), each(|of| of.1 as f64))?;
+        writer.gauges(
+            ("sink_unconfirmed_longest", "Time for which the oldest of these has failed", Some(Unit::Seconds)),
+            each(|of| of.2 as f64 / 1e3),
+        )
     }
 
     fn moves(&self, writer: &mut Writer<'_>) -> fmt::Result {

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::coordinator::{self, Command};
 use crate::error::{Error, Result};
+use crate::events::Topic;
 use crate::host::{Host, probe};
 use crate::resp::Service;
 use crate::shadow::{MoveOptions, Policy, SetPoint};
@@ -21,7 +22,7 @@ const USAGE: &str = "STATUS | MOVES | PARTITIONS | CREATE id first-slot last-slo
                      PROMOTE id [FORCE [POLICY lww|prefer-target|prefer-source|reject-and-keep-both|merge:operator]] | \
                      ABANDON id FORCE | ROLLBACK id [options of MOVE] | SPLIT id slot [new-id] [MOVE host [options of MOVE]] | \
                      MERGE id other-id | SWITCH id | ABORT id | SCRUB id [mb-per-second] | FILL id | LINK host mebibytes | \
-                     PROGRESS id | REPORT id | COMPACT id | SEGMENTS id | STATE id | TRENDS | EVENTS [after [most]] | \
+                     PROGRESS id | REPORT id | COMPACT id | SEGMENTS id | STATE id | TRENDS | EVENTS [after [most]] | RELOAD | LOGLEVEL [filter] | \
                      RECORD id START one-key-of | RECORD id TAKE | RECORD id STOP";
 
 /// Runs one admin command.
@@ -68,6 +69,22 @@ pub(crate) async fn run(host: &Arc<Host>, service: &Service, args: &[Bytes]) -> 
             .map(|trend| json!(trend))
             .ok_or_else(|| Error::Refused { what: "no window has been measured yet".into() }),
         Some("EVENTS") => events(host, &words[1..]),
+        Some("RELOAD") => {
+            let reloaded = service.reload(host)?;
+            host.events.note(Topic::Operator, None, format!("read anew: {}", json!(reloaded)));
+            Ok(json!(reloaded))
+        }
+        Some("LOGLEVEL") => {
+            let log = service
+                .log
+                .get()
+                .ok_or_else(|| Error::Refused { what: "the log of this process has no levels".into() })?;
+            let level = log.set(words.get(1).copied())?;
+            if words.len() > 1 {
+                host.events.note(Topic::Operator, None, format!("the log's level is {level}"));
+            }
+            Ok(json!({ "level": level }))
+        }
         Some("LINK") => link(host, &words[1..]).await,
         Some("FILL") => fill(host, partition_id(words.get(1))?).await,
         Some("SEGMENTS") => segments(host, partition_id(words.get(1))?).await,

@@ -12,14 +12,17 @@ use std::time::Duration;
 use antumbra_engine::runtime;
 use bytes::{Bytes, BytesMut};
 use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
-use glommio::net::TcpStream;
+
+use crate::error::Result;
 
 use super::acl::User;
 use super::client::Client;
 use super::codec::{BadRequest, Decoder};
 use super::limits::{Charge, FREE_BYTES};
+use super::operation::Outcome;
 use super::reply::Reply;
 use super::server::Server;
+use super::tls::Stream;
 use super::transaction::Transaction;
 
 /// Bytes read at a time, from a client that sends little and from one that sends much.
@@ -46,7 +49,7 @@ pub(super) enum Wanted {
 
 pub(super) struct Connection<'a> {
     pub server: &'a Server,
-    stream: TcpStream,
+    stream: Stream,
     pub client: Arc<Client>,
     /// Of the protocol.
     pub version: u8,
@@ -68,7 +71,7 @@ pub(super) struct Connection<'a> {
 }
 
 impl<'a> Connection<'a> {
-    pub fn new(server: &'a Server, stream: TcpStream, client: Arc<Client>, user: Option<Arc<User>>) -> Connection<'a> {
+    pub fn new(server: &'a Server, stream: Stream, client: Arc<Client>, user: Option<Arc<User>>) -> Connection<'a> {
         Connection {
             server,
             stream,
@@ -159,7 +162,7 @@ impl<'a> Connection<'a> {
     }
 
     /// Accounts for what was read and is not served, and for what the next read may bring.
-    fn settle_input(&mut self) -> Result<(), super::limits::Full> {
+    fn settle_input(&mut self) -> std::result::Result<(), super::limits::Full> {
         if self.input.is_empty() {
             // Commands share their memory with the buffer: without this the largest would stay.
             self.input = BytesMut::new();
@@ -217,6 +220,7 @@ impl<'a> Connection<'a> {
     pub async fn flush(&mut self) -> std::io::Result<()> {
         if !self.replies.is_empty() {
             self.stream.write_all(&self.replies).await?;
+            self.stream.flush().await?;
             self.replies.clear();
             // One long reply is not kept for.
             self.replies.shrink_to(READ_BYTES_MIN);
@@ -229,7 +233,7 @@ impl<'a> Connection<'a> {
         self.wanted = Wanted::All;
         self.reply(&Reply::error(what)).await?;
         self.flush().await?;
-        self.stream.shutdown(std::net::Shutdown::Write).await.map_err(std::io::Error::from)?;
+        self.stream.close().await?;
         let mut thrown = 0;
         let mut waste = vec![0; REPLY_BYTES];
         let stream = &mut self.stream;
@@ -243,6 +247,16 @@ impl<'a> Connection<'a> {
         };
         future::or(throw, runtime::sleep(LINGER_MAX)).await;
         Ok(())
+    }
+
+    /// The reply to an operation that did not come to its end.
+    pub fn failure(&self, slot: u16, result: Result<Outcome>) -> Reply {
+        self.server.failure(slot, result, self.is_tls())
+    }
+
+    /// Whether the client speaks TLS, and is told the hosts' addresses for that.
+    pub fn is_tls(&self) -> bool {
+        self.stream.is_tls()
     }
 
     /// Ends the connection.

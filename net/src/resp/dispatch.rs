@@ -248,13 +248,14 @@ impl Connection<'_> {
     async fn cluster(&mut self, args: &[Bytes]) -> Reply {
         let host = self.server.host.id;
         let topology = self.server.host.routing.load();
+        let tls = self.is_tls();
         let word = args[1].to_ascii_lowercase();
         // Whoever asks where the slots are follows them.
         self.follows_moved |= matches!(word.as_slice(), b"slots" | b"shards" | b"nodes");
         match (word.as_slice(), &args[2..]) {
-            (b"slots", []) => cluster::slots(&topology),
-            (b"shards", []) => cluster::shards(&topology),
-            (b"nodes", []) => Reply::Verbatim(cluster::nodes(&topology, host)),
+            (b"slots", []) => cluster::slots(&topology, tls),
+            (b"shards", []) => cluster::shards(&topology, tls),
+            (b"nodes", []) => Reply::Verbatim(cluster::nodes(&topology, host, tls)),
             (b"info", []) => Reply::Verbatim(cluster::info(&topology, host)),
             (b"myid" | b"myshardid", []) => Reply::text(cluster::node_id(host)),
             (b"keyslot", [key]) => Reply::Integer(i64::from(slot::slot_of(key))),

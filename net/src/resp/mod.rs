@@ -23,13 +23,17 @@ pub mod latency;
 pub mod limits;
 pub(crate) mod operation;
 mod pipeline;
+mod reload;
 pub mod reply;
 mod scan;
 mod server;
 pub mod slot;
 pub(crate) mod step;
+mod tls;
 mod transaction;
 
 pub use acl::Users;
 pub use limits::Limits;
-pub use server::{Figures, ServerConfig, Service, serve};
+pub use reload::Reloaded;
+pub use server::{Figures, LogLevel, ServerConfig, Service, TlsConfig, serve};
+pub use tls::TlsFiles;

@@ -110,7 +110,7 @@ impl Connection<'_> {
             }
             Ok(Outcome::Written) => Reply::OK,
             Ok(Outcome::Replies(mut replies)) if replies.len() == 1 => replies.pop().unwrap_or(Reply::Nil),
-            other => self.server.failure(slot, other),
+            other => self.failure(slot, other),
         };
         let counters = &self.server.counters;
         let latency = if keyed.written.is_empty() { &counters.reads } else { &counters.writes };

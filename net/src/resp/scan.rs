@@ -106,7 +106,7 @@ impl Connection<'_> {
         match ScanOptions::parse(args) {
             Ok(options) => match self.scan_from(&options).await {
                 Ok(reply) => reply,
-                Err(cause) => self.server.failure(0, Err(cause)),
+                Err(cause) => self.failure(0, Err(cause)),
             },
             Err(reply) => reply,
         }
@@ -236,7 +236,7 @@ impl Connection<'_> {
         });
         match walked.await {
             Ok(()) => Reply::Integer(count),
-            Err(cause) => self.server.failure(0, Err(cause)),
+            Err(cause) => self.failure(0, Err(cause)),
         }
     }
 
@@ -255,7 +255,7 @@ impl Connection<'_> {
             found.len() <= KEYS_MAX && bytes <= KEYS_BYTES_MAX
         });
         if let Err(cause) = walked.await {
-            return self.server.failure(0, Err(cause));
+            return self.failure(0, Err(cause));
         }
         if found.len() > KEYS_MAX || bytes > KEYS_BYTES_MAX {
             return Reply::Error(format!("ERR KEYS would return more than {KEYS_MAX} keys: use SCAN"));
@@ -294,7 +294,7 @@ impl Connection<'_> {
                         return Reply::Bulk(keys.swap_remove(fastrand::usize(0..keys.len())));
                     }
                 }
-                Err(cause) => return self.server.failure(0, Err(cause)),
+                Err(cause) => return self.failure(0, Err(cause)),
             }
         }
         Reply::Nil
@@ -344,7 +344,7 @@ impl Connection<'_> {
         if host.routing.load().route(slot).is_none_or(|route| route.owner != host.id) {
             return Ok(());
         }
-        self.walk_slots((slot, slot), visit).await.map(drop).map_err(|cause| self.server.failure(slot, Err(cause)))
+        self.walk_slots((slot, slot), visit).await.map(drop).map_err(|cause| self.failure(slot, Err(cause)))
     }
 
     /// `FLUSHDB` and `FLUSHALL`.
@@ -356,7 +356,7 @@ impl Connection<'_> {
         let own = topology.routes.iter().filter(|route| route.owner == self.server.host.id);
         for route in own {
             if let Err(cause) = self.flush_partition(route.partition, route.slots).await {
-                return self.server.failure(route.slots.0, Err(cause));
+                return self.failure(route.slots.0, Err(cause));
             }
         }
         Reply::OK

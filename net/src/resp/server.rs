@@ -4,16 +4,17 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use antumbra_engine::{Shard, runtime};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_lite::AsyncWriteExt;
 use glommio::net::{TcpListener, TcpStream};
 
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::sink::{SinkState, Sinks};
 use crate::status::{self, Status};
 
 use super::acl::Users;
@@ -25,6 +26,7 @@ use super::limits::{Budget, Limits, WRITE_STALL_MAX};
 use super::operation::Outcome;
 use super::reply::Reply;
 use super::scan::Cursors;
+use super::tls::{HANDSHAKE_MAX, Stream, TlsFiles};
 
 /// For how long a state is shown to those who follow.
 const FRESH: Duration = Duration::from_millis(500);
@@ -34,6 +36,8 @@ const FRESH: Duration = Duration::from_millis(500);
 pub struct ServerConfig {
     /// TCP address; every shard listens on it (SO_REUSEPORT).
     pub listen: SocketAddr,
+    /// The same for clients that speak TLS.
+    pub tls: Option<TlsConfig>,
     /// What clients may take.
     pub limits: Limits,
     /// Who they may be.
@@ -44,12 +48,21 @@ pub struct ServerConfig {
     pub allow_debug: bool,
 }
 
+/// Where clients that speak TLS are served, and what they are shown.
+#[derive(Clone, Debug)]
+pub struct TlsConfig {
+    /// TCP address; every shard listens on it.
+    pub listen: SocketAddr,
+    /// The certificates.
+    pub files: TlsFiles,
+}
+
 impl ServerConfig {
     /// The defaults.
     #[must_use]
     pub fn new(listen: SocketAddr) -> ServerConfig {
         let (limits, users) = (Limits::default(), Users::default());
-        ServerConfig { listen, limits, users, allow_flush: false, allow_debug: false }
+        ServerConfig { listen, tls: None, limits, users, allow_flush: false, allow_debug: false }
     }
 }
 
@@ -58,24 +71,57 @@ impl ServerConfig {
 pub struct Service {
     pub(super) config: ServerConfig,
     pub(super) users: ArcSwap<Users>,
+    /// What new connections with TLS begin with.
+    pub(super) tls: ArcSwapOption<rustls::ServerConfig>,
     pub(super) clients: Clients,
     pub(super) began: Instant,
     counters: Mutex<Vec<Arc<Counters>>>,
     status: status::Cache,
+    sinks: OnceLock<Sinks>,
+    pub(super) log: OnceLock<LogLevel>,
+}
+
+/// Sets what the process writes to its log, or says it: for `ANTUMBRA LOGLEVEL`.
+pub struct LogLevel(Box<SetLevel>);
+
+type SetLevel = dyn Fn(Option<&str>) -> std::result::Result<String, String> + Send + Sync;
+
+impl LogLevel {
+    /// By a function that takes a filter, or none to leave it as it is, and returns the present one.
+    pub fn new(set: impl Fn(Option<&str>) -> std::result::Result<String, String> + Send + Sync + 'static) -> LogLevel {
+        LogLevel(Box::new(set))
+    }
+
+    /// The present filter, `wanted` if that is one.
+    pub(super) fn set(&self, wanted: Option<&str>) -> Result<String> {
+        (self.0)(wanted).map_err(|what| Error::Refused { what })
+    }
+}
+
+impl std::fmt::Debug for LogLevel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LogLevel")
+    }
 }
 
 impl Service {
     /// For [`serve`] on each shard.
-    #[must_use]
-    pub fn new(config: ServerConfig) -> Arc<Service> {
-        Arc::new(Service {
+    ///
+    /// # Errors
+    /// When the certificates cannot be used, as [`TlsFiles::load`].
+    pub fn new(config: ServerConfig) -> Result<Arc<Service>> {
+        let tls = config.tls.as_ref().map(|tls| tls.files.load()).transpose()?;
+        Ok(Arc::new(Service {
             users: ArcSwap::from_pointee(config.users.clone()),
+            tls: ArcSwapOption::new(tls),
             config,
             clients: Clients::default(),
             began: Instant::now(),
             counters: Mutex::default(),
             status: status::Cache::default(),
-        })
+            sinks: OnceLock::new(),
+            log: OnceLock::new(),
+        }))
     }
 
     /// The sum over the shards of what `read` reads.
@@ -100,6 +146,23 @@ impl Service {
         self.status.get(host, self, Duration::ZERO).await
     }
 
+    /// Has the state show these sinks, and keeps them running.
+    pub fn show_sinks(&self, sinks: Sinks) {
+        // A host starts its sinks once.
+        let _ = self.sinks.set(sinks);
+    }
+
+    /// Lets operators set the level of the log.
+    pub fn set_log(&self, log: LogLevel) {
+        let _ = self.log.set(log);
+    }
+
+    /// What the servers are to say that this host tells, and what they say.
+    #[must_use]
+    pub fn sinks(&self) -> Vec<SinkState> {
+        self.sinks.get().map(Sinks::states).unwrap_or_default()
+    }
+
     /// What all servers together have done.
     #[must_use]
     pub fn figures(&self) -> Figures {
@@ -113,6 +176,7 @@ impl Service {
             clients: self.clients.len() as u64,
             accepted: self.clients.accepted(),
             refused_connections: self.sum(|counters| counters.refused_connections.get()),
+            failed_handshakes: self.sum(|counters| counters.failed_handshakes.get()),
             client_bytes: self.sum(|counters| counters.client_bytes.get()),
             errors: self.sum(|counters| counters.errors.get()),
             forwarded: self.sum(|counters| counters.forwarded.get()),
@@ -141,6 +205,8 @@ pub struct Figures {
     pub accepted: u64,
     /// Connections refused, since there were too many.
     pub refused_connections: u64,
+    /// Connections that ended before their TLS handshake did.
+    pub failed_handshakes: u64,
     /// Bytes of clients' buffers now, as far as they count against the budget.
     pub client_bytes: u64,
     /// Replies that were errors.
@@ -186,6 +252,7 @@ pub(crate) struct Counters {
     pub moved: Count,
     pub errors: Count,
     pub refused_connections: Count,
+    pub failed_handshakes: Count,
     pub hits: Count,
     pub misses: Count,
     /// Bytes of clients' buffers that count against the budget.
@@ -205,6 +272,7 @@ impl Default for Counters {
             moved: Count::default(),
             errors: Count::default(),
             refused_connections: Count::default(),
+            failed_handshakes: Count::default(),
             hits: Count::default(),
             misses: Count::default(),
             client_bytes: Count::default(),
@@ -231,7 +299,8 @@ pub(super) struct Server {
 /// [`Error::Link`] when the address cannot be had.
 pub async fn serve(host: Arc<Host>, shard: Rc<Shard>, service: Arc<Service>) -> Result<()> {
     let listen = service.config.listen;
-    let listener = TcpListener::bind(listen).map_err(|cause| Error::link(listen, cause))?;
+    let bind = |listen| TcpListener::bind(listen).map_err(|cause| Error::link(listen, cause));
+    let (listener, tls) = (bind(listen)?, service.config.tls.as_ref().map(|tls| bind(tls.listen)).transpose()?);
     let server = Rc::new(Server {
         host,
         shard,
@@ -241,28 +310,56 @@ pub async fn serve(host: Arc<Host>, shard: Rc<Shard>, service: Arc<Service>) -> 
         cursors: RefCell::default(),
         accept_failures: Cell::new(0),
     });
-    loop {
-        match listener.accept().await {
-            Ok(stream) => {
-                server.accept_failures.set(0);
-                let server = Rc::clone(&server);
-                runtime::spawn_detached(async move { server.welcome(stream).await });
-            }
-            Err(cause) => {
-                // Mostly out of descriptors: connections that end give some back. Said once, not a hundred times a second.
-                let failures = server.accept_failures.get();
-                server.accept_failures.set(failures + 1);
-                if failures == 0 {
-                    tracing::warn!(%cause, "cannot accept connections; raise the limit of open files");
-                }
-                runtime::sleep(Duration::from_millis(10)).await;
-            }
-        }
+    if let Some(tls) = tls {
+        let server = Rc::clone(&server);
+        runtime::spawn_detached(async move { server.accept(tls, true).await });
     }
+    server.accept(listener, false).await;
+    Ok(())
 }
 
 impl Server {
-    async fn welcome(self: Rc<Server>, mut stream: TcpStream) {
+    async fn accept(self: Rc<Server>, listener: TcpListener, tls: bool) {
+        loop {
+            match listener.accept().await {
+                Ok(stream) => {
+                    self.accept_failures.set(0);
+                    let server = Rc::clone(&self);
+                    runtime::spawn_detached(async move { server.welcome(stream, tls).await });
+                }
+                Err(cause) => {
+                    // Mostly out of descriptors: connections that end give some back. Said once, not a hundred times a second.
+                    let failures = self.accept_failures.get();
+                    self.accept_failures.set(failures + 1);
+                    if failures == 0 {
+                        tracing::warn!(%cause, "cannot accept connections; raise the limit of open files");
+                    }
+                    runtime::sleep(Duration::from_millis(10)).await;
+                }
+            }
+        }
+    }
+
+    /// Shakes hands where that is wanted; `None` if the client did not.
+    async fn shake_hands(&self, stream: TcpStream, tls: bool, address: SocketAddr) -> Option<Stream> {
+        let Some(config) = self.service.tls.load_full().filter(|_| tls) else {
+            return Some(Stream::Plain(stream));
+        };
+        let late = async {
+            runtime::sleep(HANDSHAKE_MAX).await;
+            Err(std::io::ErrorKind::TimedOut.into())
+        };
+        match futures_lite::future::or(Stream::accept(stream, config), late).await {
+            Ok(stream) => Some(stream),
+            Err(cause) => {
+                self.counters.failed_handshakes.add();
+                tracing::debug!(%cause, %address, "TLS handshake");
+                None
+            }
+        }
+    }
+
+    async fn welcome(self: Rc<Server>, mut stream: TcpStream, tls: bool) {
         let config = &self.service.config;
         let set_up = || {
             stream.set_nodelay(true)?;
@@ -281,6 +378,7 @@ impl Server {
             return;
         };
         let leave = Leave { service: &self.service, client: &client };
+        let Some(stream) = self.shake_hands(stream, tls, address).await else { return };
         let mut connection = Connection::new(&self, stream, Arc::clone(&client), user);
         if let Err(cause) = connection.run().await {
             tracing::debug!(%cause, %address, "connection");
@@ -290,12 +388,12 @@ impl Server {
     }
 
     /// The reply to an operation that did not come to its end.
-    pub fn failure(&self, slot: u16, result: Result<Outcome>) -> Reply {
+    pub fn failure(&self, slot: u16, result: Result<Outcome>, tls: bool) -> Reply {
         match result {
             Ok(Outcome::Moved(owner)) => {
                 self.counters.moved.add();
                 match self.host.routing.load().addresses(owner) {
-                    Some(addresses) => Reply::Error(format!("MOVED {slot} {}", addresses.resp)),
+                    Some(addresses) => Reply::Error(format!("MOVED {slot} {}", addresses.for_clients(tls))),
                     None => Reply::Error(format!("CLUSTERDOWN host {owner} is not known")),
                 }
             }

@@ -142,7 +142,7 @@ impl Connection<'_> {
                 self.show_transaction();
                 Reply::OK
             }
-            other => self.server.failure(slot, other),
+            other => self.failure(slot, other),
         }
     }
 
@@ -177,7 +177,7 @@ impl Connection<'_> {
             match self.run_operation(operation).await {
                 Ok(Outcome::Replies(found)) if found.len() == count => replies = found,
                 Ok(Outcome::Conflict) => return Reply::NilArray,
-                other => return self.server.failure(slot, other),
+                other => return self.failure(slot, other),
             }
             if writes {
                 self.written_slot = Some(slot);

@@ -337,6 +337,7 @@ impl World {
         let opening = slot.node.open_engine(self.engine_config());
         let settings = Settings {
             resp: ([10, 0, 0, place as u8 + 1], 3).into(),
+            resp_tls: None,
             coordinator: match place {
                 COORDINATOR => CoordinatorAt::Here,
                 _ => CoordinatorAt::Remote(Network::address(COORDINATOR, SchedulingClass::Normal), HostId(1)),
@@ -347,6 +348,7 @@ impl World {
             events: None,
             controller: None,
             roll_back_for: self.profile.roll_back_for,
+            stall: None,
         };
         let _on = slot.node.enter();
         slot.node.spawn(async move {

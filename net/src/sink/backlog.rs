@@ -157,7 +157,8 @@ mod tests {
 
     fn topology(epoch: u64, owner: u32) -> Topology {
         let address = |host: u32| SocketAddr::from(([10, 0, 0, host as u8], 6379));
-        let addresses = |host| Addresses { control: address(host), bulk: address(host), resp: address(host) };
+        let addresses =
+            |host| Addresses { control: address(host), bulk: address(host), resp: address(host), resp_tls: None };
         let (partition, owner, epoch) = (PartitionId(7), HostId(owner), Epoch(epoch));
         Topology {
             routes: vec![Route { partition, slots: (0, 9), owner, epoch }],

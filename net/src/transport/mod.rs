@@ -13,6 +13,7 @@ mod plane;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod version;
 
 pub use call::{call, read_exact_limited, serve_call};
 pub(crate) use class::enter_idle_class;
@@ -21,3 +22,4 @@ pub(crate) use plane::aside;
 pub(crate) use plane::{CONNECT_TIMEOUT, IDLE_TIMEOUT, IDLE_TIMEOUT_BULK};
 pub use plane::{Handler, Incoming, Plane, PlaneConfig, PlaneHandle, SchedulingClass, StreamKind};
 pub use stream::{RecvStream, SendStream, StreamEnded};
+pub use version::WireVersions;

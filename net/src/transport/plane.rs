@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::net::{SocketAddr, UdpSocket};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use antumbra_engine::types::HostId;
-use quinn::{Connection, Endpoint, EndpointConfig, TransportConfig, VarInt};
-use quinn_proto::RandomConnectionIdGenerator;
+use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, TransportConfig, VarInt};
+use quinn_proto::{RandomConnectionIdGenerator, TransportErrorCode};
 use rustls::pki_types::CertificateDer;
 
 use crate::error::{Error, Result};
@@ -17,6 +17,7 @@ use crate::tls::{self, Identity};
 
 use super::class;
 use super::stream::{RecvStream, SendStream};
+use super::version::WireVersions;
 
 /// First bytes of every stream: magic, version, kind.
 const PREAMBLE: [u8; 6] = *b"ANTQ\x01\0";
@@ -83,6 +84,8 @@ pub struct PlaneConfig {
     pub identity: Identity,
     /// Scheduling class of the thread.
     pub class: SchedulingClass,
+    /// Versions of the protocol that are offered.
+    pub versions: WireVersions,
     /// Bytes in flight that a stream (and a connection) may have, at either end.
     pub window_bytes: u32,
 }
@@ -129,9 +132,22 @@ struct QuicHandle {
     runtime: tokio::runtime::Handle,
     endpoint: Endpoint,
     local: SocketAddr,
-    /// One per peer. Locked while one is made, so that two never are: the one that nobody keeps would be closed with
-    /// its streams.
-    connections: Arc<tokio::sync::Mutex<HashMap<(SocketAddr, HostId), Connection>>>,
+    transport: Arc<TransportConfig>,
+    versions: WireVersions,
+    /// What new connections to others begin with.
+    client: Arc<Mutex<quinn::ClientConfig>>,
+    links: Arc<Mutex<Links>>,
+}
+
+type Links = HashMap<(SocketAddr, HostId), Arc<tokio::sync::Mutex<Link>>>;
+
+/// The way to one peer. Locked while a connection is made, so that two never are: the one that nobody keeps would be closed
+/// with its streams. Nobody who wants to go elsewhere waits for it.
+#[derive(Debug, Default)]
+struct Link {
+    connection: Option<Connection>,
+    /// When the last try failed, and why.
+    failed: Option<(Instant, Error)>,
 }
 
 impl Plane {
@@ -165,14 +181,9 @@ impl Plane {
                     tokio::spawn(threads.beat());
                 }
                 match open_endpoint(&config) {
-                    Ok((endpoint, local)) => {
-                        let way = Way::Quic(QuicHandle {
-                            runtime: tokio::runtime::Handle::current(),
-                            endpoint: endpoint.clone(),
-                            local,
-                            connections: Arc::default(),
-                        });
-                        let _ = ready.send(Ok(PlaneHandle { way }));
+                    Ok(quic) => {
+                        let endpoint = quic.endpoint.clone();
+                        let _ = ready.send(Ok(PlaneHandle { way: Way::Quic(quic) }));
                         tokio::select! {
                             () = accept(endpoint.clone(), handler) => {}
                             _ = stopped => {}
@@ -230,7 +241,7 @@ pub(crate) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + '
     tokio::task::spawn_blocking(counted).await.map_err(|cause| Error::protocol(format!("work beside a plane: {cause}")))
 }
 
-fn open_endpoint(config: &PlaneConfig) -> Result<(Endpoint, SocketAddr)> {
+fn open_endpoint(config: &PlaneConfig) -> Result<QuicHandle> {
     let mut transport = TransportConfig::default();
     let idle = match config.class {
         SchedulingClass::Normal => IDLE_TIMEOUT,
@@ -246,31 +257,63 @@ fn open_endpoint(config: &PlaneConfig) -> Result<(Endpoint, SocketAddr)> {
         .max_concurrent_uni_streams(VarInt::from_u32(256))
         .max_concurrent_bidi_streams(VarInt::from_u32(1024));
     let transport = Arc::new(transport);
-    let mut server = quinn::ServerConfig::with_crypto(Arc::new(config.identity.server_config()?));
-    server.transport_config(Arc::clone(&transport));
-    let mut client = quinn::ClientConfig::new(Arc::new(config.identity.client_config()?));
-    client.transport_config(transport);
+    let (server, client) = with_identity(&config.identity, &config.versions, &transport)?;
     let socket = UdpSocket::bind(config.listen).map_err(|cause| Error::link(config.listen, cause))?;
     let local = socket.local_addr().map_err(|cause| Error::link(config.listen, cause))?;
     let mut endpoint_config = EndpointConfig::new(Arc::new(config.identity.reset_key()));
     // The default's ids carry a signature of this process; packets for an earlier one would be dropped without a reset.
     endpoint_config.cid_generator(|| Box::new(RandomConnectionIdGenerator::new(CONNECTION_ID_LEN)));
     let endpoint = Endpoint::new(endpoint_config, Some(server), socket, Arc::new(quinn::TokioRuntime));
-    let mut endpoint = endpoint.map_err(|cause| Error::link(config.listen, cause))?;
-    endpoint.set_default_client_config(client);
-    Ok((endpoint, local))
+    Ok(QuicHandle {
+        runtime: tokio::runtime::Handle::current(),
+        endpoint: endpoint.map_err(|cause| Error::link(config.listen, cause))?,
+        local,
+        transport,
+        versions: config.versions.clone(),
+        client: Arc::new(Mutex::new(client)),
+        links: Arc::default(),
+    })
+}
+
+fn with_identity(
+    identity: &Identity,
+    versions: &WireVersions,
+    transport: &Arc<TransportConfig>,
+) -> Result<(quinn::ServerConfig, quinn::ClientConfig)> {
+    let mut server = quinn::ServerConfig::with_crypto(Arc::new(identity.server_config(versions)?));
+    server.transport_config(Arc::clone(transport));
+    let mut client = quinn::ClientConfig::new(Arc::new(identity.client_config(versions)?));
+    client.transport_config(Arc::clone(transport));
+    Ok((server, client))
 }
 
 async fn accept(endpoint: Endpoint, handler: Handler) {
+    // A host of another release tries again and again.
+    let said: Arc<Mutex<Option<Instant>>> = Arc::default();
     while let Some(incoming) = endpoint.accept().await {
         let handler = Arc::clone(&handler);
+        let (from, said) = (incoming.remote_address(), Arc::clone(&said));
         tokio::spawn(async move {
             match incoming.await {
                 Ok(connection) => serve_connection(connection, handler).await,
+                Err(cause) if is_of_another_release(&cause) && is_time_to_say(&said) => {
+                    let what = "a host was refused: it speaks no version of the protocol that this release does";
+                    tracing::warn!(%from, "{what}; hosts may be one release apart");
+                }
                 Err(cause) => tracing::debug!(%cause, "handshake failed"),
             }
         });
     }
+}
+
+fn is_time_to_say(said: &Mutex<Option<Instant>>) -> bool {
+    const PAUSE: Duration = Duration::from_secs(60);
+    let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_time = said.is_none_or(|last| last.elapsed() > PAUSE);
+    if is_time {
+        *said = Some(Instant::now());
+    }
+    is_time
 }
 
 async fn serve_connection(connection: Connection, handler: Handler) {
@@ -333,6 +376,37 @@ impl PlaneHandle {
         }
     }
 
+    /// Connections that are made from now on show this certificate; those that are there go on with theirs.
+    ///
+    /// # Errors
+    /// [`Error::Tls`]; nothing has changed then.
+    pub(crate) fn renew(&self, identity: &Identity) -> Result<()> {
+        match &self.way {
+            Way::Quic(quic) => {
+                let (server, client) = with_identity(identity, &quic.versions, &quic.transport)?;
+                quic.endpoint.set_server_config(Some(server));
+                *quic.client.lock().unwrap_or_else(PoisonError::into_inner) = client;
+                Ok(())
+            }
+            #[cfg(feature = "sim")]
+            Way::Simulated(_) => Ok(()),
+        }
+    }
+
+    /// The certificate that a peer shows when it is connected to anew.
+    #[cfg(test)]
+    pub(super) async fn shown_by(&self, peer: SocketAddr, host: HostId) -> Result<Vec<u8>> {
+        let mut fresh = match &self.way {
+            Way::Quic(quic) => quic.clone(),
+            #[cfg(feature = "sim")]
+            Way::Simulated(_) => return Ok(Vec::new()),
+        };
+        fresh.links = Arc::default();
+        let shown = fresh.connect(peer, host).await?.peer_identity();
+        let shown = shown.and_then(|shown| shown.downcast::<Vec<CertificateDer<'static>>>().ok());
+        Ok(shown.map_or_else(Vec::new, |certs| certs[0].to_vec()))
+    }
+
     /// Starts a task on the plane's thread.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         match &self.way {
@@ -379,26 +453,66 @@ impl PlaneHandle {
     }
 }
 
+/// Whether a handshake failed since the two offer no version in common.
+fn is_of_another_release(cause: &ConnectionError) -> bool {
+    // The alert "no application protocol" of TLS.
+    const NO_PROTOCOL: u8 = 120;
+    let code = match cause {
+        ConnectionError::TransportError(error) => error.code,
+        ConnectionError::ConnectionClosed(close) => close.error_code,
+        _ => return false,
+    };
+    code == TransportErrorCode::crypto(NO_PROTOCOL)
+}
+
 impl QuicHandle {
+    fn explain(&self, peer: SocketAddr, cause: &ConnectionError) -> Error {
+        if !is_of_another_release(cause) {
+            return Error::link(peer, cause);
+        }
+        let ours = &self.versions;
+        let what = format!(
+            "it speaks no version of the protocol between hosts that this release does ({ours}): hosts may be one release \
+             apart, so take it to a release in between first"
+        );
+        Error::link(peer, what)
+    }
+
     /// The connection to a peer; a new one when there is none or the last was lost.
     async fn connect(&self, peer: SocketAddr, host: HostId) -> Result<Connection> {
-        let mut connections = self.connections.lock().await;
-        let held = connections.get(&(peer, host)).cloned();
-        if let Some(connection) = held.filter(|connection| connection.close_reason().is_none()) {
-            return Ok(connection);
+        let asked = Instant::now();
+        let link = {
+            let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(links.entry((peer, host)).or_default())
+        };
+        let mut link = link.lock().await;
+        if let Some(connection) = link.connection.as_ref().filter(|known| known.close_reason().is_none()) {
+            return Ok(connection.clone());
         }
-        let connecting =
-            self.endpoint.connect(peer, &tls::server_name(host)).map_err(|cause| Error::link(peer, cause))?;
+        // All who wait for a peer that is gone learn it by one try.
+        if let Some((_, cause)) = link.failed.as_ref().filter(|(at, _)| *at > asked) {
+            return Err(cause.clone());
+        }
+        let made = self.make(peer, host).await;
+        match &made {
+            Ok(connection) => *link = Link { connection: Some(connection.clone()), failed: None },
+            Err(cause) => link.failed = Some((Instant::now(), cause.clone())),
+        }
+        made
+    }
+
+    async fn make(&self, peer: SocketAddr, host: HostId) -> Result<Connection> {
+        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let connecting = self.endpoint.connect_with(client, peer, &tls::server_name(host));
+        let connecting = connecting.map_err(|cause| Error::link(peer, cause))?;
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await;
         let connection = connected
             .map_err(|_| Error::link(peer, "no answer within 3 s"))?
-            .map_err(|cause| Error::link(peer, cause))?;
+            .map_err(|cause| self.explain(peer, &cause))?;
         match peer_of(&connection) {
-            Some(found) if found != host => return Err(Error::WrongHost { found, expected: host }),
-            _ => {}
+            Some(found) if found != host => Err(Error::WrongHost { found, expected: host }),
+            _ => Ok(connection),
         }
-        connections.insert((peer, host), connection.clone());
-        Ok(connection)
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::tls::{Authority, Identity};
 
+use super::plane::CONNECT_TIMEOUT;
 use super::*;
 
 const LOCALHOST: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
@@ -23,6 +24,7 @@ fn plane(identity: &Path, handler: Handler) -> Plane {
         listen: SocketAddr::from(LOCALHOST),
         identity: Identity::load(identity).unwrap(),
         class: SchedulingClass::Normal,
+        versions: WireVersions::default(),
         window_bytes: 1 << 20,
     };
     Plane::start(config, handler).unwrap()
@@ -147,4 +149,84 @@ fn stream_to_a_peer_that_has_restarted_is_not_delivered_and_the_next_one_is() {
         assert_eq!(received_after.recv().await.unwrap(), b"again");
         assert!(received_before.try_recv().is_err());
     });
+}
+
+#[tokio::test]
+async fn peer_that_is_gone_keeps_nobody_from_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::open_or_create(&dir.path().join("ca")).unwrap();
+    authority.issue(HostId(1), &dir.path().join("one")).unwrap();
+    authority.issue(HostId(2), &dir.path().join("two")).unwrap();
+    let (one, _) = collecting(&dir.path().join("one"));
+    let (two, mut brought) = collecting(&dir.path().join("two"));
+    let silent = UdpSocket::bind(SocketAddr::from(LOCALHOST)).unwrap();
+    let gone = silent.local_addr().unwrap();
+    let began = std::time::Instant::now();
+    let waiting: Vec<_> = (0..5)
+        .map(|_| {
+            let one = one.handle();
+            tokio::spawn(async move { one.open_uni(gone, HostId(3), StreamKind::Probe).await.map(drop) })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let mut stream = one.handle().open_uni(two.handle().local_addr(), HostId(2), StreamKind::Probe).await.unwrap();
+    stream.write_all(b"past it").await.unwrap();
+    stream.finish().unwrap();
+    assert_eq!(brought.recv().await.unwrap(), b"past it");
+    assert!(began.elapsed() < CONNECT_TIMEOUT, "{:?}", began.elapsed());
+    for waits in waiting {
+        assert!(waits.await.unwrap().is_err());
+    }
+    assert!(began.elapsed() < CONNECT_TIMEOUT * 2, "all by one try: {:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn renewed_certificate_is_shown_to_new_connections_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::open_or_create(&dir.path().join("ca")).unwrap();
+    let path = |name: &str| dir.path().join(name);
+    authority.issue(HostId(1), &path("one")).unwrap();
+    authority.issue(HostId(2), &path("two")).unwrap();
+    let (one, _) = collecting(&path("one"));
+    let (two, mut brought) = collecting(&path("two"));
+    let (one, two) = (one.handle(), two.handle());
+    let send = async |text: &'static [u8]| {
+        let mut stream = one.open_uni(two.local_addr(), HostId(2), StreamKind::Probe).await.unwrap();
+        stream.write_all(text).await.unwrap();
+        stream.finish().unwrap();
+    };
+    send(b"before").await;
+    assert_eq!(brought.recv().await.unwrap(), b"before");
+    let first = one.shown_by(two.local_addr(), HostId(2)).await.unwrap();
+    assert_eq!(first, std::fs::read(path("two/host.der")).unwrap());
+
+    authority.issue(HostId(2), &path("two")).unwrap();
+    let identity = Identity::load(&path("two")).unwrap();
+    assert_eq!(one.shown_by(two.local_addr(), HostId(2)).await.unwrap(), first, "nothing happens unasked");
+    two.renew(&identity).unwrap();
+    assert_eq!(one.shown_by(two.local_addr(), HostId(2)).await.unwrap(), std::fs::read(path("two/host.der")).unwrap());
+    send(b"on the old connection").await;
+    assert_eq!(brought.recv().await.unwrap(), b"on the old connection");
+    // It shows it to those that it connects to, too.
+    assert_eq!(two.shown_by(one.local_addr(), HostId(1)).await.unwrap(), std::fs::read(path("one/host.der")).unwrap());
+}
+
+#[test]
+fn certificate_of_another_host_or_authority_is_not_read_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let authority = Authority::open_or_create(&path("ca")).unwrap();
+    authority.issue(HostId(1), &path("host")).unwrap();
+    let identity = Identity::load(&path("host")).unwrap();
+    identity.read_anew().unwrap();
+    let refused = || identity.read_anew().unwrap_err().to_string();
+    Authority::open_or_create(&path("other-ca")).unwrap().issue(HostId(1), &path("host")).unwrap();
+    assert!(refused().contains("another authority"), "{}", refused());
+    authority.issue(HostId(7), &path("host")).unwrap();
+    assert!(refused().contains("it is for host 7"), "{}", refused());
+    authority.issue(HostId(1), &path("host")).unwrap();
+    let key = path("host/host.key.der");
+    authority.issue(HostId(1), &path("elsewhere")).unwrap();
+    std::fs::copy(path("elsewhere/host.key.der"), &key).unwrap();
+    identity.read_anew().unwrap_err();
 }

@@ -302,7 +302,13 @@ impl World {
             machine.apply(command).unwrap_or_else(|what| panic!("the first commands are sound: {what}"))
         };
         for host in HOSTS {
-            let info = HostInfo { host: host.0, control: String::new(), bulk: String::new(), resp: String::new() };
+            let info = HostInfo {
+                host: host.0,
+                control: String::new(),
+                bulk: String::new(),
+                resp: String::new(),
+                resp_tls: None,
+            };
             apply(&mut coordinator, Command::Register(info));
         }
         let keyspace = String::from("k");

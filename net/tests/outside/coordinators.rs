@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use antumbra_engine::types::HostId;
+use antumbra_engine::types::{HostId, ShardId};
 use antumbra_engine::{Engine, EngineConfig, PartitionOptions};
 use antumbra_net::Error;
 use antumbra_net::coordinator::embedded::Embedded;
@@ -14,10 +14,12 @@ use antumbra_net::coordinator::{self, Answer, Command, Coordinator, HostInfo, Pa
 use antumbra_net::failpoint::Failpoint;
 use antumbra_net::host::{CoordinatorAt, Host, HostConfig, Reports};
 use antumbra_net::tls::{Authority, Identity};
-use antumbra_net::transport::{Plane, PlaneConfig, SchedulingClass};
+use antumbra_net::transport::{Plane, PlaneConfig, SchedulingClass, WireVersions};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use tokio::runtime::Handle;
+
+use super::daemon::until;
 
 /// Coordinators that share one state, as two hosts see it.
 pub type Pair = [Arc<dyn Coordinator>; 2];
@@ -38,7 +40,14 @@ async fn remote_coordinator_keeps_the_rules() {
     let (_, identity) = identity(dir.path(), 2);
     let listen = "127.0.0.1:0".parse().unwrap();
     let class = SchedulingClass::Normal;
-    let config = PlaneConfig { name: "asks", listen, identity, class, window_bytes: 256 << 10 };
+    let config = PlaneConfig {
+        name: "asks",
+        listen,
+        identity,
+        class,
+        versions: WireVersions::default(),
+        window_bytes: 256 << 10,
+    };
     let plane = Plane::start(config, Arc::new(|_| Box::pin(async {}))).unwrap();
     let remote = Arc::new(Remote::new(plane.handle(), host.control.local_addr(), HostId(1)));
     keeps_the_rules([remote, Arc::clone(&host.coordinator)]).await;
@@ -62,9 +71,11 @@ pub async fn start_host(dir: &std::path::Path, id: u32, coordinator: Coordinator
     let free = "127.0.0.1:0".parse().unwrap();
     let config = HostConfig {
         identity: identity(dir, id).1,
+        versions: WireVersions::default(),
         control: free,
         bulk: free,
         resp: format!("127.0.0.1:{}", 6000 + id).parse().unwrap(),
+        resp_tls: None,
         coordinator,
         options: PartitionOptions::default(),
         failpoint: Failpoint::default(),
@@ -72,8 +83,22 @@ pub async fn start_host(dir: &std::path::Path, id: u32, coordinator: Coordinator
         events: None,
         controller: None,
         roll_back_for: Duration::from_secs(60),
+        stall: Some(Duration::from_secs(2)),
     };
     Host::start(engine, config).await.unwrap()
+}
+
+#[tokio::test]
+async fn shard_that_stands_still_is_reported_with_what_it_waits_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = start_host(dir.path(), 1, CoordinatorAt::Here).await;
+    let stands = |_| async { std::thread::sleep(Duration::from_secs(5)) };
+    host.engine.spawn_on_shard(ShardId(0), stands).await.unwrap();
+    let told = |text: &str| host.events.since(0, 100).iter().any(|event| event.text.contains(text));
+    until("it is told", || told("shard 0 has made no progress for 2s: it waits for its thread (asleep"));
+    assert_eq!(host.stalls().iter().map(|stall| stall.subject.as_str()).collect::<Vec<_>>(), ["shard 0"]);
+    until("its end, too", || told("shard 0 goes on; it had stood still for"));
+    until("nothing stands still", || host.stalls().is_empty());
 }
 
 /// The whole suite.
@@ -106,7 +131,7 @@ pub async fn register(one: &dyn Coordinator) {
 
 pub fn info(host: u32) -> HostInfo {
     let port = |kind: u32| format!("127.0.0.1:{}", 10_000 + 10 * host + kind);
-    HostInfo { host, control: port(1), bulk: port(2), resp: port(3) }
+    HostInfo { host, control: port(1), bulk: port(2), resp: port(3), resp_tls: None }
 }
 
 /// Creates a partition of host 1 in a keyspace of its own.

@@ -117,7 +117,7 @@ pub fn tell(routing: &RoutingTable, partition: u64, epoch: u64, owner: u32, port
     let mut state = ClusterState::default();
     for (host, ip) in [(1, "127.0.0.1"), (2, "127.0.0.2"), (3, "[::1]")] {
         let at = |port: u16| format!("{ip}:{port}");
-        state.hosts.insert(host, HostInfo { host, control: at(1), bulk: at(2), resp: at(port) });
+        state.hosts.insert(host, HostInfo { host, control: at(1), bulk: at(2), resp: at(port), resp_tls: None });
     }
     let record = PartitionRecord {
         partition,

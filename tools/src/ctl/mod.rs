@@ -56,6 +56,18 @@ enum CtlCommand {
     },
     /// Moves a partition to another host while it is served, and follows that to its end.
     Move(moves::MoveArgs),
+    /// Makes two partitions of one, without a copy: slots from the one named on are the new one's.
+    Split(moves::SplitArgs),
+    /// Makes one partition of two neighbours on one host, without a copy.
+    Merge {
+        /// The one that has the lower slots, and whose id remains.
+        partition: u64,
+        /// The other one.
+        other: u64,
+    },
+    /// Moves a partition back to the host that it was moved away from, and follows that to its end: of the copy that is kept
+    /// there, only what has changed since is sent.
+    Rollback(moves::RollbackArgs),
     /// Gives up a move or a standby: the owner serves as before.
     Abort {
         /// The partition.
@@ -104,6 +116,13 @@ enum CtlCommand {
         #[arg(long, default_value_t = 50)]
         most: u64,
     },
+    /// Has the node read its users and certificates anew; connections from then on use them.
+    Reload,
+    /// Says what the node writes to its log, or sets it.
+    LogLevel {
+        /// A level (error, warn, info, debug, trace), or levels for parts such as antumbra_net::shadow=debug,warn.
+        filter: Option<String>,
+    },
     /// Moves everything away from a host, one partition after the other, each to where the least data is.
     Drain(moves::DrainArgs),
     /// The cluster on the terminal, as it changes.
@@ -141,7 +160,10 @@ impl Cluster {
 
     async fn host(&self, status: &Status, host: u32) -> Result<Client, CliError> {
         let known = status.hosts.iter().find(|known| known.host == host);
-        let address = known.ok_or_else(|| format!("host {host} is not known"))?.resp.parse()?;
+        let address = &known.ok_or_else(|| format!("host {host} is not known"))?.resp;
+        let address = address.parse().map_err(|_| {
+            format!("where host {host} is is not known, since its lease has lapsed: start it, or mend its link to etcd")
+        })?;
         login(address, self.user.as_ref()).await
     }
 }
@@ -191,6 +213,13 @@ async fn command(cluster: &Cluster, options: &CtlOptions) -> Result<ExitCode, Cl
             show::print(json, &record, |_| format!("partition {partition}: slots {first}-{last} on host {owner}\n"))?;
         }
         CtlCommand::Move(args) => return moves::run(cluster, args, json).await,
+        CtlCommand::Split(args) => return moves::split(cluster, args, json).await,
+        CtlCommand::Merge { partition, other } => {
+            let owner = cluster.owner_of(*partition).await?;
+            let record = owner.json(&format!("ANTUMBRA MERGE {partition} {other}")).await?;
+            show::print(json, &record, |record| format!("{}\n", show::reshaped(record)))?;
+        }
+        CtlCommand::Rollback(args) => return moves::roll_back(cluster, args, json).await,
         CtlCommand::Abort { partition } => {
             cluster.owner_of(*partition).await?.command(&format!("ANTUMBRA ABORT {partition}")).await?;
             done(json, &format!("the move of partition {partition} is given up"))?;
@@ -216,6 +245,19 @@ async fn command(cluster: &Cluster, options: &CtlOptions) -> Result<ExitCode, Cl
         }
         CtlCommand::Verify { partition, mb_s } => return verify(cluster, *partition, *mb_s, json).await,
         CtlCommand::Events { follow, most } => show::events(cluster, *follow, *most, json).await?,
+        CtlCommand::Reload => {
+            let reloaded = cluster.node.json("ANTUMBRA RELOAD").await?;
+            show::print(json, &reloaded, |reloaded| {
+                let read = reloaded.as_object().into_iter().flatten().filter_map(|(_, file)| file.as_str());
+                read.map(|file| format!("read anew: {file}\n")).collect()
+            })?;
+        }
+        CtlCommand::LogLevel { filter } => {
+            let words =
+                filter.as_ref().map_or("ANTUMBRA LOGLEVEL".into(), |filter| format!("ANTUMBRA LOGLEVEL {filter}"));
+            let level = cluster.node.json(&words).await?;
+            show::print(json, &level, |level| format!("{}\n", level["level"].as_str().unwrap_or_default()))?;
+        }
         CtlCommand::Drain(args) => return moves::drain(cluster, args, json).await,
         CtlCommand::Top => top::run(cluster).await?,
         CtlCommand::Ca(_) => {}

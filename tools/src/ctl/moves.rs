@@ -33,6 +33,30 @@ pub struct MoveArgs {
 }
 
 #[derive(Args)]
+pub struct SplitArgs {
+    /// The partition.
+    partition: u64,
+    /// The first slot of the new one.
+    slot: u16,
+    /// Id of the new one; without it, the next that is free.
+    #[arg(long)]
+    id: Option<u64>,
+    /// Move the new one to this host, and follow that to its end.
+    #[arg(long)]
+    to: Option<u32>,
+    #[command(flatten)]
+    how: How,
+}
+
+#[derive(Args)]
+pub struct RollbackArgs {
+    /// The partition.
+    partition: u64,
+    #[command(flatten)]
+    how: How,
+}
+
+#[derive(Args)]
 pub struct DrainArgs {
     /// The host.
     host: u32,
@@ -84,9 +108,41 @@ pub async fn run(cluster: &Cluster, args: &MoveArgs, json: bool) -> Result<ExitC
         show::print(json, &json!({ "done": what }), |_| format!("{what}\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let ended = follow(&source, args.partition, &format!("partition {}", args.partition)).await?;
+    conclude(&source, args.partition, json).await
+}
+
+/// Follows a move to its end and says how that was.
+async fn conclude(source: &Client, partition: u64, json: bool) -> Result<ExitCode, CliError> {
+    let ended = follow(source, partition, &format!("partition {partition}")).await?;
     show::print(json, &ended, |ended| show::moving(ended) + "\n")?;
     Ok(if is_well(&ended) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// `ctl split`: succeeds when both halves are there, and the new one is where it was to go.
+pub async fn split(cluster: &Cluster, args: &SplitArgs, json: bool) -> Result<ExitCode, CliError> {
+    let owner = cluster.owner_of(args.partition).await?;
+    let id = args.id.map_or_else(String::new, |id| format!(" {id}"));
+    let to = args.to.map_or_else(String::new, |to| format!(" MOVE {to}{}", args.how.words()));
+    let record = owner.json(&format!("ANTUMBRA SPLIT {} {}{id}{to}", args.partition, args.slot)).await?;
+    match (args.to, record["partition"].as_u64()) {
+        (Some(_), Some(new)) => {
+            if !json {
+                println!("{}", show::reshaped(&record));
+            }
+            conclude(&owner, new, json).await
+        }
+        _ => {
+            show::print(json, &record, |record| format!("{}\n", show::reshaped(record)))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// `ctl rollback`: succeeds when the partition is back and both sides agreed.
+pub async fn roll_back(cluster: &Cluster, args: &RollbackArgs, json: bool) -> Result<ExitCode, CliError> {
+    let owner = cluster.owner_of(args.partition).await?;
+    owner.json(&format!("ANTUMBRA ROLLBACK {}{}", args.partition, args.how.words())).await?;
+    conclude(&owner, args.partition, json).await
 }
 
 fn is_well(ended: &MoveStatus) -> bool {

@@ -3,8 +3,9 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use antumbra_net::coordinator::RecordState;
+use antumbra_net::coordinator::{CoordinatorKind, RecordState};
 use antumbra_net::events::Event;
+use antumbra_net::sink::SinkState;
 use antumbra_net::status::{MoveStatus, PartitionStatus, Status};
 use serde::Serialize;
 
@@ -101,6 +102,16 @@ pub fn status(status: &Status) -> String {
     let leader = status.leader.map_or("nobody".into(), |leader| format!("host {leader}"));
     let mut text =
         format!("host {} ({}), policy {:?}, {leader} leads\n", status.host, status.version, status.automation);
+    let health = &status.coordinator;
+    let answers = if health.reachable { "answers" } else { "DOES NOT ANSWER" };
+    let _ = writeln!(text, "coordinator ({}): {answers} since {}", kind(health.kind), clock(health.since));
+    if let Some(cause) = &health.last_error {
+        let _ = writeln!(text, "  last error: {cause}");
+    }
+    for stall in &status.stalls {
+        let subject = &stall.subject;
+        let _ = writeln!(text, "{subject} STANDS STILL since {}: it waits for {}", clock(stall.since), stall.waits_for);
+    }
     if let Some(cause) = &status.coordinator_error {
         let _ = writeln!(text, "THE COORDINATOR CANNOT BE REACHED, what follows may be old: {cause}");
     }
@@ -122,8 +133,7 @@ pub fn status(status: &Status) -> String {
                 })
                 .collect();
             if rows.is_empty() {
-                let silent = if host.trend.is_some() { "no window yet" } else { "does not answer" };
-                return vec![head.into_iter().chain(["-".into(), silent.into()]).collect()];
+                return vec![head.into_iter().chain(["-".into(), host.silence().into()]).collect()];
             }
             rows
         })
@@ -131,11 +141,44 @@ pub fn status(status: &Status) -> String {
     text += &table(&["HOST", "ADDRESS", "PARTITIONS", "SHARD", "LOAD", "EXPECTED", "SIGNAL"], &rows);
     text.push('\n');
     text += &partitions(&status.partitions);
+    if !status.sinks.is_empty() {
+        text.push('\n');
+        text += &sinks(&status.sinks);
+    }
     if !status.moves.is_empty() {
         text.push('\n');
     }
     for known in &status.moves {
         let _ = writeln!(text, "{}", moving(known));
+    }
+    text
+}
+
+/// A partition as a split or a merge has left it.
+pub fn reshaped(record: &serde_json::Value) -> String {
+    let (partition, owner, slots) = (&record["partition"], &record["owner"], &record["slots"]);
+    format!("partition {partition} on host {owner} has slots {} to {}", slots[0], slots[1])
+}
+
+fn kind(kind: CoordinatorKind) -> &'static str {
+    match kind {
+        CoordinatorKind::Embedded => "in this node",
+        CoordinatorKind::Remote => "in another node",
+        CoordinatorKind::Etcd => "etcd",
+    }
+}
+
+/// For each server that is told of partitions, how much of it is confirmed, and what is not.
+fn sinks(states: &[SinkState]) -> String {
+    let mut text = String::new();
+    for of_one in states.chunk_by(|a, b| a.sink == b.sink) {
+        let is_open = |state: &&SinkState| state.confirmed.is_none();
+        let confirmed = of_one.len() - of_one.iter().filter(is_open).count();
+        let _ = writeln!(text, "{}: {confirmed} of {} entries confirmed", of_one[0].sink, of_one.len());
+        for state in of_one.iter().filter(is_open) {
+            let cause = state.last_error.as_deref().unwrap_or("not told yet");
+            let _ = writeln!(text, "  {}: {} is NOT CONFIRMED: {cause}", state.target, state.wanted);
+        }
     }
     text
 }

@@ -126,7 +126,7 @@ impl View {
             let colour = match event.topic {
                 Topic::Alarm => Color::Red,
                 Topic::Decision | Topic::Signal => Color::Yellow,
-                Topic::Move | Topic::Leader => Color::Reset,
+                Topic::Move | Topic::Leader | Topic::Operator => Color::Reset,
             };
             Line::styled(show::event(event), Style::new().fg(colour))
         });
@@ -168,8 +168,7 @@ fn hosts(frame: &mut Frame<'_>, area: Rect, status: &Status) {
         let shards = host.trend.as_ref().map_or(&[][..], |trend| &trend.shards);
         if shards.is_empty() {
             let Some(line) = lines.next() else { return };
-            let silent = if host.trend.is_some() { "no window yet" } else { "does not answer" };
-            frame.render_widget(Paragraph::new(format!("host {}: {silent}", host.host)), line);
+            frame.render_widget(Paragraph::new(format!("host {}: {}", host.host, host.silence())), line);
         }
         for (index, shard) in shards.iter().enumerate() {
             let Some(line) = lines.next() else { return };
@@ -258,8 +257,11 @@ mod tests {
         });
         json!({
             "host": 1, "version": "0.1.0", "now_ms": 0, "automation": "auto", "leader": 2, "coordinator_error": null,
+            "coordinator": { "kind": "etcd", "reachable": true, "since": 0, "last_error": null }, "sinks": [], "stalls": [],
             "metrics": ["core", "requests", "log", "space"],
-            "hosts": [{ "host": 1, "resp": "127.0.0.1:1", "trend": trend }, { "host": 2, "resp": "127.0.0.1:2", "trend": null }],
+            "hosts": [{ "host": 1, "lapsed": false, "resp": "127.0.0.1:1", "trend": trend },
+                      { "host": 2, "lapsed": false, "resp": "127.0.0.1:2", "trend": null },
+                      { "host": 3, "lapsed": true, "resp": "127.0.0.1:3", "trend": null }],
             "partitions": [record], "moves": [moving],
             "requests": { "reads_s": 1200.0, "writes_s": 340.0, "read_p99_us": 12.0, "write_p99_us": null },
         })
@@ -272,6 +274,7 @@ mod tests {
             "policy Auto, host 2 leads",
             "42 %, expected 93 %",
             "host 2: does not answer",
+            "host 3: LEASE LAPSED",
             "Requests per second of this host: 1540",
             "0-8191",
             "moving to host 2",

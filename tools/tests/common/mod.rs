@@ -48,7 +48,18 @@ impl Node {
     /// Starts another node under `dir` whose coordinator this first one serves.
     pub fn join(&self, dir: &std::path::Path, host: u32, more: &[&str]) -> Node {
         let more = more.iter().map(|arg| arg.to_string()).collect();
-        start_node(dir, host, free_udp(), Some(format!("1@{}", self.control)), more)
+        start_node(dir, host, free_udp(), Some(self.coordinator()), more)
+    }
+
+    /// The coordinator that this first one serves, as others are told of it.
+    pub fn coordinator(&self) -> String {
+        format!("1@{}", self.control)
+    }
+
+    /// Changes an option that it was started with, for the next start.
+    pub fn set_option(&mut self, name: &str, value: &str) {
+        let place = self.args.iter().position(|arg| arg == name).unwrap();
+        self.args[place + 1] = value.into();
     }
 
     /// Whether the process has ended by itself.
@@ -107,9 +118,8 @@ pub fn start_with(dir: &std::path::Path, nodes: u32, more: &[&str]) -> Vec<Node>
 /// As [`start_with`], each node with its own.
 pub fn start_each(dir: &std::path::Path, nodes: u32, more: impl Fn(u32) -> Vec<String>) -> Vec<Node> {
     let first = start_node(dir, 1, free_udp(), None, more(1));
-    let mut others: Vec<Node> = (2..=nodes)
-        .map(|host| start_node(dir, host, free_udp(), Some(format!("1@{}", first.control)), more(host)))
-        .collect();
+    let mut others: Vec<Node> =
+        (2..=nodes).map(|host| start_node(dir, host, free_udp(), Some(first.coordinator()), more(host))).collect();
     others.insert(0, first);
     others
 }
@@ -140,12 +150,17 @@ fn start_node(
 
 /// Sends one inline command and returns what comes back within a moment.
 pub fn ask(address: SocketAddr, command: &str) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    stream.write_all(format!("{command}\r\nQUIT\r\n").as_bytes()).unwrap();
+    try_ask(address, command, Duration::from_secs(10)).unwrap()
+}
+
+/// As [`ask`], of a node that may be out of reach; each step may take as long as `limit`.
+pub fn try_ask(address: SocketAddr, command: &str, limit: Duration) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.write_all(format!("{command}\r\nQUIT\r\n").as_bytes())?;
     let mut reply = String::new();
-    stream.read_to_string(&mut reply).unwrap();
-    reply
+    stream.read_to_string(&mut reply)?;
+    Ok(reply)
 }
 
 /// Asks until the answer holds `wanted`.

@@ -13,6 +13,9 @@ pub struct EtcdConfig {
     pub endpoints: Vec<String>,
     /// Every key begins with this path; one cluster, one prefix.
     pub prefix: String,
+    /// Who may be under this prefix: the Antumbra cluster's authority, as [`Identity::cluster`](crate::tls::Identity::cluster)
+    /// names it. `None` asks nobody.
+    pub cluster: Option<String>,
     /// Authority that signed the members' certificates (PEM); needed for `https`.
     pub ca: Option<PathBuf>,
     /// This host's certificate (PEM).
@@ -29,8 +32,9 @@ impl EtcdConfig {
     /// The members at `endpoints`, in the clear, under `/antumbra`.
     #[must_use]
     pub fn new(endpoints: Vec<String>) -> EtcdConfig {
-        let (ca, cert, key, user) = Default::default();
-        EtcdConfig { endpoints, prefix: "/antumbra".into(), ca, cert, key, user, lease: Duration::from_secs(10) }
+        let (cluster, ca, cert, key, user) = Default::default();
+        let (prefix, lease) = ("/antumbra".into(), Duration::from_secs(10));
+        EtcdConfig { endpoints, prefix, cluster, ca, cert, key, user, lease }
     }
 
     /// Finds what cannot work before anything is asked.

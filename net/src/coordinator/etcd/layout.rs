@@ -3,6 +3,7 @@
 //! | key below the prefix | value | lives |
 //! |---|---|---|
 //! | `format` | `1`, the version of this layout | for ever |
+//! | `cluster` | the authority of the Antumbra cluster that this prefix belongs to | for ever |
 //! | `attempts` | the last attempt id given out, decimal | for ever |
 //! | `leader` | who decides on moves, and its last beat, as JSON | for ever |
 //! | `merged/ID` | the id of the partition that this one has become a part of, decimal; it has no record any more | for ever |
@@ -31,6 +32,7 @@ enum Place {
     Attempts,
     Leader,
     Format,
+    Cluster,
 }
 
 impl Layout {
@@ -45,6 +47,10 @@ impl Layout {
 
     pub fn format(&self) -> String {
         format!("{}/format", self.prefix)
+    }
+
+    pub fn cluster(&self) -> String {
+        format!("{}/cluster", self.prefix)
     }
 
     pub fn host(&self, host: u32) -> String {
@@ -84,6 +90,7 @@ impl Layout {
             None if rest == "attempts" => Some(Place::Attempts),
             None if rest == "leader" => Some(Place::Leader),
             None if rest == "format" => Some(Place::Format),
+            None if rest == "cluster" => Some(Place::Cluster),
             _ => None,
         }
     }
@@ -127,7 +134,7 @@ impl Layout {
             (Some(Place::Partition(_) | Place::Merged(_) | Place::Attempts | Place::Leader), None) => {
                 tracing::error!(key, "a key of the coordinator was deleted in etcd");
             }
-            (Some(Place::Format), _) => {}
+            (Some(Place::Format | Place::Cluster), _) => {}
             (None, _) => tracing::debug!(key, "a key of somebody else under the prefix"),
         }
         Ok(())

@@ -7,8 +7,8 @@ use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, Error as EtcdError, GetOptions, Identity, TlsOptions, Txn,
-    TxnOp, TxnOpResponse,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, Error as EtcdError, GetOptions, GetResponse, Identity,
+    TlsOptions, Txn, TxnOp, TxnOpResponse,
 };
 use tokio::time::Instant;
 
@@ -144,8 +144,7 @@ impl Members {
         let endpoint = &self.config.endpoints[index];
         let client = Client::connect([endpoint], Some(options)).await.map_err(|cause| explain(&cause))?;
         let key = self.layout.format();
-        let read = || GetOptions::new().with_serializable();
-        let found = client.kv_client().get(key.as_str(), Some(read())).await.map_err(|cause| explain(&cause))?;
+        let found = read_mark(&client, &key).await?;
         let cluster = found.header().map(|header| header.cluster_id());
         match (self.cluster.get(), cluster) {
             (None, cluster) => self.cluster.set(cluster),
@@ -160,27 +159,36 @@ impl Members {
         }
         let format = match found.kvs().first() {
             Some(kv) => kv.value().to_vec(),
-            None => self.write_format(&client).await?,
+            None => write_mark(&client, &key, FORMAT).await?,
         };
         if format != FORMAT {
             let format = String::from_utf8_lossy(&format).into_owned();
             return Err(Failure::Silent(format!("{key} says format {format}; this release knows format 1 only")));
         }
+        self.check_cluster(&client).await?;
         Ok(client)
     }
 
-    /// Marks an empty prefix as this format's; returns what it is marked as.
-    async fn write_format(&self, client: &Client) -> Result<Vec<u8>, Failure> {
-        let key = self.layout.format();
-        let txn = Txn::new()
-            .when([Compare::mod_revision(key.as_str(), CompareOp::Equal, 0)])
-            .and_then([TxnOp::put(key.as_str(), FORMAT, None)])
-            .or_else([TxnOp::get(key.as_str(), None)]);
-        let answer = client.kv_client().txn(txn).await.map_err(|cause| explain(&cause))?;
-        match answer.op_responses().first() {
-            Some(TxnOpResponse::Get(found)) => Ok(found.kvs().first().map_or(Vec::new(), |kv| kv.value().to_vec())),
-            _ => Ok(FORMAT.to_vec()),
+    /// Two clusters under one prefix would take each other's hosts and partitions for their own.
+    async fn check_cluster(&self, client: &Client) -> Result<(), Failure> {
+        let Some(ours) = &self.config.cluster else {
+            return Ok(());
+        };
+        let key = self.layout.cluster();
+        let theirs = match read_mark(client, &key).await?.kvs().first() {
+            Some(kv) => kv.value().to_vec(),
+            None => write_mark(client, &key, ours.as_bytes()).await?,
+        };
+        if theirs == ours.as_bytes() {
+            return Ok(());
         }
+        let theirs = String::from_utf8_lossy(&theirs);
+        let what = format!(
+            "the prefix belongs to another Antumbra cluster: {key} names authority {theirs}, this host's is {ours}. Give each \
+             cluster its own --etcd-prefix; if the authority itself was replaced, delete that key"
+        );
+        tracing::error!(what);
+        Err(Failure::Silent(what))
     }
 
     fn options(&self) -> crate::Result<ConnectOptions> {
@@ -200,6 +208,25 @@ impl Members {
             options = options.with_tls(tls);
         }
         Ok(options)
+    }
+}
+
+/// What a prefix is marked as, as far as this member knows.
+async fn read_mark(client: &Client, key: &str) -> Result<GetResponse, Failure> {
+    let read = GetOptions::new().with_serializable();
+    client.kv_client().get(key, Some(read)).await.map_err(|cause| explain(&cause))
+}
+
+/// Marks a prefix that is not marked yet; returns what it is marked as.
+async fn write_mark(client: &Client, key: &str, mark: &[u8]) -> Result<Vec<u8>, Failure> {
+    let txn = Txn::new()
+        .when([Compare::mod_revision(key, CompareOp::Equal, 0)])
+        .and_then([TxnOp::put(key, mark, None)])
+        .or_else([TxnOp::get(key, None)]);
+    let answer = client.kv_client().txn(txn).await.map_err(|cause| explain(&cause))?;
+    match answer.op_responses().first() {
+        Some(TxnOpResponse::Get(found)) => Ok(found.kvs().first().map_or(Vec::new(), |kv| kv.value().to_vec())),
+        _ => Ok(mark.to_vec()),
     }
 }
 

@@ -30,5 +30,9 @@ mod members;
 mod presence;
 
 pub use config::EtcdConfig;
+
 #[cfg(feature = "etcd")]
 pub use handle::Etcd;
+
+/// Whether this build has a client for etcd: the feature `etcd`.
+pub const BUILT_IN: bool = cfg!(feature = "etcd");

@@ -7,7 +7,7 @@ use super::*;
 fn machine() -> Machine {
     let mut machine = Machine::default();
     for host in 1..=2 {
-        let info = HostInfo { host, control: String::new(), bulk: String::new(), resp: String::new() };
+        let info = HostInfo { host, control: String::new(), bulk: String::new(), resp: String::new(), resp_tls: None };
         machine.apply(Command::Register(info)).unwrap();
     }
     let create = Command::Create { partition: 1, keyspace: "default".into(), slots: (0, 99), owner: 1 };

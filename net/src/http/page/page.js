@@ -61,7 +61,8 @@ function hostCard(host) {
   const card = element("li", { "data-host": host.host }, title,
     element("div", { class: "soft", text: `${host.resp}; partitions ${owned.join(", ") || "none"}` }));
   if (!host.trend || !host.trend.windows) {
-    card.append(element("p", { class: host.trend ? "soft" : "lost", text: host.trend ? "no window yet" : "does not answer" }));
+    const silence = host.trend ? "no window yet" : host.lapsed ? "lease lapsed" : "does not answer";
+    card.append(element("p", { class: host.trend ? "soft" : "lost", text: silence }));
     return card;
   }
   host.trend.shards.forEach((shard, index) => {
@@ -74,6 +75,16 @@ function hostCard(host) {
       element("div", { class: "bar", role: "img", "aria-label": text, title: text }, fill, expected), element("span", { text: percent(shard.level) })));
   });
   return card;
+}
+
+// ---- servers that are told --------------------------------------------------------------------------------------------
+
+function sinkRow(sink) {
+  const confirmed = sink.confirmed === null ? `no: ${sink.last_error || "not told yet"}` : "yes";
+  return element("tr", { "data-sink": `${sink.sink} ${sink.target}` },
+    ...[sink.sink, sink.target, sink.wanted].map((text) => element("td", { text })),
+    element("td", { class: sink.confirmed === null ? "lost" : "", text: confirmed }),
+    element("td", { text: sink.since ? timeOf(sink.since) : "-" }));
 }
 
 // ---- partitions -------------------------------------------------------------------------------------------------------
@@ -239,10 +250,16 @@ function remember() {
 function draw() {
   $("host").textContent = `host ${status.host}`;
   $("leader").textContent = status.leader === null ? "none" : `host ${status.leader}`;
+  const { kind, reachable, since, last_error: error } = status.coordinator;
+  $("coordinator").textContent = `${kind}, ${reachable ? "answers" : "silent"} since ${timeOf(since)}`;
+  $("coordinator").className = reachable ? "" : "lost";
+  $("coordinator").title = error ? `last error: ${error}` : "";
   $("policy").textContent = status.automation;
   $("version").textContent = status.version;
-  $("alarm").hidden = !status.coordinator_error;
-  $("alarm").textContent = status.coordinator_error ? `The coordinator cannot be reached, what is shown of others may be old: ${status.coordinator_error}` : "";
+  const alarms = status.stalls.map((stall) => `${stall.subject} stands still since ${timeOf(stall.since)}: it waits for ${stall.waits_for}`);
+  if (status.coordinator_error) alarms.unshift(`The coordinator cannot be reached, what is shown of others may be old: ${status.coordinator_error}`);
+  $("alarm").hidden = !alarms.length;
+  $("alarm").textContent = alarms.join("; ");
   $("hosts").replaceChildren(...status.hosts.map(hostCard));
   // A button that has the focus keeps it.
   const focused = document.activeElement && document.activeElement.closest("tr[data-partition]");
@@ -253,6 +270,8 @@ function draw() {
     const button = row && [...row.querySelectorAll("button")].find((known) => known.textContent === label);
     if (button) button.focus();
   }
+  $("sinks-section").hidden = !status.sinks.length;
+  $("sinks").replaceChildren(...status.sinks.map(sinkRow));
   if (status.moves.length) {
     const open = new Set([...document.querySelectorAll(".move details[open]")].map((known) => known.closest(".move").dataset.move));
     $("moves").replaceChildren(...status.moves.map(moveCard));
@@ -264,11 +283,14 @@ function draw() {
   plots();
 }
 
+function timeOf(ms) {
+  return new Date(ms).toLocaleTimeString("en-GB");
+}
+
 function addEvent(event) {
-  const at = new Date(event.at_ms);
   const where = event.partition === null ? "" : `partition ${event.partition}: `;
   const row = element("li", { class: `topic-${event.topic}`, "data-event": event.number },
-    element("time", { datetime: at.toISOString(), class: "soft", text: at.toLocaleTimeString("en-GB") }),
+    element("time", { datetime: new Date(event.at_ms).toISOString(), class: "soft", text: timeOf(event.at_ms) }),
     element("span", { text: event.topic }), element("span", { text: where + event.text }));
   $("events").prepend(row);
   while ($("events").children.length > 500) $("events").lastChild.remove();

@@ -103,6 +103,7 @@ pub struct MoveProgress {
 struct Shared {
     destination: HostId,
     automatic: bool,
+    waits_for_word: bool,
     state: Mutex<State>,
     progress: Mutex<MoveProgress>,
     held: Mutex<HashSet<SegmentId>>,
@@ -120,10 +121,11 @@ pub struct MoveHandle {
 }
 
 impl MoveHandle {
-    fn new(destination: HostId, automatic: bool) -> MoveHandle {
+    fn new(destination: HostId, options: &MoveOptions) -> MoveHandle {
         let shared = Shared {
             destination,
-            automatic,
+            automatic: options.automatic,
+            waits_for_word: !matches!(options.policy, Policy::Auto),
             state: Mutex::new(State::Opening),
             progress: Mutex::default(),
             held: Mutex::default(),
@@ -146,6 +148,12 @@ impl MoveHandle {
     #[must_use]
     pub fn is_automatic(&self) -> bool {
         self.shared.automatic
+    }
+
+    /// Whether a shadow that is ready waits to be told to switch.
+    #[must_use]
+    pub fn waits_for_word(&self) -> bool {
+        self.shared.waits_for_word
     }
 
     /// State of the source's machine.
@@ -244,7 +252,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// Starts a move on the control plane.
 pub(crate) fn start(host: Arc<Host>, partition: PartitionId, destination: HostId, options: MoveOptions) -> MoveHandle {
-    let handle = MoveHandle::new(destination, options.automatic);
+    let handle = MoveHandle::new(destination, &options);
     let plane = host.control.clone();
     let task = handle.clone();
     let who = if options.automatic { "the controller" } else { "an operator" };

@@ -253,6 +253,20 @@ async fn member_of_another_cluster_and_foreign_format_are_refused() {
 }
 
 #[tokio::test]
+async fn second_cluster_under_a_prefix_is_refused() {
+    let Some(etcd) = Cluster::start(1, None) else { return };
+    let of = |authority: &str| EtcdConfig { cluster: Some(authority.into()), ..etcd.config() };
+    let (one, two) = (open(&of("authority-a")), open(&of("authority-b")));
+    register(one.as_ref()).await;
+    let refused = coordinator::list(two.as_ref()).await.unwrap_err().to_string();
+    assert!(refused.contains("/antumbra/cluster names authority authority-a"), "{refused}");
+    assert!(refused.contains("--etcd-prefix"), "{refused}");
+    assert!(!two.health().reachable && coordinator::list(one.as_ref()).await.is_ok());
+    let apart = open(&EtcdConfig { prefix: "/second".into(), ..of("authority-b") });
+    assert!(coordinator::list(apart.as_ref()).await.unwrap().hosts.is_empty());
+}
+
+#[tokio::test]
 async fn tls_and_passwords_are_checked_both_ways() {
     let certs = tempfile::tempdir().unwrap();
     write_certs(certs.path(), "etcd", "ca");
