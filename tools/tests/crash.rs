@@ -219,7 +219,7 @@ fn promote_by_force(place: &str, policy: &str, round: u64, dir: &std::path::Path
         report.lines().filter(|line| line.contains(&named) && line.contains(&hex("old"))).count()
     };
     for number in 0..20 {
-        let mut client = Client { nodes: vec![nodes[NEW].resp], next: 0, connection: None };
+        let mut client = Client::new(vec![nodes[NEW].resp], 0);
         let found = client.call(|connection| connection.get::<_, String>(key(number))).expect("the owner answers");
         let both = number < 5 && acked.contains(&number);
         let expected: &[&str] = match number {

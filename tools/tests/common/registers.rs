@@ -10,7 +10,23 @@ use std::time::Duration;
 use redis::Commands;
 
 const KEYS: u64 = 64;
-const WRITERS: u64 = 4;
+
+/// What the registers are called and how they are used.
+#[derive(Clone, Copy)]
+pub struct Use<'a> {
+    /// Before each name; with a hash tag, all are in one slot.
+    pub prefix: &'a str,
+    /// Threads; [`KEYS`] is a multiple of them.
+    pub writers: u64,
+    /// Time that each waits behind a write and a read.
+    pub pause: Duration,
+}
+
+impl Default for Use<'_> {
+    fn default() -> Self {
+        Use { prefix: "key", writers: 4, pause: Duration::ZERO }
+    }
+}
 
 /// One key's history. A write that was not answered may still take place later, whatever is written after it: so its
 /// writer goes on with a fresh key, and each key has versions that only rise.
@@ -23,21 +39,34 @@ struct Register {
 }
 
 pub struct Registers {
+    prefix: String,
+    writers: u64,
+    pause: Duration,
     current: Vec<Mutex<Register>>,
     retired: Mutex<Vec<Register>>,
     acked: AtomicU64,
     wrong: Mutex<Vec<String>>,
+    /// Why requests failed, the first of them.
+    failed: Mutex<Vec<String>>,
     stop: AtomicBool,
 }
 
 impl Registers {
     pub fn new() -> Registers {
-        let register = |number| Register { name: format!("key-{number}-0"), ..Register::default() };
+        Registers::used(Use::default())
+    }
+
+    pub fn used(how: Use<'_>) -> Registers {
+        let register = |number| Register { name: format!("{}-{number}-0", how.prefix), ..Register::default() };
         Registers {
+            prefix: how.prefix.into(),
+            writers: how.writers,
+            pause: how.pause,
             current: (0..KEYS).map(|number| Mutex::new(register(number))).collect(),
             retired: Mutex::default(),
             acked: AtomicU64::new(0),
             wrong: Mutex::default(),
+            failed: Mutex::default(),
             stop: AtomicBool::new(false),
         }
     }
@@ -48,7 +77,7 @@ impl Registers {
             let (registers, nodes) = (Arc::clone(self), nodes.clone());
             std::thread::spawn(move || load(&registers, nodes, writer))
         };
-        (0..WRITERS).map(writer).collect()
+        (0..self.writers).map(writer).collect()
     }
 
     pub fn stop(&self, writers: Vec<JoinHandle<()>>) {
@@ -61,6 +90,18 @@ impl Registers {
         self.acked.load(Ordering::Relaxed)
     }
 
+    /// Why requests failed, as far as they are kept.
+    pub fn failures(&self) -> Vec<String> {
+        self.failed.lock().unwrap().clone()
+    }
+
+    fn note_failures(&self, client: &mut Client) {
+        const KEPT: usize = 20;
+        let mut failed = self.failed.lock().unwrap();
+        failed.extend(client.failures.drain(..));
+        failed.truncate(KEPT);
+    }
+
     /// No read has gone back in time.
     pub fn check_reads(&self, place: &str) {
         let wrong = self.wrong.lock().unwrap().clone();
@@ -69,7 +110,7 @@ impl Registers {
 
     /// Once the writers have stopped: `owner` has for each key a version that was acknowledged last, or tried later.
     pub fn check_at(&self, owner: SocketAddr) {
-        let mut client = Client { nodes: vec![owner], next: 0, connection: None };
+        let mut client = Client::new(vec![owner], 0);
         let current = self.current.iter().map(|register| register.lock().unwrap().clone());
         for register in current.chain(self.retired.lock().unwrap().iter().cloned()) {
             let found = client.call(|connection| connection.get::<_, Option<u64>>(&register.name));
@@ -94,7 +135,8 @@ impl Registers {
             self.acked.fetch_add(1, Ordering::Relaxed);
         } else {
             let mut retired = self.retired.lock().unwrap();
-            let fresh = Register { name: format!("key-{number}-{}", retired.len() + 1), ..Register::default() };
+            let name = format!("{}-{number}-{}", self.prefix, retired.len() + 1);
+            let fresh = Register { name, ..Register::default() };
             retired.push(std::mem::replace(&mut register, fresh));
         }
     }
@@ -118,24 +160,34 @@ impl Registers {
 
 /// Connects to one node after the other until one answers.
 pub struct Client {
-    pub nodes: Vec<SocketAddr>,
-    pub next: usize,
-    pub connection: Option<redis::Connection>,
+    nodes: Vec<SocketAddr>,
+    next: usize,
+    connection: Option<redis::Connection>,
+    failures: Vec<String>,
 }
 
 impl Client {
+    pub fn new(nodes: Vec<SocketAddr>, next: usize) -> Client {
+        Client { nodes, next, connection: None, failures: Vec::new() }
+    }
+
     pub fn call<T>(&mut self, work: impl Fn(&mut redis::Connection) -> redis::RedisResult<T>) -> Option<T> {
         if self.connection.is_none() {
             self.next += 1;
             let node = self.nodes[self.next % self.nodes.len()];
             let client = redis::Client::open(format!("redis://{node}")).unwrap();
-            self.connection = client.get_connection_with_timeout(Duration::from_millis(500)).ok();
+            match client.get_connection_with_timeout(Duration::from_millis(500)) {
+                Ok(connection) => self.connection = Some(connection),
+                Err(cause) => self.failures.push(format!("connecting to {node}: {cause}")),
+            }
         }
         let connection = self.connection.as_mut()?;
         let _ = connection.set_read_timeout(Some(Duration::from_secs(3)));
         match work(connection) {
             Ok(result) => Some(result),
-            Err(_) => {
+            Err(cause) => {
+                let node = self.nodes[self.next % self.nodes.len()];
+                self.failures.push(format!("by {node}: {cause}"));
                 self.connection = None;
                 std::thread::sleep(Duration::from_millis(5));
                 None
@@ -147,9 +199,9 @@ impl Client {
 /// Each writer has keys of its own, and reads any.
 fn load(registers: &Registers, nodes: Vec<SocketAddr>, writer: u64) {
     let mut random = fastrand::Rng::with_seed(writer);
-    let mut client = Client { nodes, next: writer as usize, connection: None };
+    let mut client = Client::new(nodes, writer as usize);
     while !registers.stop.load(Ordering::Relaxed) {
-        let mine = random.u64(0..KEYS / WRITERS) * WRITERS + writer;
+        let mine = random.u64(0..KEYS / registers.writers) * registers.writers + writer;
         let (name, version) = registers.begin_write(mine);
         let acked = client.call(|connection| connection.set::<_, _, ()>(&name, version)).is_some();
         registers.end_write(mine, version, acked);
@@ -158,5 +210,7 @@ fn load(registers: &Registers, nodes: Vec<SocketAddr>, writer: u64) {
         if let Some(found) = client.call(|connection| connection.get::<_, Option<u64>>(&name)) {
             registers.end_read(any, &name, floor, found.unwrap_or(0));
         }
+        registers.note_failures(&mut client);
+        std::thread::sleep(registers.pause);
     }
 }

@@ -7,11 +7,12 @@ use std::process::Command;
 use crate::{Result, run_command, setup};
 
 /// Programs, with the Debian packages that bring them. `protoc` needs the files of `libprotobuf-dev` beside it.
-const PROGRAMS: [(&str, &[&str]); 5] = [
+const PROGRAMS: [(&str, &[&str]); 6] = [
     ("etcd", &["etcd-server"]),
     ("named", &["bind9", "bind9-utils"]),
     ("knotd", &["knot"]),
     ("haproxy", &["haproxy"]),
+    ("faketime", &["faketime"]),
     ("protoc", &["protobuf-compiler", "libprotobuf-dev"]),
 ];
 
@@ -19,7 +20,7 @@ const PROGRAMS: [(&str, &[&str]); 5] = [
 pub fn fetch() -> Result<()> {
     let missing: Vec<&str> = PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|all| all.0).collect();
     if missing.is_empty() {
-        eprintln!("xtask: etcd, named, knotd, haproxy and protoc are there");
+        eprintln!("xtask: etcd, named, knotd, haproxy, faketime and protoc are there");
         return Ok(());
     }
     eprintln!("xtask: fetching {} into {}", missing.join(", "), dir().display());

@@ -14,10 +14,11 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 const HELP: &str = "\
-cargo xtask setup             install what the tests need: system packages; etcd, named, knotd, haproxy, protoc and the CPU
+cargo xtask setup             install what the tests need: system packages; etcd, named, knotd, haproxy, faketime, protoc and the CPU
                               libtorch (in your cache)
 cargo xtask test [--no-torch] set-up, then all tests; --no-torch leaves training out and says so
 cargo xtask test --browser    of these only the status page in a headless Chromium; screenshots in the target folder
+cargo xtask test --cluster    of these only three hosts in network namespaces, with etcd, named and haproxy: a hot spot, and failures
 cargo xtask model [--writes N ...]  model checker of the move, with larger bounds
 cargo xtask check             formatting, clippy, documentation
 cargo xtask sim [--seeds N]   the storage simulator: N seeds (2000) of crashes and faults against a model; --help for more
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
     let result = match args.first().map(String::as_str) {
         Some("setup") => setup::run(),
         Some("test") if flag("--browser") => test::browser(),
+        Some("test") if flag("--cluster") => test::cluster(),
         Some("test") => test::run(!flag("--no-torch")),
         Some("model") => model::run(&args[1..]),
         Some("check") => check(),

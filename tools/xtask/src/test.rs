@@ -63,6 +63,19 @@ pub fn browser() -> Result<()> {
     conclude(&counts)
 }
 
+/// Runs the set-up and the cluster of three hosts in their namespaces.
+pub fn cluster() -> Result<()> {
+    let mut counts = Counts::default();
+    setup::run()?;
+    let mut command = cargo();
+    command.args(["test", "--release", "-p", "antumbra-tools", "--test", "namespaces"]);
+    if !add_etcd(&mut command) {
+        return Err("there is no protoc to build etcd's client with, although the set-up fetches it".into());
+    }
+    run_counted(command.args(["--", "--show-output"]), &mut counts)?;
+    conclude(&counts)
+}
+
 /// Says what has come out.
 fn conclude(counts: &Counts) -> Result<()> {
     for line in &counts.failures {
