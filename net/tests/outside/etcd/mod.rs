@@ -237,9 +237,13 @@ async fn member_of_another_cluster_and_foreign_format_are_refused() {
     let (Some(mut ours), Some(theirs)) = (Cluster::start(1, None), Cluster::start(1, None)) else { return };
     let mut config = ours.config();
     config.endpoints.extend(theirs.config().endpoints);
+    // The first that answers is the cluster: that has to be ours, however slow it is.
+    let stand_still = |still| theirs.members[0].daemon.as_ref().unwrap().stand_still(still);
+    stand_still(true);
     let one = open(&config);
     register(one.as_ref()).await;
     let partition = create(one.as_ref()).await;
+    stand_still(false);
     ours.kill(0);
     let refused = coordinator::read(one.as_ref(), partition).await;
     assert!(matches!(refused, Err(Error::Unknown { .. })), "the other cluster must not answer: {refused:?}");
