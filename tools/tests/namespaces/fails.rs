@@ -39,6 +39,7 @@ struct Failure<'a> {
 }
 
 #[test]
+#[ignore = "not reliable yet: cargo xtask test --cluster runs it"]
 fn failures_lose_nothing_and_pass_without_a_hand() {
     if !yard::enter("fails::failures_lose_nothing_and_pass_without_a_hand") {
         return;

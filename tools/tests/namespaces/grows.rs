@@ -23,6 +23,7 @@ const TOLD_MAX: Duration = Duration::from_secs(1);
 const HOT_LAST: u16 = 5460;
 
 #[test]
+#[ignore = "not reliable yet: cargo xtask test --cluster runs it"]
 fn hot_spot_is_moved_away_ahead_without_a_failed_request() {
     if !yard::enter("grows::hot_spot_is_moved_away_ahead_without_a_failed_request") {
         return;

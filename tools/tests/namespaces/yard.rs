@@ -38,7 +38,7 @@ pub fn enter(test: &str) -> bool {
     let mut child = Command::new("unshare")
         .args(unshare)
         .arg(std::env::current_exe().unwrap())
-        .args([test, "--exact", "--nocapture", "--test-threads=1"])
+        .args([test, "--exact", "--include-ignored", "--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -18,7 +18,7 @@ cargo xtask setup             install what the tests need: system packages; etcd
                               libtorch (in your cache)
 cargo xtask test [--no-torch] set-up, then all tests; --no-torch leaves training out and says so
 cargo xtask test --browser    of these only the status page in a headless Chromium; screenshots in the target folder
-cargo xtask test --cluster    of these only three hosts in network namespaces, with etcd, named and haproxy: a hot spot, and failures
+cargo xtask test --cluster    not among these yet: three hosts in network namespaces, with etcd, named and haproxy: a hot spot, and failures
 cargo xtask model [--writes N ...]  model checker of the move, with larger bounds
 cargo xtask check             formatting, clippy, documentation
 cargo xtask sim [--seeds N]   the storage simulator: N seeds (2000) of crashes and faults against a model; --help for more

@@ -72,7 +72,7 @@ pub fn cluster() -> Result<()> {
     if !add_etcd(&mut command) {
         return Err("there is no protoc to build etcd's client with, although the set-up fetches it".into());
     }
-    run_counted(command.args(["--", "--show-output"]), &mut counts)?;
+    run_counted(command.args(["--", "--show-output", "--include-ignored"]), &mut counts)?;
     conclude(&counts)
 }
 
