@@ -200,7 +200,7 @@ fn redis_cli(account: &Account) -> Acked {
 fn redis_benchmark(account: &Account) {
     let address = resp(2);
     let place = ["-h", &address.ip().to_string(), "-p", &address.port().to_string()].map(String::from);
-    let options = ["--cluster", "-t", "set,get", "-n", "30", "-c", "3", "-r", "1000", "-d", "64", "-e", "-q"];
+    let options = ["--cluster", "-t", "set,get", "-n", "30", "-c", "3", "-r", "1000", "-d", "64", "-q"];
     let output = Command::new("redis-benchmark").args(place).args(options).output().unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     account.done.fetch_add(60, Ordering::Relaxed);
