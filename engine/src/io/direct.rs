@@ -93,8 +93,8 @@ enum Backend {
     Simulated(super::sim::SimFile),
 }
 
-/// Prepares this executor for files under `dir`. The first file that an executor opens on a device decides how it reads
-/// there, and the probe needs a file that exists, is not empty and is open for reading.
+/// Prepares this executor for files under `dir`: says what is missing for direct reads before anything else is opened. (The first
+/// file that an executor opens on a device is probed by glommio, which needs one that exists, is not empty and can be read.)
 pub(crate) async fn warm_up(dir: &Path) -> Result<()> {
     let path = dir.join("PROBE");
     if super::fs::read_if_present(&path)?.is_none_or(|bytes| bytes.is_empty()) {

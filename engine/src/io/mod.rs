@@ -12,7 +12,7 @@ pub(crate) mod direct;
 pub(crate) mod fs;
 pub(crate) mod lock;
 mod probe;
-mod ring;
+pub(crate) mod ring;
 pub mod runtime;
 #[cfg(any(test, feature = "sim"))]
 pub(crate) mod sim;

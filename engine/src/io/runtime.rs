@@ -255,12 +255,6 @@ pub(super) fn background_turns() -> u64 {
     BACKGROUND_TURNS.get()
 }
 
-/// A thread that waits for the device does so without sleeping for a while; it stops when `is_wanted` says that something has
-/// come from another thread.
-pub(crate) fn interrupt_when(is_wanted: impl Fn() -> bool + 'static) {
-    super::ring::interrupt_when(is_wanted);
-}
-
 /// Lets other tasks of the executor run if this one has used up its time.
 pub async fn yield_now() {
     #[cfg(any(test, feature = "sim"))]

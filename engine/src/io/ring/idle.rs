@@ -78,7 +78,7 @@ pub(super) async fn idle(ring: Weak<Ring>) {
         }
         patience.since = None;
         while let Some(ring) = ring.upgrade() {
-            if ring.waiting.get() > 0 {
+            if ring.waiting() > 0 {
                 ring.turn();
             } else if ring.take_answers() {
                 patience.pays();

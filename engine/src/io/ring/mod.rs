@@ -56,8 +56,9 @@ thread_local! {
     static INTERRUPTS: RefCell<Vec<Box<dyn Fn() -> bool>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Ends waits for the device when something has come from another thread: `is_wanted` tells.
-pub(super) fn interrupt_when(is_wanted: impl Fn() -> bool + 'static) {
+/// A thread that waits for the device does so without sleeping for a while; it stops when `is_wanted` says that something has
+/// come from another thread.
+pub(crate) fn interrupt_when(is_wanted: impl Fn() -> bool + 'static) {
     INTERRUPTS.with_borrow_mut(|interrupts| interrupts.push(Box::new(is_wanted)));
 }
 
@@ -176,8 +177,7 @@ struct Ring {
     unanswered: Cell<usize>,
     urgent: Cell<usize>,
     writes: Cell<usize>,
-    /// Those of them that the kernel does not have yet, and since when.
-    waiting: Cell<usize>,
+    /// Since when the oldest request waits that the kernel does not have yet.
     since: Cell<Instant>,
     /// Whether there is something to do for the task that runs behind all that are ready.
     is_due: Cell<bool>,
@@ -197,7 +197,6 @@ impl Ring {
             unanswered: Cell::new(0),
             urgent: Cell::new(0),
             writes: Cell::new(0),
-            waiting: Cell::new(0),
             since: Cell::new(Instant::now()),
             is_due: Cell::new(false),
             idler: RefCell::default(),
@@ -217,19 +216,18 @@ impl Ring {
 
     /// Puts a request in line.
     fn start(self: &Rc<Ring>, entry: squeue::Entry, pages: Pages, kind: Kind) -> io::Result<Awaiting> {
+        let is_first = self.waiting() == 0;
         let key = self.in_flight.borrow_mut().insert(InFlight { pages, kind, state: State::Made });
         if let Err(cause) = self.push(&[entry.user_data(key as u64)]) {
             self.in_flight.borrow_mut().remove(key);
             return Err(cause);
         }
         self.count(kind, 1);
-        let waiting = self.waiting.get() + 1;
-        self.waiting.set(waiting);
-        if waiting == 1 {
+        if is_first {
             self.since.set(Instant::now());
             self.make_due();
         }
-        if waiting >= BATCH || self.is_overdue() {
+        if self.waiting() >= BATCH || self.is_overdue() {
             self.turn();
         }
         Ok(Awaiting { ring: Rc::clone(self), key, is_answered: false })
@@ -251,13 +249,17 @@ impl Ring {
         // SAFETY: what the entries point to is static, or pages that `in_flight` keeps until the kernel has answered.
         while unsafe { uring.submission().push_multiple(entries) }.is_err() {
             uring.submit()?;
-            self.waiting.set(0);
         }
         Ok(())
     }
 
+    /// Requests that the kernel does not have yet.
+    fn waiting(&self) -> usize {
+        self.uring.borrow_mut().submission().len()
+    }
+
     fn is_overdue(&self) -> bool {
-        self.waiting.get() > 0 && self.since.get().elapsed() >= WAIT_MAX
+        self.waiting() > 0 && self.since.get().elapsed() >= WAIT_MAX
     }
 
     fn make_due(&self) {
@@ -274,11 +276,11 @@ impl Ring {
     }
 
     fn submit(&self) {
-        let submitted = self.uring.borrow().submit();
-        match submitted {
-            Ok(_) => self.waiting.set(0),
-            // The kernel is out of something, or was interrupted: all stays in line for the next turn.
-            Err(_) => self.since.set(Instant::now()),
+        // What the kernel has no room for now, or was interrupted in, stays in line for the next turn.
+        let _ = self.uring.borrow().submit();
+        if self.waiting() > 0 {
+            self.since.set(Instant::now());
+            self.make_due();
         }
     }
 
@@ -387,7 +389,7 @@ impl Drop for Awaiting {
             return;
         }
         let ring = &self.ring;
-        if ring.waiting.get() > 0 {
+        if ring.waiting() > 0 {
             ring.turn();
         }
         let mut in_flight = ring.in_flight.borrow_mut();
