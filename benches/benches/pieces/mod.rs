@@ -243,55 +243,50 @@ fn put_memory() -> Piece {
     })
 }
 
-/// An update that the log takes too, unless it is on the device by then: the memtable's part as above, then the record is encoded
-/// into the open batch, a copy of 130 bytes and its share of a checksum, about 50 ns; and the device's time for its share of
-/// a batch, which no more than 200 MB/s of log allow: about 700 ns.
-fn put_buffered() -> Piece {
+/// Steps on the shard, each told its number and the value to put; they wait for the device, so they are timed and not counted.
+fn timed_puts<S>(work: Work, step: S) -> Piece
+where
+    S: AsyncFn(&Partition, u64, &Bytes) -> antumbra_engine::Result<()> + Clone + Send + 'static,
+{
     let stage = Stage::new(false);
     let value = Bytes::from(vec![7; VALUE_BYTES]);
     let mut first = 0;
     let run = move |iterations: u64| {
-        let (value, start) = (value.clone(), first);
+        let (step, value, numbers) = (step.clone(), value.clone(), first..first + iterations);
         first += iterations;
-        let puts = move |partition: Rc<Partition>| async move {
+        let steps = move |partition: Rc<Partition>| async move {
             let began = Instant::now();
-            for number in start..start + iterations {
-                let write = Write::put(key(number * 7919 % KEYS).to_vec(), value.clone());
-                partition.write(write, Durability::Buffered).await?;
+            for number in numbers {
+                step(&partition, number, &value).await?;
             }
             Ok(began.elapsed())
         };
-        block_on(stage.partition.with(puts)).unwrap()
+        block_on(stage.partition.with(steps)).unwrap()
     };
-    Piece { work: Work::Elements(1), counted: 0, run: Box::new(run) }
+    Piece { work, counted: 0, run: Box::new(run) }
+}
+
+/// An update that the log takes too, unless it is on the device by then: the memtable's part as above, then the record is encoded
+/// into the open batch, a copy of 130 bytes and its share of a checksum, about 50 ns; and the device's time for its share of
+/// a batch, which no more than 200 MB/s of log allow: about 700 ns.
+fn put_buffered() -> Piece {
+    timed_puts(Work::Elements(1), async |partition, number, value| {
+        let write = Write::put(key(number * 7919 % KEYS).to_vec(), value.clone());
+        partition.write(write, Durability::Buffered).await.map(drop)
+    })
 }
 
 /// Durable puts of 64 clients at once: they share one batch of 8 KiB and one durable write, 100 us; 64 puts in memory, 50 us,
 /// which run beside the write of the batch before: about 2 us each.
 fn group_commit() -> Piece {
     const CLIENTS: u64 = 64;
-    let stage = Stage::new(false);
-    let value = Bytes::from(vec![7; VALUE_BYTES]);
-    let mut first = 0;
-    let run = move |iterations: u64| {
-        let (value, start) = (value.clone(), first);
-        first += iterations;
-        let rounds = move |partition: Rc<Partition>| async move {
-            let began = Instant::now();
-            for round in start..start + iterations {
-                let put = |client: u64| {
-                    let write = Write::put(key((round * CLIENTS + client) * 7919 % KEYS).to_vec(), value.clone());
-                    partition.write(write, Durability::Durable)
-                };
-                for written in futures_util::future::join_all((0..CLIENTS).map(put)).await {
-                    written?;
-                }
-            }
-            Ok(began.elapsed())
+    timed_puts(Work::Elements(CLIENTS), async |partition, round, value| {
+        let put = |client: u64| {
+            let write = Write::put(key((round * CLIENTS + client) * 7919 % KEYS).to_vec(), value.clone());
+            partition.write(write, Durability::Durable)
         };
-        block_on(stage.partition.with(rounds)).unwrap()
-    };
-    Piece { work: Work::Elements(CLIENTS), counted: 0, run: Box::new(run) }
+        futures_util::future::try_join_all((0..CLIENTS).map(put)).await.map(drop)
+    })
 }
 
 /// A hundred records in key order out of cached blocks: one lookup, then bandwidth; about 3 us.

@@ -3,7 +3,7 @@
 use antumbra_engine::blocking::Keyspace;
 use antumbra_hw_tests::here;
 
-use super::mount::{Loop, Mounted, folder, image, run};
+use super::mount::{Loop, Mounted, Scratch, folder, image, run};
 use super::recorder::{Content, Fault, Recorder};
 use super::{alone, key, missing, open, value};
 
@@ -77,10 +77,7 @@ fn full_file_system_is_named_and_loses_nothing() {
         return;
     }
     let _alone = alone();
-    let dir = folder();
-    let device = Loop::over(&image(dir.path(), 160));
-    run("mkfs.ext4", &["-q", "-m", "0", &device.device]).unwrap();
-    let mounted = Mounted::new("ext4", &device.device, "rw");
+    let Scratch { mounted, .. } = &Scratch::new("ext4", 160, &["-m", "0"], "rw");
     let ballast = mounted.path.join("ballast");
     // What a new start needs: two files of the log beside those that it replays, and tables.
     std::fs::write(&ballast, vec![1; 48 << 20]).unwrap();

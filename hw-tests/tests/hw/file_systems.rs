@@ -2,7 +2,7 @@
 
 use antumbra_hw_tests::here;
 
-use super::mount::{Loop, Mounted, folder, image, run};
+use super::mount::{Mounted, Scratch};
 use super::{alone, key, missing, open, value};
 
 const ROWS: usize = 2_000;
@@ -39,10 +39,7 @@ fn engine_works_on_ext4() {
         return;
     }
     let _alone = alone();
-    let dir = folder();
-    let device = Loop::over(&image(dir.path(), 256));
-    run("mkfs.ext4", &["-q", &device.device]).unwrap();
-    assert!(works_on(&Mounted::new("ext4", &device.device, "rw")));
+    assert!(works_on(&Scratch::new("ext4", 256, &[], "rw").mounted));
 }
 
 #[test]
@@ -51,10 +48,7 @@ fn engine_works_on_ext4_with_small_blocks() {
         return;
     }
     let _alone = alone();
-    let dir = folder();
-    let device = Loop::over(&image(dir.path(), 256));
-    run("mkfs.ext4", &["-q", "-b", "1024", &device.device]).unwrap();
-    assert!(works_on(&Mounted::new("ext4", &device.device, "rw")));
+    assert!(works_on(&Scratch::new("ext4", 256, &["-b", "1024"], "rw").mounted));
 }
 
 #[test]
@@ -63,11 +57,8 @@ fn engine_works_on_xfs() {
         return;
     }
     let _alone = alone();
-    let dir = folder();
     // mkfs.xfs makes nothing smaller than 300 MB.
-    let device = Loop::over(&image(dir.path(), 512));
-    run("mkfs.xfs", &["-q", &device.device]).unwrap();
-    assert!(works_on(&Mounted::new("xfs", &device.device, "rw")));
+    assert!(works_on(&Scratch::new("xfs", 512, &[], "rw").mounted));
 }
 
 /// tmpfs takes O_DIRECT since Linux 6.6.
@@ -87,10 +78,7 @@ fn read_only_file_system_is_refused_by_name() {
         return;
     }
     let _alone = alone();
-    let dir = folder();
-    let device = Loop::over(&image(dir.path(), 64));
-    run("mkfs.ext4", &["-q", &device.device]).unwrap();
-    let mounted = Mounted::new("ext4", &device.device, "ro");
-    let text = open(&mounted.path.join("data")).map(drop).unwrap_err().to_string();
+    let scratch = Scratch::new("ext4", 64, &[], "ro");
+    let text = open(&scratch.mounted.path.join("data")).map(drop).unwrap_err().to_string();
     assert!(text.contains("Read-only") && text.contains("data"), "{text}");
 }

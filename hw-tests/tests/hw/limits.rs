@@ -197,7 +197,7 @@ fn engine_pins_to_every_numa_node() {
     }
 }
 
-/// Where a device can be polled, the ring that polls it is used; elsewhere there is nothing to see.
+/// glommio opens its files in another way where the device can be polled; elsewhere there is nothing to see.
 #[test]
 fn engine_works_on_a_device_with_poll_queues() {
     if !here(&["poll queues"]) {

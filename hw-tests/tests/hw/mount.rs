@@ -81,3 +81,22 @@ pub fn image(dir: &Path, mib: u64) -> PathBuf {
     std::fs::File::create(&path).unwrap().set_len(mib << 20).unwrap();
     path
 }
+
+/// A fresh file system on an image behind a loop device.
+#[derive(Debug)]
+pub struct Scratch {
+    // Dropped in this order.
+    pub mounted: Mounted,
+    _device: Loop,
+    _dir: TempDir,
+}
+
+impl Scratch {
+    /// Of `mib` MiB, made by `mkfs.KIND` with arguments of its own.
+    pub fn new(kind: &str, mib: u64, arguments: &[&str], options: &str) -> Scratch {
+        let dir = folder();
+        let device = Loop::over(&image(dir.path(), mib));
+        run(&format!("mkfs.{kind}"), &[&["-q"], arguments, &[device.device.as_str()]].concat()).unwrap();
+        Scratch { mounted: Mounted::new(kind, &device.device, options), _device: device, _dir: dir }
+    }
+}
