@@ -260,8 +260,10 @@ async fn member_of_another_cluster_and_foreign_format_are_refused() {
 async fn second_cluster_under_a_prefix_is_refused() {
     let Some(etcd) = Cluster::start(1, None) else { return };
     let of = |authority: &str| EtcdConfig { cluster: Some(authority.into()), ..etcd.config() };
-    let (one, two) = (open(&of("authority-a")), open(&of("authority-b")));
+    // Whoever comes first has the prefix, and opening it is coming.
+    let one = open(&of("authority-a"));
     register(one.as_ref()).await;
+    let two = open(&of("authority-b"));
     let refused = coordinator::list(two.as_ref()).await.unwrap_err().to_string();
     assert!(refused.contains("/antumbra/cluster names authority authority-a"), "{refused}");
     assert!(refused.contains("--etcd-prefix"), "{refused}");
