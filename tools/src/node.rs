@@ -14,7 +14,7 @@ use antumbra_net::coordinator::etcd;
 use antumbra_net::events::Topic;
 use antumbra_net::failpoint::Failpoint;
 use antumbra_net::host::learn::{LearnConfig, Learning};
-use antumbra_net::host::{CoordinatorAt, Host, HostConfig, Reports};
+use antumbra_net::host::{CoordinatorAt, Host, HostConfig, HostSettings, Reports};
 use antumbra_net::http::{self, HttpConfig};
 use antumbra_net::resp::{self, LogLevel, ServerConfig, Service, TlsConfig, TlsFiles, Users};
 use antumbra_net::sink::Sinks;
@@ -209,16 +209,7 @@ pub fn run(options: NodeOptions) -> Result<(), CliError> {
         versions: options.wire_versions.clone().unwrap_or_default(),
         control: options.control,
         bulk: options.bulk,
-        resp: options.resp,
-        resp_tls: options.resp_tls,
-        coordinator: coordinator_at(&options)?,
-        failpoint: Failpoint::new(options.failpoint.clone())?,
-        roll_back_for: Duration::from_secs(options.roll_back_s),
-        stall: Some(Duration::from_secs(options.stall_s.max(1))),
-        reports: Reports::Folder(options.dir.join("conflicts")),
-        events: Some(options.dir.join("events")),
-        controller: Some(options.controller.config(Duration::from_millis(options.window_ms))),
-        options: PartitionOptions { segment_target_bytes: options.segment_kib << 10, ..PartitionOptions::default() },
+        settings: host_settings(&options)?,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -330,6 +321,21 @@ async fn serve_clients(host: &Arc<Host>, shard: ShardId, service: &Arc<Service>)
         Ok(cause) => Err(cause.into()),
         Err(_) => Ok(()),
     }
+}
+
+fn host_settings(options: &NodeOptions) -> Result<HostSettings, CliError> {
+    Ok(HostSettings {
+        resp: options.resp,
+        resp_tls: options.resp_tls,
+        coordinator: coordinator_at(options)?,
+        failpoint: Failpoint::new(options.failpoint.clone())?,
+        roll_back_for: Duration::from_secs(options.roll_back_s),
+        stall: Some(Duration::from_secs(options.stall_s.max(1))),
+        reports: Reports::Folder(options.dir.join("conflicts")),
+        events: Some(options.dir.join("events")),
+        controller: Some(options.controller.config(Duration::from_millis(options.window_ms))),
+        options: PartitionOptions { segment_target_bytes: options.segment_kib << 10, ..PartitionOptions::default() },
+    })
 }
 
 fn coordinator_at(options: &NodeOptions) -> Result<CoordinatorAt, CliError> {

@@ -1,6 +1,7 @@
 //! One host as its drivers see it: engine, planes, coordinator, routes, moves.
 
 pub(crate) mod claims;
+mod config;
 pub mod learn;
 pub mod probe;
 mod promote;
@@ -20,11 +21,10 @@ use antumbra_engine::{Engine, Error as EngineError, Partition, PartitionOptions,
 use tokio::sync::Notify;
 
 use crate::controller::trend::{HostTrend, MoveTrend};
-use crate::controller::{self, Automation, ControllerConfig, steer};
+use crate::controller::{self, Automation, steer};
 use crate::coordinator::embedded::{Embedded, SYSTEM_PARTITION};
 #[cfg(feature = "etcd")]
 use crate::coordinator::etcd::Etcd;
-use crate::coordinator::etcd::EtcdConfig;
 use crate::coordinator::remote::Remote;
 use crate::coordinator::{self, ClusterState, Command, Coordinator, HostInfo, PartitionRecord, RecordState};
 use crate::error::{Error, Result};
@@ -39,12 +39,13 @@ use crate::shadow::drive::{self, MoveHandle, MoveOptions, Pace, TargetInbox};
 use crate::shadow::source::State;
 use crate::time;
 use crate::tls::Identity;
-use crate::transport::{Handler, Incoming, Plane, PlaneConfig, PlaneHandle, SchedulingClass, StreamKind, WireVersions};
+use crate::transport::{Handler, Incoming, Plane, PlaneConfig, PlaneHandle, SchedulingClass, StreamKind};
 
 use claims::Claims;
 use reconcile::Reconciler;
 pub(crate) use reconcile::release;
 
+pub use config::{CoordinatorAt, HostConfig, HostSettings};
 pub use promote::Prospect;
 pub(crate) use reports::Report;
 pub use reports::Reports;
@@ -56,64 +57,6 @@ const START_PATIENCE: Duration = Duration::from_secs(10);
 const OUTAGE: Duration = Duration::from_secs(2);
 /// Flow-control window; small, so that a control message never waits behind much.
 const WINDOW_BYTES: u32 = 256 << 10;
-
-/// Where the coordinator is.
-#[derive(Clone, Debug)]
-pub enum CoordinatorAt {
-    /// In this host's engine.
-    Here,
-    /// In another host's.
-    Remote(SocketAddr, HostId),
-    /// In etcd; needs the feature `etcd`.
-    Etcd(Box<EtcdConfig>),
-}
-
-/// Configuration of a host.
-#[derive(Clone, Debug)]
-pub struct HostConfig {
-    /// Certificates; they name the host.
-    pub identity: Identity,
-    /// Versions of the protocol between hosts that are offered.
-    pub versions: WireVersions,
-    /// Control plane, UDP.
-    pub control: SocketAddr,
-    /// Bulk plane, UDP.
-    pub bulk: SocketAddr,
-    /// RESP address as clients are told.
-    pub resp: SocketAddr,
-    /// The same with TLS, where there is one.
-    pub resp_tls: Option<SocketAddr>,
-    /// The coordinator.
-    pub coordinator: CoordinatorAt,
-    /// Partitions are created with these options.
-    pub options: PartitionOptions,
-    /// Where a test has the process die.
-    pub failpoint: Failpoint,
-    /// Where reports of reconciliations go.
-    pub reports: Reports,
-    /// Where the event history goes, beside the memory.
-    pub events: Option<PathBuf>,
-    /// What is measured, and who decides on moves; `None` = nothing is measured.
-    pub controller: Option<ControllerConfig>,
-    /// For how long the host before keeps its copy of what was moved here: a roll-back needs only what changed since.
-    pub roll_back_for: Duration,
-    /// A move or a shard without progress for so long becomes an event; `None` = nobody looks.
-    pub stall: Option<Duration>,
-}
-
-/// What a host is told beside its planes.
-pub(crate) struct Settings {
-    pub resp: SocketAddr,
-    pub resp_tls: Option<SocketAddr>,
-    pub coordinator: CoordinatorAt,
-    pub options: PartitionOptions,
-    pub failpoint: Failpoint,
-    pub reports: Reports,
-    pub events: Option<PathBuf>,
-    pub controller: Option<ControllerConfig>,
-    pub roll_back_for: Duration,
-    pub stall: Option<Duration>,
-}
 
 /// The ways to and from other hosts.
 struct Planes {
@@ -215,35 +158,22 @@ impl Host {
     /// # Errors
     /// [`Error::Link`], [`Error::Tls`], [`Error::Engine`]; [`Error::Unknown`] when the coordinator cannot be asked.
     pub async fn start(engine: Engine, config: HostConfig) -> Result<Arc<Host>> {
-        let id = config.identity.host()?;
+        let HostConfig { identity, versions, control, bulk, mut settings } = config;
+        let id = identity.host()?;
         suspend_all(&engine).await?;
         let slot: Arc<OnceLock<Weak<Host>>> = Arc::default();
         let plane = |name, listen, class| {
-            let (identity, versions) = (config.identity.clone(), config.versions.clone());
+            let (identity, versions) = (identity.clone(), versions.clone());
             let config = PlaneConfig { name, listen, identity, class, versions, window_bytes: WINDOW_BYTES };
             Plane::start(config, handler(Arc::clone(&slot)))
         };
-        let identity = Some(config.identity.clone());
-        let control = plane("control", config.control, SchedulingClass::Normal)?;
-        let bulk = plane("bulk", config.bulk, SchedulingClass::Idle)?;
-        let planes =
-            Planes { control: control.handle(), bulk: bulk.handle(), threads: vec![control, bulk], slot, identity };
-        let mut config = config;
-        if let CoordinatorAt::Etcd(etcd) = &mut config.coordinator {
-            etcd.cluster = Some(config.identity.cluster());
+        let control = plane("control", control, SchedulingClass::Normal)?;
+        let bulk = plane("bulk", bulk, SchedulingClass::Idle)?;
+        if let CoordinatorAt::Etcd(etcd) = &mut settings.coordinator {
+            etcd.cluster = Some(identity.cluster());
         }
-        let settings = Settings {
-            resp: config.resp,
-            resp_tls: config.resp_tls,
-            coordinator: config.coordinator,
-            options: config.options,
-            failpoint: config.failpoint,
-            reports: config.reports,
-            events: config.events,
-            controller: config.controller,
-            roll_back_for: config.roll_back_for,
-            stall: config.stall,
-        };
+        let (control_at, bulk_at, identity) = (control.handle(), bulk.handle(), Some(identity));
+        let planes = Planes { control: control_at, bulk: bulk_at, threads: vec![control, bulk], slot, identity };
         Host::serve_on(engine, id, planes, settings).await
     }
 
@@ -252,7 +182,7 @@ impl Host {
     pub(crate) async fn start_simulated(
         engine: Engine,
         id: HostId,
-        settings: Settings,
+        settings: HostSettings,
         listen: impl Fn(SchedulingClass, Handler) -> PlaneHandle,
     ) -> Result<Arc<Host>> {
         if !planted(Mutant::ServeUnread) {
@@ -264,7 +194,7 @@ impl Host {
         Host::serve_on(engine, id, Planes { control, bulk, threads: Vec::new(), slot, identity: None }, settings).await
     }
 
-    async fn serve_on(engine: Engine, id: HostId, planes: Planes, settings: Settings) -> Result<Arc<Host>> {
+    async fn serve_on(engine: Engine, id: HostId, planes: Planes, settings: HostSettings) -> Result<Arc<Host>> {
         let mut embedded = None;
         let coordinator: Arc<dyn Coordinator> = match settings.coordinator {
             CoordinatorAt::Here => {

@@ -13,7 +13,7 @@ use fastrand::Rng;
 
 use crate::coordinator::ClusterState;
 use crate::failpoint::Failpoint;
-use crate::host::{CoordinatorAt, Host, Reports, Settings};
+use crate::host::{CoordinatorAt, Host, HostSettings, Reports};
 use crate::shadow::MoveHandle;
 use crate::shadow::conflict::Conflict;
 use crate::transport::{PlaneHandle, SchedulingClass};
@@ -335,7 +335,7 @@ impl World {
         let (network, id) = (self.network.clone(), HostId(place as u32 + 1));
         let (host, listens, ended) = (Rc::clone(&slot.host), Rc::clone(&slot.listens), Rc::clone(&slot.ended));
         let opening = slot.node.open_engine(self.engine_config());
-        let settings = Settings {
+        let settings = HostSettings {
             resp: ([10, 0, 0, place as u8 + 1], 3).into(),
             resp_tls: None,
             coordinator: match place {

@@ -12,7 +12,7 @@ use antumbra_net::coordinator::machine::Machine;
 use antumbra_net::coordinator::remote::Remote;
 use antumbra_net::coordinator::{self, Answer, Command, Coordinator, HostInfo, PartitionRecord, RecordState};
 use antumbra_net::failpoint::Failpoint;
-use antumbra_net::host::{CoordinatorAt, Host, HostConfig, Reports};
+use antumbra_net::host::{CoordinatorAt, Host, HostConfig, HostSettings, Reports};
 use antumbra_net::tls::{Authority, Identity};
 use antumbra_net::transport::{Plane, PlaneConfig, SchedulingClass, WireVersions};
 use proptest::prelude::*;
@@ -74,16 +74,18 @@ pub async fn start_host(dir: &std::path::Path, id: u32, coordinator: Coordinator
         versions: WireVersions::default(),
         control: free,
         bulk: free,
-        resp: format!("127.0.0.1:{}", 6000 + id).parse().unwrap(),
-        resp_tls: None,
-        coordinator,
-        options: PartitionOptions::default(),
-        failpoint: Failpoint::default(),
-        reports: Reports::Folder(dir.join(format!("reports-{id}"))),
-        events: None,
-        controller: None,
-        roll_back_for: Duration::from_secs(60),
-        stall: Some(Duration::from_secs(2)),
+        settings: HostSettings {
+            resp: format!("127.0.0.1:{}", 6000 + id).parse().unwrap(),
+            resp_tls: None,
+            coordinator,
+            options: PartitionOptions::default(),
+            failpoint: Failpoint::default(),
+            reports: Reports::Folder(dir.join(format!("reports-{id}"))),
+            events: None,
+            controller: None,
+            roll_back_for: Duration::from_secs(60),
+            stall: Some(Duration::from_secs(2)),
+        },
     };
     Host::start(engine, config).await.unwrap()
 }
