@@ -98,6 +98,13 @@ pub enum Error {
         /// The first failure.
         cause: Arc<str>,
     },
+    /// The shard's memtables are full and cannot be flushed. Nothing of the write took place; writes pass again as soon as a
+    /// flush works, which is tried twice a second.
+    #[error("no room for writes: memory is full and cannot be flushed: {cause}; free space on the device, or check it")]
+    NoRoom {
+        /// Why the last flush failed.
+        cause: Arc<str>,
+    },
     /// Bytes on disk or from a peer that are not what was written.
     #[error("corruption in {}, offset {offset}: {what}", path.display())]
     Corruption {

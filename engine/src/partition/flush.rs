@@ -26,6 +26,12 @@ impl Partition {
         let Some(memtable) = self.frozen.borrow().last().cloned() else {
             return Ok(false);
         };
+        let flushed = self.flush(memtable).await;
+        self.shard.note_flush(&flushed);
+        flushed.map(|()| true)
+    }
+
+    async fn flush(&self, memtable: Rc<Memtable>) -> Result<()> {
         self.wait_logged(&memtable).await?;
         let layout = self.layout();
         let erased = self.erased_by(&memtable, &layout);
@@ -81,7 +87,7 @@ impl Partition {
             }
         }
         self.shard.handle_memtable_freed();
-        Ok(true)
+        Ok(())
     }
 
     /// First batch that holds a record which is in no table; everything is, up to the batch being collected, when the

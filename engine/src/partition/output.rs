@@ -10,7 +10,7 @@ use crate::io::{Bug, planted, runtime};
 use crate::manifest::TableRef;
 use crate::record::RecordView;
 use crate::shard::Shard;
-use crate::shard::files::{Table, TableFile};
+use crate::shard::files::{Table, TableFile, Unfinished};
 use crate::table::{PreparedBlock, TableBuilder, TableOptions, VerifiedBlock, WarmBlock, Warmth};
 use crate::types::FileId;
 
@@ -48,13 +48,14 @@ impl WrittenTable {
     }
 }
 
-/// A table file being written. Dropped before [`TableFileWriter::finish`], it leaves an orphan that the next start
-/// removes.
+/// A table file being written. Dropped before [`TableFileWriter::finish`], it is removed: on a full device a flush that is
+/// tried again must not take more room each time.
 pub(super) struct TableFileWriter {
     shard: Rc<Shard>,
     class: IoClass,
     id: FileId,
     file: DirectFile,
+    unfinished: Unfinished,
     options: PartitionOptions,
     builder: TableBuilder,
     /// Blocks of the open table that are in the cache's memory.
@@ -69,6 +70,7 @@ impl TableFileWriter {
     pub async fn create(shard: &Rc<Shard>, options: PartitionOptions, class: IoClass) -> Result<TableFileWriter> {
         let id = shard.allocate_file();
         let file = DirectFile::create(&shard.table_path(id)).await?;
+        let unfinished = shard.unfinished(id);
         let builder = TableBuilder::reusing(table_options(options), shard.take_build_buffers());
         let shard = Rc::clone(shard);
         Ok(TableFileWriter {
@@ -76,6 +78,7 @@ impl TableFileWriter {
             class,
             id,
             file,
+            unfinished,
             options,
             builder,
             prepared: Vec::new(),
@@ -179,7 +182,9 @@ impl TableFileWriter {
         if !planted(Bug::ReorderManifest) {
             runtime::unblock(move || crate::io::fs::sync_dir(&dir)).await?;
         }
-        self.shard.open_file(self.id).await
+        let opened = self.shard.open_file(self.id).await?;
+        self.unfinished.keep();
+        Ok(opened)
     }
 }
 

@@ -91,7 +91,7 @@ impl Partition {
     /// Applies one write. Parks while the partition is frozen.
     ///
     /// Errors: limits, [`crate::Error::WrongPartition`], [`crate::Error::Moved`], [`crate::Error::NotOwner`],
-    /// [`crate::Error::ReadOnly`]; in each case nothing was written, except that after `ReadOnly` the write may or may
+    /// [`crate::Error::ReadOnly`], [`crate::Error::NoRoom`]; in each case nothing was written, except that after `ReadOnly` the write may or may
     /// not survive a restart.
     /// Cancel: before the first await nothing happened; later the write takes place unacknowledged.
     /// Cost: one WAL record, one memtable insert; no I/O of its own (group commit).

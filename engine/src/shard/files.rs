@@ -65,8 +65,38 @@ impl TableFile {
 impl Drop for TableFile {
     fn drop(&mut self) {
         if self.obsolete.get() {
-            // A full or closed queue leaves the file for the next start, which removes what no manifest names.
-            let _ = self.removals.try_send(self.file.path().to_path_buf());
+            remove(&self.removals, self.file.path().to_path_buf());
+        }
+    }
+}
+
+/// A full or closed queue leaves the file for the next start, which removes what no manifest names.
+fn remove(removals: &async_channel::Sender<PathBuf>, path: PathBuf) {
+    let _ = removals.try_send(path);
+}
+
+/// The name of a table file that may never be finished; the file is removed with it.
+#[derive(Debug)]
+pub(crate) struct Unfinished {
+    path: Option<PathBuf>,
+    removals: async_channel::Sender<PathBuf>,
+}
+
+impl Unfinished {
+    pub fn new(path: PathBuf, removals: async_channel::Sender<PathBuf>) -> Unfinished {
+        Unfinished { path: Some(path), removals }
+    }
+
+    /// The file is whole.
+    pub fn keep(mut self) {
+        self.path = None;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(path) = self.path.take() {
+            remove(&self.removals, path);
         }
     }
 }

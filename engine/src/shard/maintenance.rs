@@ -1,6 +1,6 @@
 //! The background task of a shard: flush, compaction, recycling of the log, removal of files, access windows.
 
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
@@ -20,10 +20,9 @@ impl Shard {
     pub(super) fn start_tasks(self: &Rc<Shard>, removals: async_channel::Receiver<std::path::PathBuf>) {
         let shard = Rc::clone(self);
         self.background().spawn_detached(async move { shard.maintain().await });
-        let shard = Rc::clone(self);
-        self.background().spawn_detached(async move { shard.tick().await });
-        let shard = Rc::clone(self);
-        self.background().spawn_detached(async move { shard.close_windows().await });
+        // What sleeps may sleep longer than the shard lives, and an executor that ends does not take its tasks apart.
+        self.background().spawn_detached(tick(Rc::downgrade(self)));
+        self.background().spawn_detached(close_windows(Rc::downgrade(self), self.config.window));
         let shard = Rc::downgrade(self);
         self.background().spawn_detached(async move {
             while let Ok(path) = removals.recv().await {
@@ -36,13 +35,6 @@ impl Shard {
                 shard.task_ended.notify_all();
             }
         });
-    }
-
-    async fn tick(self: Rc<Shard>) {
-        while !self.closing.get() {
-            runtime::sleep(INTERVAL).await;
-            self.request_maintenance();
-        }
     }
 
     async fn maintain(self: Rc<Shard>) {
@@ -115,16 +107,6 @@ impl Shard {
         Ok(())
     }
 
-    async fn close_windows(self: Rc<Shard>) {
-        while !self.closing.get() {
-            runtime::sleep(self.config.window).await;
-            for partition in self.partitions() {
-                partition.close_window().await;
-            }
-            self.refresh_residency().await;
-        }
-    }
-
     /// Ends the shard: what was accepted is on the device on return.
     pub(crate) async fn close(self: &Rc<Shard>) -> Result<()> {
         self.closing.set(true);
@@ -151,5 +133,31 @@ impl Shard {
             }
         }
         Ok(())
+    }
+}
+
+/// The shard, unless it closes or is gone.
+fn open(shard: &Weak<Shard>) -> Option<Rc<Shard>> {
+    shard.upgrade().filter(|shard| !shard.closing.get())
+}
+
+async fn tick(shard: Weak<Shard>) {
+    while let Some(shard) = open(&shard) {
+        shard.request_maintenance();
+        drop(shard);
+        runtime::sleep(INTERVAL).await;
+    }
+}
+
+async fn close_windows(shard: Weak<Shard>, window: Duration) {
+    loop {
+        runtime::sleep(window).await;
+        let Some(shard) = open(&shard) else {
+            return;
+        };
+        for partition in shard.partitions() {
+            partition.close_window().await;
+        }
+        shard.refresh_residency().await;
     }
 }

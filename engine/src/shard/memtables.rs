@@ -1,12 +1,15 @@
 //! Memory of a shard's memtables: what they may take, who waits for room, and who is made to give some.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::table::Charge;
 
 use super::Shard;
 
 /// The memtables' memory is accounted for in steps of this.
 const MEMTABLE_CHARGE_STEP: usize = 256 << 10;
+
+/// Flushes that fail in a row, half a second apart, until writers are told: what passes by itself only makes them wait.
+const FLUSH_FAILURES_MAX: u32 = 2;
 
 impl Shard {
     /// Bytes at which one partition's active memtable is closed: half the shard's budget, shared by those that write.
@@ -47,6 +50,10 @@ impl Shard {
                 if !self.memtables_full() {
                     return Some(Ok(()));
                 }
+                // Whoever waited would wait for as long as the device is full.
+                if let Some((FLUSH_FAILURES_MAX.., cause)) = &*self.flush_failures.borrow() {
+                    return Some(Err(Error::NoRoom { cause: cause.to_string().into() }));
+                }
                 self.freeze_largest_memtable();
                 None
             })
@@ -61,6 +68,16 @@ impl Shard {
             largest.freeze_memtable();
         }
         self.request_maintenance();
+    }
+
+    /// Whether a flush worked decides whether writers wait for room or are told that there is none.
+    pub(crate) fn note_flush<T>(&self, flushed: &Result<T>) {
+        let mut failures = self.flush_failures.borrow_mut();
+        let in_a_row = failures.as_ref().map_or(0, |(in_a_row, _)| *in_a_row);
+        *failures = flushed.as_ref().err().map(|cause| (in_a_row + 1, cause.clone()));
+        if failures.is_some() {
+            self.memtable_room.notify_all();
+        }
     }
 
     /// A memtable is gone, by whomever it was flushed: writers that wait for room look again.

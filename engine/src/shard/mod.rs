@@ -39,7 +39,7 @@ use crate::table::{BuildBuffers, Charge, ShardBlockCache};
 use crate::types::{AttemptId, Epoch, FileId, HostId, KeyRange, Lsn, PartitionId, SegmentId, ShardId};
 use crate::wal::Wal;
 
-use files::{Table, TableFile};
+use files::{Table, TableFile, Unfinished};
 use manifest::ShardManifest;
 use rows::HotRows;
 
@@ -82,6 +82,8 @@ pub struct Shard {
     maintenance_wanted: Event,
     maintenance_pending: Cell<bool>,
     memtable_room: Event,
+    /// How many flushes failed in a row, and why the last one did.
+    flush_failures: RefCell<Option<(u32, Error)>>,
     closing: Cell<bool>,
     /// Notified when one of the two below is set.
     task_ended: Event,
@@ -397,6 +399,10 @@ impl Shard {
 
     pub(crate) fn table_path(&self, id: FileId) -> PathBuf {
         files::table_path(&self.dir, id)
+    }
+
+    pub(crate) fn unfinished(&self, id: FileId) -> Unfinished {
+        Unfinished::new(self.table_path(id), self.removals.clone())
     }
 
     /// Opens a table file that is complete and durable.

@@ -93,6 +93,7 @@ impl Shard {
             maintenance_wanted: Event::default(),
             maintenance_pending: Cell::new(true),
             memtable_room: Event::default(),
+            flush_failures: RefCell::default(),
             closing: Cell::new(false),
             task_ended: Event::default(),
             maintenance_ended: Cell::new(false),

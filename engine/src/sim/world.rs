@@ -199,6 +199,7 @@ impl World {
                 false
             }
             Error::Io { .. } if self.had_fault() => true,
+            Error::NoRoom { .. } if self.had_fault() || self.has_damage() => true,
             Error::Corruption { .. } if self.has_damage() => {
                 self.counts.borrow_mut().detected += 1;
                 true

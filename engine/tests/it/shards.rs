@@ -43,6 +43,28 @@ fn open_with_other_numbers_of_threads_keeps_all_data_and_places_new_partitions()
     }
 }
 
+/// Files below `dir` that this process has open.
+fn open_files(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap();
+    descriptors
+        .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+        .filter(|path| path.starts_with(dir))
+        .collect()
+}
+
+#[test]
+fn closed_engine_has_no_file_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), 2);
+    let partition = block_on(engine.create_partition(ShardId(1), crate::common::spec())).unwrap();
+    block_on(partition.put("key", "value")).unwrap();
+    block_on(partition.compact()).unwrap();
+    assert!(open_files(dir.path()).len() > 4, "the check sees files of an open engine");
+    drop(partition);
+    block_on(engine.close()).unwrap();
+    assert_eq!(open_files(dir.path()), Vec::<std::path::PathBuf>::new());
+}
+
 #[test]
 fn open_with_a_shard_folder_missing_is_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -15,7 +15,7 @@ use crate::transport::{Incoming, StreamKind, call, serve_call};
 use super::codec;
 use super::keyed::Deadline;
 use super::operation::{self, Operation, Outcome};
-use super::reply::Reply;
+use super::reply::{Reply, code_of};
 use super::step::{Step, Watched};
 
 /// How long the new owner may take to begin to serve.
@@ -206,11 +206,7 @@ fn encode_outcome(result: Result<Outcome>) -> Result<Vec<u8>> {
             91
         }
         Err(cause) => {
-            let text = match cause {
-                Error::Engine(EngineError::OutOfReach { .. }) => format!("TRYAGAIN {cause}"),
-                Error::Engine(EngineError::ReadOnly { .. }) => format!("READONLY {cause}"),
-                cause => cause.to_string(),
-            };
+            let text = code_of(&cause).map_or_else(|| cause.to_string(), |code| format!("{code} {cause}"));
             columns.push_bytes(text.as_bytes());
             86
         }

@@ -2,7 +2,10 @@
 
 use std::borrow::Cow;
 
+use antumbra_engine::Error as EngineError;
 use bytes::Bytes;
+
+use crate::error::Error;
 
 use super::codec::ClientReply;
 
@@ -29,6 +32,16 @@ pub enum Reply {
     Set(Vec<Reply>),
     /// Pairs; a flat list in RESP2.
     Map(Vec<(Reply, Reply)>),
+}
+
+/// The word by which clients know an error, where there is one.
+pub(super) fn code_of(cause: &Error) -> Option<&'static str> {
+    match cause {
+        Error::Engine(EngineError::OutOfReach { .. }) => Some("TRYAGAIN"),
+        Error::Engine(EngineError::ReadOnly { .. }) => Some("READONLY"),
+        Error::Engine(EngineError::NoRoom { .. }) => Some("MISCONF"),
+        _ => None,
+    }
 }
 
 impl Reply {

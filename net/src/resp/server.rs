@@ -24,7 +24,7 @@ use super::connection::Connection;
 use super::latency::{Latency, LatencyCounts};
 use super::limits::{Budget, Limits, WRITE_STALL_MAX};
 use super::operation::Outcome;
-use super::reply::Reply;
+use super::reply::{Reply, code_of};
 use super::scan::Cursors;
 use super::tls::{HANDSHAKE_MAX, Stream, TlsFiles};
 
@@ -400,13 +400,7 @@ impl Server {
             Ok(other) => Reply::Error(format!("ERR unexpected outcome {other:?}")),
             // It brings its own word: CLUSTERDOWN, TRYAGAIN, CROSSSLOT.
             Err(Error::Refused { what }) if has_code(&what) => Reply::Error(what),
-            Err(Error::Engine(cause @ antumbra_engine::Error::OutOfReach { .. })) => {
-                Reply::Error(format!("TRYAGAIN {cause}"))
-            }
-            Err(Error::Engine(cause @ antumbra_engine::Error::ReadOnly { .. })) => {
-                Reply::Error(format!("READONLY {cause}"))
-            }
-            Err(cause) => Reply::Error(format!("ERR {cause}")),
+            Err(cause) => Reply::Error(format!("{} {cause}", code_of(&cause).unwrap_or("ERR"))),
         }
     }
 }
