@@ -114,6 +114,12 @@ impl Access {
         }
     }
 
+    /// Requests counted so far, those of the open window included. Cost: O(segments).
+    pub fn requests(&self) -> u64 {
+        let open: u64 = self.windows.open().iter().map(SegmentCounts::accesses).sum();
+        self.sums.reads + self.sums.writes + open
+    }
+
     /// Sums over the last closed window, over all of them, and how many they are.
     pub fn totals(&self) -> (Totals, Totals, u64) {
         (self.last_totals, self.sums, self.windows_closed)

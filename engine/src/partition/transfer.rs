@@ -140,6 +140,14 @@ impl Partition {
         self.segment(id).ok().map(|segment| self.token(&segment))
     }
 
+    /// Requests that this host has served here, since it was opened; none while it is another's.
+    pub(crate) fn requests_served(&self) -> u64 {
+        match self.serving() {
+            Serving::Owner | Serving::Frozen => self.access.borrow().requests(),
+            Serving::Suspended | Serving::Shadow { .. } | Serving::Released { .. } => 0,
+        }
+    }
+
     /// See [`crate::Shard::foreground_p99`]: of the shard that the partition is pinned to.
     #[must_use]
     pub fn foreground_p99(&self) -> Option<Duration> {

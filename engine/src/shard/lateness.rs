@@ -20,18 +20,23 @@ const INTEREST: Duration = Duration::from_secs(2);
 const SAMPLES_MAX: usize = 4096;
 /// Fewer say nothing of a ninety-ninth percentile.
 const SAMPLES_MIN: usize = 50;
+/// Where fewer requests were served since the last call, there is nobody who could have waited.
+const REQUESTS_MIN: u64 = 10;
 
 /// The probe of one shard.
 #[derive(Debug, Default)]
 pub(super) struct Lateness {
     samples: RefCell<Vec<Duration>>,
     asked_at: Cell<Duration>,
+    /// Requests that had been served at the last call.
+    served: Cell<u64>,
     running: Cell<bool>,
 }
 
 impl Shard {
     /// What requests of this shard waited for since the last call, beside their own work: the ninety-ninth percentile of
-    /// how late one ran, and that of the log's writes. `None` if that was too short a time ago, or the first call.
+    /// how late one ran, and that of the log's writes. Zero where no requests were served: a shadow's own log is no request's
+    /// concern. `None` if the last call was too short a time ago, or this is the first.
     pub fn foreground_p99(self: &Rc<Self>) -> Option<Duration> {
         self.lateness.asked_at.set(clock::monotonic());
         if !self.lateness.running.replace(true) {
@@ -56,7 +61,10 @@ impl Shard {
             *self.lateness.samples.borrow_mut() = samples;
             return None;
         }
-        Some(p99(&mut samples) + p99(&mut self.wal.take_write_times()))
+        let waited = p99(&mut samples) + p99(&mut self.wal.take_write_times());
+        let served = self.partitions.borrow().values().map(|partition| partition.requests_served()).sum::<u64>();
+        let since = served.saturating_sub(self.lateness.served.replace(served));
+        Some(if since < REQUESTS_MIN { Duration::ZERO } else { waited })
     }
 }
 

@@ -94,3 +94,25 @@ fn drop_last_handle_inside_a_task_of_a_shard_ends_the_engine() {
     // The folder is free as soon as the shard has ended.
     block_on(open_with(dir.path(), 1).close()).unwrap();
 }
+
+#[test]
+fn foreground_waits_only_where_requests_are_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_with(dir.path(), 1);
+    let partition = block_on(engine.create_partition(ShardId(0), crate::common::spec())).unwrap();
+    block_on(partition.put("key", "value")).unwrap();
+    let look = |gets: u32| {
+        block_on(partition.with(move |partition| async move {
+            for _ in 0..gets {
+                partition.get(b"key").await?;
+            }
+            antumbra_engine::runtime::sleep(std::time::Duration::from_millis(150)).await;
+            Ok(partition.foreground_p99())
+        }))
+        .unwrap()
+    };
+    assert_eq!(look(0), None, "the first call only asks");
+    look(0);
+    assert_eq!(look(0), Some(std::time::Duration::ZERO), "nobody could have waited");
+    assert!(look(100).unwrap() > std::time::Duration::ZERO);
+}

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use antumbra_engine::Written;
 use antumbra_engine::types::{AttemptId, Epoch, Hlc, HostId, Lsn, PartitionId};
-use antumbra_engine::{Error as EngineError, Written};
 use bytes::{Bytes, BytesMut};
 
 use crate::error::{Error, Result};

@@ -11,7 +11,7 @@ use crate::CliError;
 use crate::client::Client;
 
 use super::model::Model;
-use super::workload::{Ramp, Space, Step, Workload};
+use super::workload::{Ramp, Step, Workload};
 
 /// Connections to each node.
 const CONNECTIONS: usize = 8;
@@ -138,9 +138,9 @@ pub async fn run(
             break;
         };
         let (route, model, samples) = (Arc::clone(&route), Arc::clone(&model), samples.clone());
-        let (space, step) = (workload.space, workload.step(index));
+        let (workload, step) = (Arc::clone(&workload), workload.step(index));
         tokio::spawn(async move {
-            let write = request(&route, &model, space, step).await;
+            let write = request(&route, &model, &workload, step).await;
             let latency = start.elapsed().saturating_sub(intended);
             let _ = samples.send(Sample {
                 at_us: start_us + intended.as_micros() as u64,
@@ -175,26 +175,34 @@ fn start_schedule(
     schedule
 }
 
-/// One request against the model. A write of a key whose last write is outstanding becomes a read. Returns whether it
-/// wrote.
-pub async fn request(route: &Route, model: &Model, space: Space, step: Step) -> bool {
-    let counts = &model.counts;
+/// One request against the model. A key whose last write is outstanding is not written; if none is left to write, it
+/// becomes a read. Returns whether it wrote.
+pub async fn request(route: &Route, model: &Model, workload: &Workload, step: Step) -> bool {
+    let (counts, space) = (&model.counts, workload.space);
     let add = |counter: &std::sync::atomic::AtomicU64| {
         counter.fetch_add(1, Ordering::Relaxed);
     };
-    let key = space.key(step.rank);
-    if let Some(version) = step.write.then(|| model.begin_write(step.rank)).flatten() {
-        add(&counts.writes);
-        let value = space.value(step.rank, version);
-        let reply = route.call(&[b"SET", &key, &value], || add(&counts.moved)).await;
+    let ranks =
+        if step.write { step.rank..step.rank.saturating_add(workload.batch).min(workload.keys()) } else { 0..0 };
+    let writes: Vec<(u32, u32)> = ranks.filter_map(|rank| Some((rank, model.begin_write(rank)?))).collect();
+    if !writes.is_empty() {
+        let pairs: Vec<(Vec<u8>, Vec<u8>)> =
+            writes.iter().map(|(rank, version)| (space.key(*rank), space.value(*rank, *version))).collect();
+        let mut args: Vec<&[u8]> = vec![if workload.batch == 1 { b"SET" } else { b"MSET" }];
+        args.extend(pairs.iter().flat_map(|(key, value)| [key.as_slice(), value.as_slice()]));
+        let reply = route.call(&args, || add(&counts.moved)).await;
         let acked = matches!(&reply, Ok(ClientReply::Simple(text)) if text == "OK");
         if !acked {
             counts.note_failure(format!("SET: {reply:?}"));
         }
-        add(if acked { &counts.writes_acked } else { &counts.writes_failed });
-        model.end_write(step.rank, version, acked);
+        for (rank, version) in writes {
+            add(&counts.writes);
+            add(if acked { &counts.writes_acked } else { &counts.writes_failed });
+            model.end_write(rank, version, acked);
+        }
         return true;
     }
+    let key = space.key(step.rank);
     add(&counts.reads);
     let floor = model.begin_read(step.rank);
     match route.call(&[b"GET", &key], || add(&counts.moved)).await {

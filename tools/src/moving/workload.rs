@@ -16,6 +16,8 @@ pub struct Step {
 pub struct Workload {
     /// Its keys and values.
     pub space: Space,
+    /// Neighbouring keys that a write sets in one command.
+    pub batch: u32,
     steps: Vec<Step>,
     keys: u32,
 }
@@ -40,7 +42,7 @@ impl Workload {
                 Step { rank: place * spread + random.u32(0..spread), write }
             })
             .collect();
-        Workload { space, steps, keys: distinct.len() as u32 * spread }
+        Workload { space, batch: 1, steps, keys: distinct.len() as u32 * spread }
     }
 
     /// A made load: the ranks that `next` gives, `count` of them, `writes_percent` of them writes.
@@ -55,7 +57,7 @@ impl Workload {
         let mut random = fastrand::Rng::with_seed(seed);
         let steps =
             (0..count).map(|_| Step { rank: next(&mut random), write: random.u8(0..100) < writes_percent }).collect();
-        Workload { space, steps, keys }
+        Workload { space, batch: 1, steps, keys }
     }
 
     /// Number of database keys.

@@ -1,7 +1,7 @@
 //! The foreground comes first: the copy's rate follows what requests at both ends see. Without I/O.
 //!
-//! During its first looks a copy runs at the floor; what requests see then is the quiet state, and a little more than that
-//! is what they may see later.
+//! During its first looks a copy hardly moves; what requests see then is the quiet state, and a little more than that is
+//! what they may see later.
 
 use std::time::Duration;
 
@@ -12,8 +12,10 @@ use super::SetPoint;
 
 /// The rate that a copy has whatever requests see, in bytes per second: it ends.
 const FLOOR_BYTES_S: u64 = 2_000_000;
-/// Looks at the floor.
-const QUIET_LOOKS: usize = 3;
+/// The rate that nobody notices, until the quiet state is known.
+const QUIET_BYTES_S: u64 = 200_000;
+/// Looks until then.
+const QUIET_LOOKS: usize = 5;
 /// What requests may see more than in quiet, in per cent.
 const SET_POINT_PERCENT: u32 = 110;
 /// Less than this nobody is asked to keep: timers and schedulers alone differ by as much.
@@ -47,17 +49,23 @@ pub(super) struct Foreground {
 
 impl Foreground {
     pub fn new(wish: SetPoint, cap: Option<u64>) -> Foreground {
+        let set_point = match wish {
+            SetPoint::At(set_point) => Some(set_point),
+            SetPoint::Quiet | SetPoint::Off => None,
+        };
         Foreground {
             wish,
             pid: Pid::new(FLOOR_BYTES_S, cap),
-            ends: <[Seen; 2]>::default(),
+            ends: [(); 2].map(|()| Seen { set_point, ..Seen::default() }),
             limited: [Duration::ZERO; 3],
         }
     }
 
-    /// The rate to begin with, if it is governed at all.
+    /// The rate now, if it is governed at all.
     pub fn rate(&self) -> Option<u64> {
-        (self.wish != SetPoint::Off).then(|| self.pid.rate())
+        let known = self.ends[End::Source as usize].set_point.is_some();
+        let rate = if known { self.pid.rate() } else { self.pid.rate().min(QUIET_BYTES_S) };
+        (self.wish != SetPoint::Off).then_some(rate)
     }
 
     /// What requests at one end saw since the last time.
@@ -67,12 +75,8 @@ impl Foreground {
             seen.quiet.push(p99);
             if seen.quiet.len() == QUIET_LOOKS {
                 seen.quiet.sort_unstable();
-                seen.set_point = Some(match self.wish {
-                    SetPoint::At(set_point) => set_point,
-                    SetPoint::Quiet | SetPoint::Off => {
-                        SET_POINT_MIN.max(seen.quiet[QUIET_LOOKS / 2] * SET_POINT_PERCENT / 100)
-                    }
-                });
+                let median = seen.quiet[QUIET_LOOKS / 2];
+                seen.set_point = Some(SET_POINT_MIN.max(median * SET_POINT_PERCENT / 100));
             }
             return;
         }
@@ -128,8 +132,9 @@ mod tests {
     }
 
     #[test]
-    fn rate_stays_at_the_floor_until_quiet_is_known_then_rises() {
+    fn copy_hardly_moves_until_quiet_is_known_then_its_rate_rises() {
         let mut foreground = Foreground::new(SetPoint::Quiet, None);
+        assert_eq!(foreground.rate(), Some(QUIET_BYTES_S));
         quiet(&mut foreground, End::Source, 1_000);
         assert_eq!(foreground.decide(0, LOOK), None);
         assert_eq!(foreground.rate(), Some(FLOOR_BYTES_S));
@@ -155,6 +160,14 @@ mod tests {
         let rates = [decide(100, 500), decide(100, 500), decide(100, 9_000), decide(900, 500)];
         assert!(rates[1] > rates[0] && rates[2] < rates[1], "{rates:?}");
         assert_eq!(rates[3], FLOOR_BYTES_S, "{rates:?}");
+    }
+
+    #[test]
+    fn set_point_that_is_given_holds_from_the_first_look() {
+        let mut foreground = Foreground::new(SetPoint::At(us(1_000)), None);
+        assert_eq!(foreground.rate(), Some(FLOOR_BYTES_S));
+        foreground.note(End::Source, us(100));
+        assert!(foreground.decide(1 << 20, LOOK).unwrap() > FLOOR_BYTES_S);
     }
 
     #[test]

@@ -31,7 +31,8 @@ use figures::Row;
 use rival::Rival;
 
 const NODES: NodeConfig = NodeConfig { segment_kib: 4096, memory_mib: 512, window: Duration::from_secs(1) };
-const MOVED: Space = Space { tag: "move", value_bytes: 1000, spread_bytes: 0 };
+/// Tag of the partition that moves.
+const MOVED: &str = "move";
 /// Tags of the partition beside it; the first whose slot lies below the moved one is taken.
 const OTHERS: [&str; 6] = ["beside", "other", "next", "left", "one", "two"];
 /// Keys of the partition beside it.
@@ -57,6 +58,9 @@ pub struct MoveOptions {
     /// Size of the partition, in MiB of values.
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     mib: u32,
+    /// Bytes of a value.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(16..=65_536))]
+    value_bytes: u32,
     /// Load, in percent of what a closed loop of 64 clients reaches on the partition before.
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u8).range(1..=100))]
     load_percent: u8,
@@ -66,6 +70,9 @@ pub struct MoveOptions {
     /// Share of writes, in percent.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(0..=100))]
     writes: u8,
+    /// Neighbouring keys that a write sets in one MSET.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    batch: u32,
     /// Copy order: auto, gru, ewma, key or random.
     #[arg(long, default_value = "auto")]
     order: Order,
@@ -251,14 +258,17 @@ pub fn run(options: &MoveOptions) -> Result<ExitCode, CliError> {
 async fn drive(options: &MoveOptions, nodes: &Nodes, bar: &ProgressBar) -> Result<MoveBench, CliError> {
     let addresses = nodes.addresses();
     let admins = vec![Client::connect(addresses[0]).await?, Client::connect(addresses[1]).await?];
-    let moved_slot = slot::slot_of(&MOVED.key(0));
+    let moved_space = Space { tag: MOVED, value_bytes: options.value_bytes as usize, spread_bytes: 0 };
+    let moved_slot = slot::slot_of(&moved_space.key(0));
     let tag = OTHERS.into_iter().find(|tag| slot::slot_of(format!("{{{tag}}}").as_bytes()) < moved_slot);
-    let other_space = Space { tag: tag.ok_or("no tag has a slot below the moved one's")?, ..MOVED };
+    let other_space = Space { tag: tag.ok_or("no tag has a slot below the moved one's")?, ..moved_space };
     bar.set_message("making a cluster and measuring its link");
     let quic_limit_mb_s = nodes.prepare(&admins, moved_slot).await?;
 
-    let keys = (u64::from(options.mib) * (1 << 20) / MOVED.value_bytes as u64) as u32;
-    let main = Arc::new(popular(MOVED, keys, options.writes, 1));
+    let keys = (u64::from(options.mib) * (1 << 20) / u64::from(options.value_bytes)) as u32;
+    let mut main = popular(moved_space, keys, options.writes, 1);
+    main.batch = options.batch;
+    let main = Arc::new(main);
     let other = Arc::new(popular(other_space, OTHER_KEYS, options.writes, 2));
     let (route, other_route) =
         (Arc::new(Route::connect(&addresses).await?), Arc::new(Route::connect(&addresses).await?));
@@ -355,7 +365,7 @@ async fn find_capacity(route: &Arc<Route>, workload: &Arc<Workload>, model: &Arc
             let mut done = 0_u64;
             while began.elapsed() < CAPACITY_TIME {
                 let step = workload.step((client as u64) << 12 | done);
-                load::request(&route, &model, workload.space, step).await;
+                load::request(&route, &model, &workload, step).await;
                 done += 1;
             }
             done
