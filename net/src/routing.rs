@@ -50,6 +50,8 @@ pub struct Topology {
     pub routes: Vec<Route>,
     /// Ascending by host.
     pub hosts: Vec<(HostId, Addresses)>,
+    /// Partitions that have become a part of another one, with the one that has their keys now; ascending.
+    pub merged: Vec<(PartitionId, PartitionId)>,
 }
 
 impl Topology {
@@ -95,6 +97,11 @@ impl RoutingTable {
             }
             next.routes.retain(|route| !state.merged.contains_key(&route.partition.0));
             next.routes.sort_by_key(|route| route.slots);
+            // None is ever taken back, so a state with fewer of them is an older one.
+            if state.merged.len() > next.merged.len() {
+                let all = state.merged.keys().filter_map(|from| Some((*from, state.merged_into(*from)?)));
+                next.merged = all.map(|(from, into)| (PartitionId(from), PartitionId(into))).collect();
+            }
             for info in state.hosts.values() {
                 merge_host(next, info);
             }
@@ -209,6 +216,7 @@ mod tests {
         let merged = state(vec![of(1, (10, 20), 3)], &[(2, 1)]);
         table.update(&merged);
         assert_eq!((table.load().routes.len(), route(15)), (1, Some(1)));
+        assert_eq!(table.load().merged, [(PartitionId(2), PartitionId(1))]);
         table.update_record(&of(2, (15, 20), 2));
         assert_eq!(route(15), Some(1));
         table.update(&merged);

@@ -76,6 +76,9 @@ pub struct SinkOptions {
     /// Seconds for which others may keep an answer.
     #[arg(long, default_value_t = 5)]
     dns_ttl: u32,
+    /// Tell name servers the hosts' addresses for TLS, where they have one (--resp-tls).
+    #[arg(long, requires = "dns_server")]
+    dns_tls: bool,
     /// Stats socket of an HAProxy, of level admin: a path or an address.
     #[arg(long, requires = "haproxy_backend")]
     haproxy: Vec<String>,
@@ -85,6 +88,9 @@ pub struct SinkOptions {
     /// End sessions to the old owner when a partition has moved, instead of having it forward them.
     #[arg(long, requires = "haproxy")]
     haproxy_cut_sessions: bool,
+    /// Lead HAProxy to the hosts' addresses for TLS, where they have one: it passes on what clients and hosts encrypt.
+    #[arg(long, requires = "haproxy")]
+    haproxy_tls: bool,
 }
 
 impl SinkOptions {
@@ -92,7 +98,7 @@ impl SinkOptions {
         let mut config = SinkConfig::default();
         if let (Some(server), Some(zone), Some(tsig_file)) = (self.dns_server, &self.dns_zone, &self.dns_tsig_file) {
             let (zone, tsig_file) = (zone.clone(), tsig_file.clone());
-            config.dns.push(DnsConfig { server, zone, tsig_file, ttl_s: self.dns_ttl });
+            config.dns.push(DnsConfig { server, zone, tsig_file, ttl_s: self.dns_ttl, tls: self.dns_tls });
         }
         for socket in &self.haproxy {
             let socket = match socket.parse() {
@@ -100,7 +106,8 @@ impl SinkOptions {
                 Err(_) => StatsSocket::Unix(socket.into()),
             };
             let backend = self.haproxy_backend.clone().unwrap_or_default();
-            config.haproxy.push(HaproxyConfig { socket, backend, cut_sessions: self.haproxy_cut_sessions });
+            let (cut_sessions, tls) = (self.haproxy_cut_sessions, self.haproxy_tls);
+            config.haproxy.push(HaproxyConfig { socket, backend, cut_sessions, tls });
         }
         config
     }

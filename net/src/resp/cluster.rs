@@ -140,6 +140,7 @@ mod tests {
         Topology {
             routes: vec![route(1, (0, 99), 1, 3), route(2, (100, 100), 2, 1), route(3, (101, 16_383), 1, 2)],
             hosts: vec![(HostId(1), addresses(10)), (HostId(2), addresses(20)), (HostId(3), addresses(30))],
+            merged: Vec::new(),
         }
     }
 

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::routing::Topology;
+use antumbra_engine::types::PartitionId;
+
+use crate::routing::{Route, Topology};
 
 use super::SinkState;
 
@@ -54,6 +56,8 @@ impl Entry {
 #[derive(Debug)]
 pub(super) struct Backlog {
     sink: String,
+    /// Whether it tells the addresses for clients that speak TLS, where a host has one.
+    tls: bool,
     items: BTreeMap<Target, Item>,
 }
 
@@ -68,13 +72,13 @@ struct Item {
 }
 
 impl Backlog {
-    pub fn new(sink: String) -> Backlog {
-        Backlog { sink, items: BTreeMap::new() }
+    pub fn new(sink: String, tls: bool) -> Backlog {
+        Backlog { sink, tls, items: BTreeMap::new() }
     }
 
     /// Takes what the routes say now; what has changed is due.
     pub fn take(&mut self, topology: &Topology, takes: impl Fn(&Entry) -> bool, now: Instant) {
-        for entry in entries(topology).into_iter().filter(takes) {
+        for entry in entries(topology, self.tls).into_iter().filter(takes) {
             let item = Item { entry, due: now, pause: RETRY.0, confirmed: None, since: 0, last_error: None };
             match self.items.get_mut(&item.entry.target()) {
                 Some(known) if known.entry == item.entry => {}
@@ -134,15 +138,21 @@ impl Backlog {
     }
 }
 
-/// A partition whose owner's address is not known yet is left out.
-fn entries(topology: &Topology) -> Vec<Entry> {
-    let hosts: Vec<_> = topology.hosts.iter().map(|(host, addresses)| (host.0, addresses.resp)).collect();
-    let routed = topology.routes.iter().filter_map(|route| {
-        let address = topology.addresses(route.owner)?.resp;
-        let (partition, epoch, owner) = (route.partition.0, route.epoch.0, route.owner.0);
-        Some(Entry::Partition { partition, epoch, owner, address })
+/// A partition whose owner's address is not known yet is left out. One that has become a part of another one is where that
+/// one is, for clients that know its name; the epoch of the whole is above those of its parts.
+fn entries(topology: &Topology, tls: bool) -> Vec<Entry> {
+    let hosts: Vec<_> = topology.hosts.iter().map(|(host, addresses)| (host.0, addresses.for_clients(tls))).collect();
+    let entry = |partition: PartitionId, route: &Route| {
+        let address = topology.addresses(route.owner)?.for_clients(tls);
+        let (epoch, owner) = (route.epoch.0, route.owner.0);
+        Some(Entry::Partition { partition: partition.0, epoch, owner, address })
+    };
+    let routed = topology.routes.iter().filter_map(|route| entry(route.partition, route));
+    let merged = topology.merged.iter().filter_map(|(from, into)| {
+        let route = topology.routes.iter().find(|route| route.partition == *into)?;
+        entry(*from, route)
     });
-    let partitions: Vec<Entry> = routed.collect();
+    let partitions: Vec<Entry> = routed.chain(merged).collect();
     let hosts = (!hosts.is_empty()).then_some(Entry::Hosts(hosts));
     hosts.into_iter().chain(partitions).collect()
 }
@@ -150,10 +160,10 @@ fn entries(topology: &Topology) -> Vec<Entry> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use antumbra_engine::types::{Epoch, HostId, PartitionId};
+    use antumbra_engine::types::{Epoch, HostId};
 
     use super::*;
-    use crate::routing::{Addresses, Route};
+    use crate::routing::Addresses;
 
     fn topology(epoch: u64, owner: u32) -> Topology {
         let address = |host: u32| SocketAddr::from(([10, 0, 0, host as u8], 6379));
@@ -163,11 +173,12 @@ mod tests {
         Topology {
             routes: vec![Route { partition, slots: (0, 9), owner, epoch }],
             hosts: vec![(HostId(1), addresses(1)), (HostId(2), addresses(2))],
+            merged: Vec::new(),
         }
     }
 
     fn backlog(now: Instant) -> Backlog {
-        let mut backlog = Backlog::new("test".into());
+        let mut backlog = Backlog::new("test".into(), false);
         backlog.take(&topology(1, 1), |entry| matches!(entry, Entry::Partition { .. }), now);
         backlog
     }
@@ -209,5 +220,29 @@ mod tests {
         unroutable.hosts.clear();
         backlog.take(&unroutable, |_| true, now);
         assert_eq!(backlog.states()[1].wanted, "host 2 at 10.0.0.2:6379, epoch 2", "an owner without an address");
+    }
+
+    #[test]
+    fn merged_partition_is_where_the_whole_is() {
+        let now = Instant::now();
+        let mut backlog = backlog(now);
+        let mut after = topology(2, 2);
+        after.routes[0].partition = PartitionId(3);
+        after.merged = vec![(PartitionId(7), PartitionId(3))];
+        backlog.take(&after, |entry| matches!(entry, Entry::Partition { .. }), now);
+        let wanted: Vec<_> = backlog.states().into_iter().map(|state| (state.target, state.wanted)).collect();
+        let at = "host 2 at 10.0.0.2:6379, epoch 2";
+        assert_eq!(wanted, [("partition 3".into(), at.into()), ("partition 7".into(), at.to_string())]);
+    }
+
+    #[test]
+    fn tls_is_told_where_a_host_speaks_it() {
+        let now = Instant::now();
+        let mut backlog = Backlog::new("test".into(), true);
+        let mut half = topology(1, 1);
+        half.hosts[0].1.resp_tls = Some(([10, 0, 0, 1], 6390).into());
+        backlog.take(&half, |_| true, now);
+        let wanted: Vec<_> = backlog.states().into_iter().map(|state| state.wanted).collect();
+        assert_eq!(wanted, ["host 1 at 10.0.0.1:6390, host 2 at 10.0.0.2:6379", "host 1 at 10.0.0.1:6390, epoch 1"]);
     }
 }

@@ -42,12 +42,15 @@ pub struct DnsConfig {
     pub tsig_file: PathBuf,
     /// How long others may keep an answer.
     pub ttl_s: u32,
+    /// Tell the hosts' addresses for TLS, where they have one.
+    pub tls: bool,
 }
 
 pub(super) struct Dns {
     server: SocketAddr,
     zone: Name,
     ttl_s: u32,
+    tls: bool,
     signer: TSigner,
 }
 
@@ -61,7 +64,7 @@ impl Dns {
         zone.set_fqdn(true);
         let path = config.tsig_file.display();
         let signer = parse_key(&read_private(&config.tsig_file)?).map_err(|what| refuse(format!("{path}: {what}")))?;
-        Ok(Dns { server: config.server, zone, ttl_s: config.ttl_s, signer })
+        Ok(Dns { server: config.server, zone, ttl_s: config.ttl_s, tls: config.tls, signer })
     }
 
     /// A name below the zone.
@@ -237,6 +240,10 @@ impl Dns {
 impl Sink for Dns {
     fn name(&self) -> String {
         format!("dns {} {}", self.server, self.zone)
+    }
+
+    fn tls(&self) -> bool {
+        self.tls
     }
 
     fn takes(&self, _: &Entry) -> bool {

@@ -44,6 +44,8 @@ pub struct HaproxyConfig {
     pub backend: String,
     /// End the sessions to the old owner, so that their clients connect anew.
     pub cut_sessions: bool,
+    /// Lead to the hosts' addresses for TLS, where they have one: HAProxy passes it on.
+    pub tls: bool,
 }
 
 #[derive(Debug)]
@@ -96,6 +98,10 @@ impl Sink for Haproxy {
             StatsSocket::Tcp(address) => address.to_string(),
         };
         format!("haproxy {place} {}", self.config.backend)
+    }
+
+    fn tls(&self) -> bool {
+        self.config.tls
     }
 
     fn takes(&self, entry: &Entry) -> bool {

@@ -80,6 +80,9 @@ trait Sink {
     /// How it is called towards people.
     fn name(&self) -> String;
 
+    /// Whether it leads clients that speak TLS.
+    fn tls(&self) -> bool;
+
     /// Whether it has a place for this.
     fn takes(&self, entry: &Entry) -> bool;
 
@@ -138,7 +141,7 @@ struct Publisher {
 impl Publisher {
     async fn run(mut self, mut sink: impl Sink) {
         let mut changes = self.routing.changes();
-        let mut backlog = Backlog::new(sink.name());
+        let mut backlog = Backlog::new(sink.name(), sink.tls());
         loop {
             changes.borrow_and_update();
             backlog.take(&self.routing.load(), |entry| sink.takes(entry), time::now());

@@ -50,7 +50,7 @@ impl Balancer {
 
     fn config(&self) -> HaproxyConfig {
         let socket = StatsSocket::Unix(self.socket.clone());
-        HaproxyConfig { socket, backend: "shards".into(), cut_sessions: false }
+        HaproxyConfig { socket, backend: "shards".into(), cut_sessions: false, tls: false }
     }
 
     /// What an operator sees.

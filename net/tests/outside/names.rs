@@ -78,7 +78,7 @@ impl Server {
     fn config(&self, key: &str, secret: &str) -> DnsConfig {
         let tsig_file = self.dir.path().join(format!("{key}.key"));
         write_private(&tsig_file, &format!("key \"{key}\" {{ algorithm hmac-sha256; secret \"{secret}\"; }};\n"));
-        DnsConfig { server: self.address, zone: ZONE.into(), tsig_file, ttl_s: 5 }
+        DnsConfig { server: self.address, zone: ZONE.into(), tsig_file, ttl_s: 5, tls: false }
     }
 
     /// As `dig` asks.
