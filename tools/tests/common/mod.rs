@@ -6,12 +6,14 @@ pub mod settled;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A node process; killed when dropped.
 pub struct Node {
     child: Child,
+    program: PathBuf,
     args: Vec<String>,
     pub resp: SocketAddr,
     control: SocketAddr,
@@ -48,7 +50,7 @@ impl Node {
     /// Starts another node under `dir` whose coordinator this first one serves.
     pub fn join(&self, dir: &std::path::Path, host: u32, more: &[&str]) -> Node {
         let more = more.iter().map(|arg| arg.to_string()).collect();
-        start_node(dir, host, free_udp(), Some(self.coordinator()), more)
+        start_node(Path::new(PROGRAM), dir, host, free_udp(), Some(self.coordinator()), more)
     }
 
     /// The coordinator that this first one serves, as others are told of it.
@@ -60,6 +62,12 @@ impl Node {
     pub fn set_option(&mut self, name: &str, value: &str) {
         let place = self.args.iter().position(|arg| arg == name).unwrap();
         self.args[place + 1] = value.into();
+    }
+
+    /// The value of an option that it was started with.
+    pub fn option(&self, name: &str) -> &str {
+        let place = self.args.iter().position(|arg| arg == name).unwrap();
+        &self.args[place + 1]
     }
 
     /// Whether the process has ended by itself.
@@ -75,12 +83,24 @@ impl Node {
     /// Ends the process and starts it again at the same place.
     pub fn restart(&mut self, failpoint: Option<&str>) {
         self.kill();
-        self.child = launch(&self.args, failpoint);
+        self.child = launch(&self.program, &self.args, failpoint);
+    }
+
+    /// Ends the process as an operator does, and starts this program at the same place.
+    pub fn exchange(&mut self, program: &Path) {
+        assert!(Command::new("kill").arg(self.child.id().to_string()).status().unwrap().success());
+        let ended = self.child.wait().unwrap();
+        assert!(ended.success(), "told to stop: {ended}");
+        self.program = program.into();
+        self.child = launch(&self.program, &self.args, None);
     }
 }
 
-fn launch(args: &[String], failpoint: Option<&str>) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_antumbra"));
+/// The program that is tested.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_antumbra");
+
+fn launch(program: &Path, args: &[String], failpoint: Option<&str>) -> Child {
+    let mut command = Command::new(program);
     command.args(args).stdout(Stdio::piped());
     if let Some(failpoint) = failpoint {
         command.args(["--failpoint", failpoint]);
@@ -117,14 +137,25 @@ pub fn start_with(dir: &std::path::Path, nodes: u32, more: &[&str]) -> Vec<Node>
 
 /// As [`start_with`], each node with its own.
 pub fn start_each(dir: &std::path::Path, nodes: u32, more: impl Fn(u32) -> Vec<String>) -> Vec<Node> {
-    let first = start_node(dir, 1, free_udp(), None, more(1));
-    let mut others: Vec<Node> =
-        (2..=nodes).map(|host| start_node(dir, host, free_udp(), Some(first.coordinator()), more(host))).collect();
+    start_program(Path::new(PROGRAM), dir, nodes, more)
+}
+
+/// As [`start_each`], of a program that may be another one than the one that is tested.
+pub fn start_program(
+    program: &Path,
+    dir: &std::path::Path,
+    nodes: u32,
+    more: impl Fn(u32) -> Vec<String>,
+) -> Vec<Node> {
+    let first = start_node(program, dir, 1, free_udp(), None, more(1));
+    let join = |host| start_node(program, dir, host, free_udp(), Some(first.coordinator()), more(host));
+    let mut others: Vec<Node> = (2..=nodes).map(join).collect();
     others.insert(0, first);
     others
 }
 
 fn start_node(
+    program: &Path,
     dir: &std::path::Path,
     host: u32,
     control: SocketAddr,
@@ -145,7 +176,7 @@ fn start_node(
         option("--coordinator", coordinator);
     }
     args.extend(more);
-    Node { child: launch(&args, None), args, resp, control }
+    Node { child: launch(program, &args, None), program: program.into(), args, resp, control }
 }
 
 /// Sends one inline command and returns what comes back within a moment.
@@ -160,6 +191,8 @@ pub fn try_ask(address: SocketAddr, command: &str, limit: Duration) -> std::io::
     stream.write_all(format!("{command}\r\nQUIT\r\n").as_bytes())?;
     let mut reply = String::new();
     stream.read_to_string(&mut reply)?;
+    // Without the answer to QUIT: whoever looks for an OK means the command's.
+    reply.truncate(reply.strip_suffix("+OK\r\n").map_or(reply.len(), str::len));
     Ok(reply)
 }
 

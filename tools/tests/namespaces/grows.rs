@@ -11,8 +11,9 @@ use crate::load::{Clients, cluster_client, version};
 use crate::routes::Watcher;
 use crate::yard;
 
-/// Requests per second at which a shard counts as overloaded: what three clients can send on a busy machine of two cores.
-const LIMIT: f64 = 1000.0;
+/// Requests per second at which a shard counts as overloaded: less than half of what three clients can send on a machine of two cores
+/// that is building something else meanwhile.
+const LIMIT: f64 = 400.0;
 /// The hot spot's part of that at its beginning and at its end, and the time between them.
 const GROWTH: (f64, f64, Duration) = (0.15, 1.1, Duration::from_secs(28));
 const CLIENTS: u64 = 3;
@@ -23,7 +24,6 @@ const TOLD_MAX: Duration = Duration::from_secs(1);
 const HOT_LAST: u16 = 5460;
 
 #[test]
-#[ignore = "not reliable yet: cargo xtask test --cluster runs it"]
 fn hot_spot_is_moved_away_ahead_without_a_failed_request() {
     if !yard::enter("grows::hot_spot_is_moved_away_ahead_without_a_failed_request") {
         return;
@@ -50,11 +50,21 @@ fn hot_spot_is_moved_away_ahead_without_a_failed_request() {
     let began = Instant::now();
     let (from, to, time) = GROWTH;
     let moved = || HOSTS.iter().any(|host| ask(*host, "ANTUMBRA EVENTS 0 1000").contains("moved to host"));
-    let mut turn = 0;
+    let (mut turn, mut at_full_rate) = (0, None);
     while turn % 10 != 0 || !moved() {
         let at = (began.elapsed().as_secs_f64() / time.as_secs_f64()).min(1.0);
         clients.account.rate.store((LIMIT * (from + (to - from) * at)) as u64, Ordering::Relaxed);
-        assert!(began.elapsed() < 3 * time, "nothing was moved:\n{}", events());
+        if began.elapsed() > 3 * time {
+            let done = clients.account.done.load(Ordering::Relaxed) as f64;
+            let rate = (done - at_full_rate.unwrap_or(done)) / (2 * time).as_secs_f64();
+            panic!(
+                "nothing was moved; all clients made {rate:.0} requests a second, it takes {LIMIT} of one host:\n{}",
+                events()
+            );
+        }
+        if at >= 1.0 && at_full_rate.is_none() {
+            at_full_rate = Some(clients.account.done.load(Ordering::Relaxed) as f64);
+        }
         std::thread::sleep(Duration::from_millis(50));
         turn += 1;
     }
@@ -75,7 +85,7 @@ fn hot_spot_is_moved_away_ahead_without_a_failed_request() {
         let value: Option<String> = connection.get(key).unwrap();
         assert_eq!(version(value.as_deref()), *last, "{key}: not what was acknowledged last");
     }
-    assert!(acked.len() > 300 && done > 5000, "{} keys written, {done} requests", acked.len());
+    assert!(acked.len() > 300 && done > 3000, "{} keys written, {done} requests", acked.len());
     println!("{done} requests, none failed; {} keys as they were acknowledged last; moved {took:.1?} in", acked.len());
 
     let moves = all.iter().filter(|(_, seen)| seen.before.is_some_and(|before| before != seen.owner));

@@ -35,10 +35,12 @@ pub fn enter(test: &str) -> bool {
     }
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(unshare) = allowed() else { return false };
-    let mut child = Command::new("unshare")
+    // Killed with the thread that waits for it, and everything within with it.
+    let mut child = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "unshare"])
         .args(unshare)
         .arg(std::env::current_exe().unwrap())
-        .args([test, "--exact", "--include-ignored", "--nocapture", "--test-threads=1"])
+        .args([test, "--exact", "--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

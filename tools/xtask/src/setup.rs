@@ -8,7 +8,7 @@ use crate::{Result, daemons, run_command};
 /// Version of libtorch that the pinned `tch` expects.
 const TORCH: &str = "2.13.0";
 /// Programs that the tests call, with the Debian packages that bring them.
-const PROGRAMS: [(&str, &str); 10] = [
+const PROGRAMS: [(&str, &str); 12] = [
     ("cc", "gcc"),
     ("c++", "g++"),
     ("redis-cli", "redis-tools"),
@@ -19,6 +19,8 @@ const PROGRAMS: [(&str, &str); 10] = [
     ("chromedriver", "chromium-driver"),
     ("promtool", "prometheus"),
     ("valgrind", "valgrind"),
+    ("ip", "iproute2"),
+    ("unshare", "util-linux"),
 ];
 /// Libraries of libtorch's CPU part, and those that it names.
 const LIBRARIES: [&str; 4] = ["libtorch_cpu.so", "libc10.so", "libgomp", "libtorch_global_deps.so"];
