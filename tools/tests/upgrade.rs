@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,10 @@ use std::time::{Duration, Instant};
 
 use redis::Commands;
 
-use common::{Node, ask, create_partitions, free_tcp, free_udp, move_partition, start_each, wait_for};
+use common::registers::Registers;
+use common::{
+    Node, PROGRAM, ask, create_partitions, free_tcp, free_udp, move_partition, start_each, start_program, wait_for,
+};
 
 /// A load that goes on through both nodes, whichever of them is there.
 struct Load {
@@ -70,6 +74,50 @@ fn hosts_one_release_apart_move_partitions_and_forward() {
         assert!(began.elapsed() < Duration::from_secs(30), "both partitions are served");
     }
     move_partition(&nodes[1], 1, 1);
+}
+
+/// A real program of another commit, by the rule in `net/docs/operating.md`: host by host, drained, stopped, started again
+/// on what the older one has left, moved to and away from. The host of the coordinator is the last one.
+#[test]
+#[ignore = "needs the program of an older commit: cargo xtask test --upgrade COMMIT builds it"]
+fn older_program_is_replaced_host_by_host_under_load() {
+    let Some(older) = std::env::var_os("ANTUMBRA_OLDER").map(PathBuf::from) else {
+        panic!("ANTUMBRA_OLDER has to name the older program; cargo xtask test --upgrade COMMIT builds it");
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut nodes = start_program(&older, dir.path(), 3, |_| Vec::new());
+    create_partitions(&nodes);
+    let registers = Arc::new(Registers::new());
+    let writers = registers.start(nodes.iter().map(|node| node.resp).collect());
+    for upgraded in [2, 1, 0] {
+        let before = registers.acked();
+        let refuge = (upgraded + 1) % nodes.len();
+        for partition in [1, 2] {
+            if owner_of(&nodes, partition) == upgraded {
+                move_partition(&nodes[upgraded], partition, refuge as u32 + 1);
+            }
+        }
+        nodes[upgraded].exchange(Path::new(PROGRAM));
+        nodes.iter().for_each(|node| drop(wait_for(node.resp, "CLUSTER INFO", "cluster_state:ok")));
+        for partition in [1, 2] {
+            move_partition(&nodes[owner_of(&nodes, partition)], partition, upgraded as u32 + 1);
+        }
+        move_partition(&nodes[upgraded], 2, refuge as u32 + 1);
+        println!("host {} upgraded; {} writes meanwhile", upgraded + 1, registers.acked() - before);
+        assert!(registers.acked() > before + 100, "the load goes on: {:?}", registers.failures());
+    }
+    registers.stop(writers);
+    for partition in [1, 2] {
+        registers.check_at(nodes[owner_of(&nodes, partition)].resp);
+    }
+}
+
+/// Index of the node that the record names.
+fn owner_of(nodes: &[Node], partition: u32) -> usize {
+    let record = ask(nodes[0].resp, &format!("ANTUMBRA STATE {partition}"));
+    let text = &record[record.find('{').unwrap()..=record.rfind('}').unwrap()];
+    let record: serde_json::Value = serde_json::from_str(text).unwrap();
+    record["owner"].as_u64().unwrap() as usize - 1
 }
 
 #[test]

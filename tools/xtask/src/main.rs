@@ -9,6 +9,7 @@ mod model;
 mod setup;
 mod sim;
 mod test;
+mod upgrade;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -18,7 +19,8 @@ cargo xtask setup             install what the tests need: system packages; etcd
                               libtorch (in your cache)
 cargo xtask test [--no-torch] set-up, then all tests; --no-torch leaves training out and says so
 cargo xtask test --browser    of these only the status page in a headless Chromium; screenshots in the target folder
-cargo xtask test --cluster    not among these yet: three hosts in network namespaces, with etcd, named and haproxy: a hot spot, and failures
+cargo xtask test --cluster    of these only three hosts in network namespaces, with etcd, named and haproxy: a hot spot, and failures
+cargo xtask test --upgrade COMMIT  not among these: three hosts of that older commit, whose program is built once, become this one's
 cargo xtask model [--writes N ...]  model checker of the move, with larger bounds
 cargo xtask check             formatting, clippy, documentation
 cargo xtask sim [--seeds N]   the storage simulator: N seeds (2000) of crashes and faults against a model; --help for more
@@ -42,6 +44,9 @@ fn main() -> ExitCode {
         Some("setup") => setup::run(),
         Some("test") if flag("--browser") => test::browser(),
         Some("test") if flag("--cluster") => test::cluster(),
+        Some("test") if flag("--upgrade") => {
+            value(&args, "--upgrade").and_then(|commit| upgrade::run(&commit.unwrap_or_default()))
+        }
         Some("test") => test::run(!flag("--no-torch")),
         Some("model") => model::run(&args[1..]),
         Some("check") => check(),

@@ -1,6 +1,7 @@
 //! All tests, with one line of counts at the end.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::{Result, add_etcd, cargo, setup};
@@ -72,7 +73,16 @@ pub fn cluster() -> Result<()> {
     if !add_etcd(&mut command) {
         return Err("there is no protoc to build etcd's client with, although the set-up fetches it".into());
     }
-    run_counted(command.args(["--", "--show-output", "--include-ignored"]), &mut counts)?;
+    run_counted(command.args(["--", "--show-output"]), &mut counts)?;
+    conclude(&counts)
+}
+
+/// Runs the upgrade from an older program.
+pub fn upgrade(older: &Path) -> Result<()> {
+    let mut counts = Counts::default();
+    let mut command = cargo();
+    command.args(["test", "--release", "-p", "antumbra-tools", "--test", "upgrade", "--", "--show-output"]);
+    run_counted(command.arg("--include-ignored").env("ANTUMBRA_OLDER", older), &mut counts)?;
     conclude(&counts)
 }
 
