@@ -28,6 +28,7 @@ fn open(dir: &Path, spec: &Spec) -> Result<Box<dyn Store>> {
     let write_buffer_bytes = spec.memory_bytes as u64 / 4;
     let cache_bytes = spec.memory_bytes as u64 - write_buffer_bytes;
     let store = |cause| Error::store(NAME, cause);
+    #[expect(deprecated, reason = "it is what caps the memory of all memtables; fjall has nothing in its place yet")]
     let builder = Database::builder(dir).cache_size(cache_bytes).max_write_buffer_size(Some(write_buffer_bytes));
     let db = builder.open().map_err(store)?;
     // Two memtables fit into the write buffer: one is filled while the other is flushed.
