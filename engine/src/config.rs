@@ -125,6 +125,8 @@ pub const MEMORY_BUDGET_BYTES_MIN: usize = 16 << 20;
 
 /// Memory of a shard's budget that is left to the holes of the heap at most.
 const HOLES_BYTES_MAX: usize = 6 << 20;
+/// Memtables of a shard below which data is rewritten too often.
+const MEMTABLE_BYTES_WANTED: usize = 16 << 20;
 
 impl EngineConfig {
     /// The defaults for data in `dir`.
@@ -173,9 +175,11 @@ impl EngineConfig {
         Ok(())
     }
 
-    /// Bytes that the memtables of one shard may hold.
+    /// Bytes that the memtables of one shard may hold: an eighth of its memory, and of little memory up to a quarter, because
+    /// how often data is rewritten goes with data over memtables.
     pub(crate) fn memtable_budget_bytes(&self) -> usize {
-        self.memory_budget_bytes / self.shards / 8
+        let share = self.memory_budget_bytes / self.shards;
+        (share / 8).max(MEMTABLE_BYTES_WANTED.min(share / 4))
     }
 
     /// Bytes at which a batch of the log makes writers wait; three of them fit the share for buffers. A batch is sealed in
