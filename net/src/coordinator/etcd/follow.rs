@@ -1,11 +1,14 @@
 //! The watch of the prefix: what changes at etcd is known here at once, without asking.
 //!
-//! What it shows is the state at one revision, perhaps not the last one: whoever acts on a record reads that record.
+//! What it shows is the state at one revision, perhaps not the last one: whoever acts on a record reads that record, or
+//! compares its revision when it writes.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{Client, EventType, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{Client, EventType, KeyValue, WatchOptions, WatchResponse, WatchStream};
 use tokio::sync::watch;
 
 use crate::coordinator::ClusterState;
@@ -24,6 +27,41 @@ const RETRY: Duration = Duration::from_millis(100);
 /// What is shown: nothing while no watch runs.
 pub(super) type Shown = watch::Sender<Option<Arc<ClusterState>>>;
 
+/// What lies in etcd, as it was read or has been told since.
+#[derive(Debug, Default)]
+pub(super) struct Picture {
+    pub state: ClusterState,
+    /// The revision of each key that is there.
+    revisions: HashMap<Vec<u8>, i64>,
+    /// Whether a watch keeps it as it is.
+    is_kept: bool,
+}
+
+impl Picture {
+    pub fn of(layout: &Layout, kvs: &[KeyValue]) -> Result<Picture, String> {
+        let mut picture = Picture::default();
+        for kv in kvs {
+            picture.take(layout, kv, true)?;
+        }
+        Ok(picture)
+    }
+
+    fn take(&mut self, layout: &Layout, kv: &KeyValue, is_there: bool) -> Result<(), String> {
+        // Of what is not understood no revision is known either.
+        self.revisions.remove(kv.key());
+        layout.take(&mut self.state, kv.key(), is_there.then(|| kv.value()))?;
+        if is_there {
+            self.revisions.insert(kv.key().to_vec(), kv.mod_revision());
+        }
+        Ok(())
+    }
+
+    /// The revision of a key, 0 if it is not there; nothing if no watch tells of its changes.
+    pub fn revision_of(&self, key: &str) -> Option<i64> {
+        self.is_kept.then(|| self.revisions.get(key.as_bytes()).copied().unwrap_or(0))
+    }
+}
+
 /// Why a watch ended.
 enum End {
     /// The member was lost: another one goes on behind the last revision.
@@ -33,13 +71,16 @@ enum End {
 }
 
 /// Follows for ever.
-pub(super) async fn run(members: &Members, layout: &Layout, shown: &Shown) {
-    let mut known: Option<(ClusterState, i64)> = None;
+pub(super) async fn run(members: &Members, layout: &Layout, latest: &RefCell<Picture>, shown: &Shown) {
+    let mut known = None;
     loop {
-        let (state, next) = match known.take() {
-            Some(known) => known,
+        let next = match known.take() {
+            Some(next) => next,
             None => match decide::list(members, layout).await {
-                Ok((state, revision)) => (state, revision + 1),
+                Ok((picture, revision)) => {
+                    latest.replace(picture);
+                    revision + 1
+                }
                 Err(cause) => {
                     tracing::debug!(?cause, "not read");
                     tokio::time::sleep(RETRY).await;
@@ -47,13 +88,14 @@ pub(super) async fn run(members: &Members, layout: &Layout, shown: &Shown) {
                 }
             },
         };
-        let mut picture = Picture { layout, shown, state, next };
-        let end = picture.follow(members).await;
+        let mut follower = Follower { layout, shown, latest, next };
+        let end = follower.follow(members).await;
+        latest.borrow_mut().is_kept = false;
         shown.send_replace(None);
         match end {
             End::Lost(what) => {
-                tracing::debug!(what, revision = picture.next, "the watch was lost; it goes on elsewhere");
-                known = Some((picture.state, picture.next));
+                tracing::debug!(what, revision = follower.next, "the watch was lost; it goes on elsewhere");
+                known = Some(follower.next);
                 tokio::time::sleep(RETRY).await;
             }
             End::Compacted => tracing::info!("etcd has compacted what was not seen yet; everything is read again"),
@@ -61,15 +103,15 @@ pub(super) async fn run(members: &Members, layout: &Layout, shown: &Shown) {
     }
 }
 
-struct Picture<'a> {
+struct Follower<'a> {
     layout: &'a Layout,
     shown: &'a Shown,
-    state: ClusterState,
+    latest: &'a RefCell<Picture>,
     /// The revision that comes next.
     next: i64,
 }
 
-impl Picture<'_> {
+impl Follower<'_> {
     async fn follow(&mut self, members: &Members) -> End {
         let index = members.asked();
         let begin = async |client: Client| {
@@ -118,18 +160,19 @@ impl Picture<'_> {
         if response.canceled() {
             return Some(End::Lost(response.cancel_reason().to_string()));
         }
+        let mut latest = self.latest.borrow_mut();
         for event in response.events() {
             let Some(kv) = event.kv() else {
                 continue;
             };
-            let value = (event.event_type() == EventType::Put).then(|| kv.value());
-            if let Err(cause) = self.layout.take(&mut self.state, kv.key(), value) {
+            if let Err(cause) = latest.take(self.layout, kv, event.event_type() == EventType::Put) {
                 tracing::error!(cause, "passed over");
             }
             self.next = self.next.max(kv.mod_revision() + 1);
         }
         if response.created() || !response.events().is_empty() {
-            self.shown.send_replace(Some(Arc::new(self.state.clone())));
+            latest.is_kept = true;
+            self.shown.send_replace(Some(Arc::new(latest.state.clone())));
         }
         None
     }

@@ -1,5 +1,6 @@
 //! The handle and its thread. etcd's client lives in the tokio world; who asks may live anywhere.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use crate::error::Error;
 
 use super::config::EtcdConfig;
 use super::decide::{self, ANSWER_MAX};
-use super::follow::{self, Shown};
+use super::follow::{self, Picture, Shown};
 use super::layout::Layout;
 use super::members::{Failure, Members};
 use super::presence::Presence;
@@ -76,14 +77,19 @@ struct Inner {
     members: Members,
     layout: Layout,
     presence: Presence,
+    /// What the watch has shown last.
+    latest: RefCell<Picture>,
 }
 
 async fn serve(config: EtcdConfig, mut requests: mpsc::Receiver<Request>, shown: Shown, pulse: Pulse) {
     let layout = Layout::new(&config.prefix);
     let presence = Presence::new(config.lease);
-    let inner = Rc::new(Inner { members: Members::new(config, pulse), layout, presence });
+    let latest = RefCell::default();
+    let inner = Rc::new(Inner { members: Members::new(config, pulse), layout, presence, latest });
     let follower = Rc::clone(&inner);
-    tokio::task::spawn_local(async move { follow::run(&follower.members, &follower.layout, &shown).await });
+    tokio::task::spawn_local(async move {
+        follow::run(&follower.members, &follower.layout, &follower.latest, &shown).await;
+    });
     let keeper = Rc::clone(&inner);
     tokio::task::spawn_local(async move { keeper.presence.keep(&keeper.members, &keeper.layout).await });
     let places = Arc::new(Semaphore::new(COMMANDS_MAX));
@@ -106,12 +112,12 @@ impl Inner {
             Command::Register(info) => {
                 self.presence.register(&self.members, &self.layout, info).await.map(Answer::State)
             }
-            command => decide::decide(&self.members, &self.layout, &command).await,
+            command => decide::decide(&self.members, &self.layout, &self.latest, &command).await,
         }
     }
 
     async fn list(&self) -> Result<ClusterState, Failure> {
         let read = async || decide::list(&self.members, &self.layout).await;
-        Ok(self.members.persist(ANSWER_MAX, read).await?.0)
+        Ok(self.members.persist(ANSWER_MAX, read).await?.0.state)
     }
 }

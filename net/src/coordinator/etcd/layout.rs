@@ -14,6 +14,8 @@ use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, KeyValue, TxnOp, 
 
 use crate::coordinator::{ClusterState, Command};
 
+use super::follow::Picture;
+
 /// The version of the layout.
 pub(super) const FORMAT: &[u8] = b"1";
 
@@ -207,6 +209,18 @@ impl Scope {
             }
         };
         self.keys.iter().map(read).collect()
+    }
+
+    /// The same as the watch has shown it last, of a command that is about one record. Nothing if it does not show that, and of a
+    /// `Begin`: what must not be asked twice is to find out by a read whether anybody answers.
+    pub fn shown(&self, picture: &Picture) -> Option<Seen> {
+        let [Key::One(key)] = self.keys.as_slice() else { return None };
+        let Some(Place::Partition(id)) = self.layout.place(key) else { return None };
+        // The picture keeps what somebody has deleted by hand.
+        let revision = picture.revision_of(key).filter(|revision| *revision > 0)?;
+        let mut state = ClusterState::default();
+        state.records.insert(id, picture.state.records.get(&id)?.clone());
+        Some(Seen { state, compares: vec![Compare::mod_revision(key.as_str(), CompareOp::Equal, revision)] })
     }
 
     /// What those reads found.

@@ -310,10 +310,14 @@ async fn promote(
     if sealing.early {
         fetch_missing(host, context.partition, attempt, epoch, inbox.source, order);
     }
-    // Clients are told at once; the record itself follows with the next refresh.
-    if let Ok(record) = coordinator::read(host.coordinator.as_ref(), context.partition.0).await {
-        host.routing.update_record(&record);
-    }
+    // Clients are told as soon as the record is read; the source, whose writes wait for this, at once.
+    let host = Arc::clone(host);
+    let plane = host.control.clone();
+    plane.spawn(async move {
+        if let Ok(record) = coordinator::read(host.coordinator.as_ref(), context.partition.0).await {
+            host.routing.update_record(&record);
+        }
+    });
     Ok(())
 }
 
