@@ -17,6 +17,20 @@ use crate::keyspace::{self, KeyspaceOptions, KeyspaceStats};
 use crate::partition::{Batch, Commit, Condition, KeyValue, Versioned, Write, Written};
 
 /// See [`crate::Engine`].
+///
+/// # Example
+/// ```
+/// use antumbra_engine::{Engine, KeyspaceOptions, blocking};
+/// # let dir = tempfile::tempdir()?;
+/// let engine = blocking::Engine::from(Engine::builder(dir.path()).memory_budget(64 << 20).open()?);
+/// let people = engine.create_keyspace("people", KeyspaceOptions::new())?;
+/// people.put("ada", "1815")?;
+/// assert_eq!(engine.list_keyspaces(), ["people"]);
+/// assert_eq!(engine.inner().shards(), 1); // the async side
+/// # drop(people);
+/// engine.close()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Engine {
     inner: crate::Engine,
@@ -120,6 +134,21 @@ impl Engine {
 }
 
 /// See [`crate::Keyspace`].
+///
+/// # Example
+/// ```
+/// # use antumbra_engine::{Engine, KeyspaceOptions, blocking};
+/// # let dir = tempfile::tempdir()?;
+/// # let engine = blocking::Engine::from(Engine::builder(dir.path()).memory_budget(64 << 20).open()?);
+/// let people = engine.open_keyspace("people", KeyspaceOptions::new())?;
+/// people.put("ada", "1815")?;
+/// assert!(people.get("ada")?.is_some());
+/// assert_eq!(people.inner().name(), "people"); // the async side
+/// for entry in people.iter() {
+///     assert_eq!(entry?.key, "ada");
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Keyspace {
     inner: crate::Keyspace,
@@ -289,6 +318,18 @@ impl IntoIterator for &Keyspace {
 }
 
 /// See [`crate::Snapshot`].
+///
+/// # Example
+/// ```
+/// # use antumbra_engine::{Engine, KeyspaceOptions, blocking};
+/// # let dir = tempfile::tempdir()?;
+/// # let engine = blocking::Engine::from(Engine::builder(dir.path()).memory_budget(64 << 20).open()?);
+/// let people = engine.open_keyspace("people", KeyspaceOptions::new())?;
+/// let before = people.snapshot()?;
+/// people.put("ada", "1815")?;
+/// assert_eq!(before.get("ada")?, None);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     inner: keyspace::Snapshot,
@@ -338,6 +379,19 @@ impl IntoIterator for &Snapshot {
 }
 
 /// See [`crate::Entries`]: an iterator that waits for each page.
+///
+/// # Example
+/// ```
+/// # use antumbra_engine::{Engine, KeyspaceOptions, blocking};
+/// # let dir = tempfile::tempdir()?;
+/// # let engine = blocking::Engine::from(Engine::builder(dir.path()).memory_budget(64 << 20).open()?);
+/// let people = engine.open_keyspace("people", KeyspaceOptions::new())?;
+/// people.put("ada", "1815")?;
+/// people.put("bob", "1816")?;
+/// let last = people.iter().rev().next().expect("two")?;
+/// assert_eq!(last.key, "bob");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Entries {
     inner: keyspace::Entries,

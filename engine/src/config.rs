@@ -12,6 +12,12 @@ use crate::merge_operator::MergeOperators;
 use crate::types::HostId;
 
 /// How a write is acknowledged.
+///
+/// # Example
+/// ```
+/// use antumbra_engine::Durability;
+/// assert_eq!(Durability::default(), Durability::Durable);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
     /// On the device (and, under a synchronous mirror, at the target) before the acknowledgement.
@@ -27,6 +33,12 @@ pub enum Durability {
 }
 
 /// How data blocks are stored.
+///
+/// # Example
+/// ```
+/// use antumbra_engine::{Compression, KeyspaceOptions};
+/// let options = KeyspaceOptions::new().compression(Compression::Zstd);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compression {
     /// As they are.
@@ -38,6 +50,13 @@ pub enum Compression {
 }
 
 /// How much a read brings at a time when it has to ask the device.
+///
+/// # Example
+/// ```no_run
+/// use antumbra_engine::{Engine, ReadAhead};
+/// let engine = Engine::builder("data").read_ahead(ReadAhead::Wide).open()?; // keys are read in their order
+/// # Ok::<(), antumbra_engine::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReadAhead {
     /// A get brings one block; a scan one at first, and more with each read while it goes on.
@@ -51,6 +70,13 @@ pub enum ReadAhead {
 }
 
 /// Which of the segments that need compaction comes first. One that flushes wait for does in any case.
+///
+/// # Example
+/// ```no_run
+/// use antumbra_engine::{CompactionOrder, Engine};
+/// let engine = Engine::builder("data").compaction_order(CompactionOrder::Expected).open()?;
+/// # Ok::<(), antumbra_engine::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CompactionOrder {
     /// The one with the most tables.
@@ -61,6 +87,13 @@ pub enum CompactionOrder {
 }
 
 /// Options of one partition; part of its manifest.
+///
+/// # Example
+/// ```
+/// use antumbra_engine::{Compression, PartitionOptions};
+/// let options = PartitionOptions { compression: Compression::Zstd, ..PartitionOptions::default() };
+/// assert_eq!(options.block_bytes, 8 << 10);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionOptions {
     /// Segments are split above twice this size and merged below a quarter of it, in bytes.
@@ -78,6 +111,17 @@ impl Default for PartitionOptions {
 }
 
 /// Configuration of an engine.
+///
+/// # Example
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// use antumbra_engine::{Engine, EngineConfig};
+/// let config = EngineConfig { shards: 2, memory_budget_bytes: 64 << 20, ..EngineConfig::new(dir.path()) };
+/// config.check()?;
+/// let engine = Engine::open(config)?;
+/// assert_eq!(engine.shards(), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
     /// Data folder; created when missing.

@@ -5,6 +5,24 @@
 //! from any thread and runtime, [`Engine::on_shard`] ships code to the data. `engine/docs/api.md` says what is promised; the
 //! life of a put, a get and a move is drawn in `ARCHITECTURE.md`.
 
+#![deny(missing_docs)]
+
+/// An example of an item's documentation, run by `cargo test --doc`: it has an `engine` that lies below `dir`, and `people`, a
+/// keyspace of it.
+macro_rules! example {
+    ($text:literal) => {
+        concat!(
+            "\n# Example\n```\n# use antumbra_engine::*;\n# let dir = tempfile::tempdir()?;\n",
+            "# let engine = Engine::builder(dir.path().join(\"data\")).memory_budget(64 << 20).open()?;\n",
+            "# futures_lite::future::block_on(async {\n",
+            "# let people = engine.create_keyspace(\"people\", KeyspaceOptions::new()).await?;\n# async {\n",
+            $text,
+            "\n# Ok::<(), Error>(())\n# }.await?;\n# drop(people);\n# engine.close().await })?;\n",
+            "# Ok::<(), Box<dyn std::error::Error>>(())\n```"
+        )
+    };
+}
+
 pub mod blocking;
 pub mod chain;
 pub mod checkpoint;
@@ -49,3 +67,12 @@ pub use partition::{
     ScrubReport, Serving, Versioned, Write, Written,
 };
 pub use shard::{PartitionSpec, Shard};
+
+/// The README and the book's page on embedding: their examples are tests.
+#[cfg(doctest)]
+mod pages {
+    #[doc = include_str!("../../README.md")]
+    mod readme {}
+    #[doc = include_str!("../../tools/docs/book/embedding.md")]
+    mod embedding {}
+}

@@ -15,6 +15,18 @@ use crate::error::{Error, Result};
 /// Combines what a key holds with an operand.
 ///
 /// Must be deterministic and must not block: it runs on the shard's core.
+///
+/// # Example
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// /// Keeps the longest.
+/// fn longest(_key: &[u8], existing: Option<&[u8]>, operand: &[u8]) -> Result<Vec<u8>, String> {
+///     Ok(existing.filter(|held| held.len() >= operand.len()).unwrap_or(operand).to_vec())
+/// }
+/// let engine = antumbra_engine::Engine::builder(dir.path()).merge_operator("longest", longest).open()?;
+/// assert_eq!(engine.merge_operator("longest")?.name(), "longest");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait MergeOperator: Send + Sync + 'static {
     /// The new value. `existing` is `None` when the key holds no live value.
     ///
@@ -33,6 +45,7 @@ where
 }
 
 /// An operator under its name. Cheap to clone.
+#[doc = example!(r#"assert_eq!(engine.merge_operator("add")?.name(), "add");"#)]
 #[derive(Clone)]
 pub struct NamedOperator {
     name: Arc<str>,
@@ -47,6 +60,7 @@ impl fmt::Debug for NamedOperator {
 
 impl NamedOperator {
     /// The name.
+    #[doc = example!(r#"assert_eq!(engine.merge_operator("max")?.name(), "max");"#)]
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -69,6 +83,13 @@ impl NamedOperator {
 /// | `add` | 8 bytes, signed, little-endian | the sum; a missing value counts as 0; overflow is an error |
 /// | `max` | 8 bytes, signed, little-endian | the larger |
 /// | `append` | any bytes | the value followed by the operand |
+///
+/// # Example
+/// ```
+/// let mut operators = antumbra_engine::MergeOperators::default();
+/// operators.register("last", |_: &[u8], _: Option<&[u8]>, operand: &[u8]| Ok(operand.to_vec()));
+/// assert!(operators.find("last").is_ok() && operators.find("add").is_ok() && operators.find("nobody's").is_err());
+/// ```
 #[derive(Clone, Debug)]
 pub struct MergeOperators {
     by_name: BTreeMap<String, NamedOperator>,

@@ -73,6 +73,12 @@ impl Epoch {
 /// Hybrid logical clock timestamp: 48 bits of milliseconds since the Unix epoch, 16 bits of logical counter.
 ///
 /// Source: Kulkarni et al., "Logical Physical Clocks", 2014.
+///
+/// # Example
+/// ```
+/// use antumbra_engine::types::Hlc;
+/// assert_eq!(Hlc::from_wall_ms(1_700_000_000_000).wall_ms(), 1_700_000_000_000);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hlc(pub u64);
 
@@ -91,6 +97,14 @@ impl Hlc {
 }
 
 /// A half-open range of routing keys, `[start, end)`; no `end` means "to the end of the keyspace".
+///
+/// # Example
+/// ```
+/// use antumbra_engine::types::KeyRange;
+/// let range = KeyRange::from_bounds("a"..="c");
+/// assert!(range.contains(b"bob") && range.contains(b"c") && !range.contains(b"ca"));
+/// assert!(KeyRange::prefix(b"b").overlaps(&range) && KeyRange::all().contains(b"anything"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRange {
     /// First key of the range; empty means "from the beginning".

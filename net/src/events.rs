@@ -54,6 +54,16 @@ pub struct Event {
 }
 
 /// The events of a host.
+///
+/// # Example
+/// ```
+/// use antumbra_net::events::{Events, Topic};
+/// let events = Events::new(None); // in memory alone
+/// let news = events.watch();
+/// events.note(Topic::Move, None, "moved to host 2");
+/// assert_eq!(*news.borrow(), 1);
+/// assert_eq!(events.since(0, 10)[0].text, "moved to host 2");
+/// ```
 #[derive(Debug)]
 pub struct Events {
     kept: Mutex<Kept>,

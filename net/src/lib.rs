@@ -1,6 +1,8 @@
 //! Between hosts of Antumbra: QUIC transport, shadow protocol and switchover, coordinator, routing, and the RESP server
 //! that clients speak to.
 
+#![deny(missing_docs)]
+
 pub mod controller;
 pub mod coordinator;
 pub mod error;

@@ -70,6 +70,35 @@ impl Topology {
 }
 
 /// The table. Clones share it.
+///
+/// # Example
+/// ```
+/// use antumbra_net::resp::slot::slot_of;
+/// use antumbra_net::routing::RoutingTable;
+/// let table = RoutingTable::default();
+/// let changes = table.changes(); // to be woken by
+/// let routes = table.load(); // of one moment, without a lock
+/// assert!(routes.route(slot_of(b"key")).is_none(), "nobody owns anything yet");
+/// assert!(routes.addresses(antumbra_engine::types::HostId(1)).is_none());
+/// # drop(changes);
+///
+/// // What the coordinator says, all of it or one record of a partition.
+/// use antumbra_net::coordinator::{ClusterState, PartitionRecord, RecordState};
+/// table.update_record(&PartitionRecord {
+///     partition: 1,
+///     keyspace: String::new(),
+///     slots: (0, 16_383),
+///     owner: 2,
+///     epoch: 1,
+///     state: RecordState::Stable,
+///     revision: 1,
+///     history: Vec::new(),
+///     diverged: None,
+///     former: None,
+/// });
+/// assert_eq!(table.load().route(7).expect("served").owner.0, 2);
+/// table.update(&ClusterState::default());
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct RoutingTable {
     current: Arc<ArcSwap<Topology>>,

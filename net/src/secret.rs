@@ -6,6 +6,19 @@ use std::path::Path;
 use crate::error::{Error, Result};
 
 /// A password or key.
+///
+/// # Example
+/// ```
+/// use antumbra_net::secret::Secret;
+/// let secret = Secret::new("open sesame");
+/// assert_eq!(secret.reveal(), "open sesame");
+/// assert_eq!(format!("{secret:?}"), "Secret");
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("readable");
+/// std::fs::write(&path, "everybody can read this")?;
+/// assert!(Secret::load(&path).is_err());
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -38,6 +51,15 @@ impl std::fmt::Debug for Secret {
 }
 
 /// Reads a file that holds secrets.
+///
+/// # Example
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("readable");
+/// std::fs::write(&path, "everybody can read this")?;
+/// assert!(antumbra_net::secret::read_private(&path).is_err());
+/// # Ok::<(), std::io::Error>(())
+/// ```
 ///
 /// # Errors
 /// [`Error::Refused`] when it cannot be read, or others may read it.

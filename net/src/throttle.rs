@@ -10,6 +10,21 @@ pub mod pid;
 const BURST_NS: u64 = 25_000_000;
 
 /// A cap on bytes per second.
+///
+/// # Example
+/// ```
+/// use antumbra_net::throttle::Throttle;
+/// let mut throttle = Throttle::new(Some(1_000_000)); // bytes a second
+/// let second = 1_000_000_000;
+/// throttle.begin_demand(second);
+/// throttle.admit(500_000, second);
+/// let wait = throttle.admit(500_000, second); // nanoseconds until these may go
+/// assert!(wait > 300_000_000 && wait < second);
+/// throttle.end_demand(2 * second);
+/// assert_eq!(throttle.wanted_ns(3 * second), second);
+/// throttle.set_rate(None);
+/// assert_eq!((throttle.admit(1 << 30, 3 * second), throttle.piece_bytes()), (0, 64 << 10));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Throttle {
     /// Bytes per second; `None` means no cap.

@@ -29,6 +29,19 @@ pub fn server_name(host: HostId) -> String {
 }
 
 /// The authority that signs the certificates of a cluster's hosts.
+///
+/// # Example
+/// ```
+/// use antumbra_engine::types::HostId;
+/// use antumbra_net::tls::{Authority, Identity, server_name};
+/// # let dir = tempfile::tempdir()?;
+/// let authority = Authority::open_or_create(&dir.path().join("ca"))?;
+/// authority.issue(HostId(3), &dir.path().join("certs"))?; // carry this folder to host 3
+/// let identity = Identity::load(&dir.path().join("certs"))?;
+/// assert_eq!(identity.host()?, HostId(3));
+/// assert_eq!(server_name(HostId(3)), "host-3.antumbra");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Authority {
     dir: PathBuf,
     key: KeyPair,
@@ -94,6 +107,17 @@ fn create_authority(dir: &Path) -> Result<()> {
 }
 
 /// What one host needs to speak to the others.
+///
+/// # Example
+/// ```
+/// # use antumbra_engine::types::HostId;
+/// use antumbra_net::tls::Identity;
+/// # let dir = tempfile::tempdir()?;
+/// # antumbra_net::tls::Authority::open_or_create(&dir.path().join("ca"))?.issue(HostId(1), dir.path())?;
+/// let identity = Identity::load(dir.path())?;
+/// assert_eq!(identity.host()?, HostId(1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct Identity {
     authority: CertificateDer<'static>,

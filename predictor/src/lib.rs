@@ -12,6 +12,7 @@
 //! - INV-P3: equal inputs and seeds give equal outputs, bit by bit on one machine.
 //! - INV-P4: every score is finite and not negative.
 
+#![deny(missing_docs)]
 #![deny(unsafe_code)]
 
 pub mod error;

@@ -69,6 +69,21 @@ pub struct Weights {
 }
 
 /// A checked model: shapes fit, every weight is finite.
+///
+/// # Example
+/// ```
+/// use antumbra_predictor::Model;
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("model.safetensors");
+/// let model = Model::shipped()?;
+/// model.save(&path)?;
+/// let read = Model::load(&path)?;
+/// assert_eq!((read.hidden(), read.horizon()), (model.hidden(), model.horizon()));
+/// assert_eq!(Model::from_bytes(&model.to_bytes()?, &path)?.weights(), model.weights());
+/// let start = Model::random(8, 8, 1); // as training begins
+/// assert_eq!(Model::new(8, 8, start.weights().clone())?, start);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
     hidden: usize,

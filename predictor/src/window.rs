@@ -9,6 +9,14 @@
 pub const HISTORY_WINDOWS: usize = 64;
 
 /// Accesses of one segment in one window.
+///
+/// # Example
+/// ```
+/// use antumbra_predictor::SegmentCounts;
+/// let mut counts = SegmentCounts { reads: 2, writes: 1, ..SegmentCounts::default() };
+/// counts.add(&SegmentCounts { reads: 3, ..SegmentCounts::default() });
+/// assert_eq!(counts.accesses(), 6);
+/// ```
 #[derive(Default, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentCounts {
     /// Reads.
@@ -64,6 +72,21 @@ pub(crate) fn checked_share(left_share: f32) -> f32 {
 /// The access counters of one partition, by segment index in key order.
 ///
 /// Cost: `65 * segments * 24` bytes.
+///
+/// # Example
+/// ```
+/// use antumbra_predictor::AccessWindows;
+/// let mut windows = AccessWindows::new(4);
+/// windows.record_read(1, 100);
+/// windows.record_write(1, 50);
+/// assert_eq!(windows.open()[1].accesses(), 2);
+/// assert_eq!(windows.close()[1].bytes, 150);
+/// assert_eq!(windows.history(0).expect("one was closed")[1].reads, 1);
+/// windows.split(1, 0.5); // segment 1 was cut in two halves
+/// assert_eq!(windows.len(), 5);
+/// windows.merge(1);
+/// assert!(!windows.is_empty() && windows.len() == 4);
+/// ```
 #[derive(Clone, Debug)]
 pub struct AccessWindows {
     open: Vec<SegmentCounts>,

@@ -31,6 +31,8 @@ const LINKS: &str = "backup.partial";
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a backup cost.
+#[doc = example!(r#"let repository = dir.path().join("backups");
+assert_eq!(engine.backup(&repository).await?.number, 1);"#)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackupReport {
     /// Its number in the repository.
@@ -44,6 +46,9 @@ pub struct BackupReport {
 }
 
 /// A backup in a repository.
+#[doc = example!(r#"let repository = dir.path().join("backups");
+engine.backup(&repository).await?;
+assert_eq!(antumbra_engine::checkpoint::list_backups(&repository)?.len(), 1);"#)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackupInfo {
     /// Its number.
@@ -64,6 +69,8 @@ impl Engine {
     /// [`Error::Locked`] while another process changes the repository, [`Error::Corruption`] when a file of the
     /// repository is not what it should be, [`Error::Io`]; the backups that were there are untouched.
     /// Cancel: the copying goes on; there is a new backup or not.
+    #[doc = example!(r#"let report = engine.backup(dir.path().join("backups")).await?;
+assert_eq!((report.number, report.files_shared), (1, 0));"#)]
     pub async fn backup(&self, repository: impl AsRef<Path>) -> Result<BackupReport> {
         let links = self.dir().join(LINKS);
         self.checkpoint_into(&links).await?;
@@ -170,6 +177,9 @@ fn read(repository: &Path, number: u64) -> Result<BackupCatalogue> {
 ///
 /// # Errors
 /// [`Error::Corruption`], [`Error::Io`].
+#[doc = example!(r#"let repository = dir.path().join("backups");
+engine.backup(&repository).await?;
+assert_eq!(antumbra_engine::checkpoint::list_backups(&repository)?[0].number, 1);"#)]
 pub fn list_backups(repository: impl AsRef<Path>) -> Result<Vec<BackupInfo>> {
     let repository = repository.as_ref();
     let infos = numbers(repository)?.into_iter().map(|number| {
@@ -189,6 +199,11 @@ pub fn list_backups(repository: impl AsRef<Path>) -> Result<Vec<BackupInfo>> {
 /// # Errors
 /// [`Error::Invalid`] when `dir` exists, [`Error::Corruption`] naming the damaged file, [`Error::Io`]; nothing is at `dir`
 /// then.
+#[doc = example!(r#"let repository = dir.path().join("backups");
+people.put("ada", "1815").await?;
+engine.backup(&repository).await?;
+let restored = antumbra_engine::checkpoint::restore_backup(&repository, 1, dir.path().join("restored"))?;
+assert_eq!(restored.records, 1);"#)]
 pub fn restore_backup(repository: impl AsRef<Path>, number: u64, dir: impl AsRef<Path>) -> Result<Verified> {
     let repository = repository.as_ref();
     let catalogue = read(repository, number)?;
@@ -221,6 +236,10 @@ pub fn restore_backup(repository: impl AsRef<Path>, number: u64, dir: impl AsRef
 /// # Errors
 /// [`Error::Locked`], [`Error::Corruption`] when another backup's list cannot be read (no table is removed then),
 /// [`Error::Io`]. After a crash in between, the next removal removes what is left.
+#[doc = example!(r#"let repository = dir.path().join("backups");
+engine.backup(&repository).await?;
+antumbra_engine::checkpoint::remove_backup(&repository, 1)?;
+assert!(antumbra_engine::checkpoint::list_backups(&repository)?.is_empty());"#)]
 pub fn remove_backup(repository: impl AsRef<Path>, number: u64) -> Result<()> {
     let repository = repository.as_ref();
     let _lock = DataLock::acquire(repository, LOCK_TIMEOUT)?;

@@ -30,6 +30,8 @@ impl Engine {
     /// [`Error::Invalid`] when `dir` exists; [`Error::Io`], also when it is on another file system: nothing is at `dir`
     /// then.
     /// Cancel: nothing is at `dir`; an unfinished folder `dir` + `.partial` may be left, which the next attempt removes.
+    #[doc = example!(r#"engine.checkpoint(dir.path().join("copy")).await?;
+assert!(dir.path().join("copy/shard-000").is_dir());"#)]
     pub async fn checkpoint(&self, dir: impl AsRef<Path>) -> Result<()> {
         let dir = dir.as_ref().to_path_buf();
         if dir.exists() {
@@ -75,6 +77,10 @@ impl Engine {
 /// # Errors
 /// [`Error::Invalid`] when `dir` exists, [`Error::Corruption`] naming the damaged file, [`Error::Io`]; nothing is at `dir`
 /// then.
+#[doc = example!(r#"people.put("ada", "1815").await?;
+engine.checkpoint(dir.path().join("copy")).await?;
+let restored = antumbra_engine::checkpoint::restore(dir.path().join("copy"), dir.path().join("restored"))?;
+assert_eq!(restored.records, 1);"#)]
 pub fn restore(checkpoint: impl AsRef<Path>, dir: impl AsRef<Path>) -> Result<Verified> {
     let checkpoint = checkpoint.as_ref();
     install(dir.as_ref(), |partial| {

@@ -62,6 +62,17 @@ impl Diagnosis {
 ///
 /// # Errors
 /// [`Error::Io`](crate::Error::Io) when that folder cannot be written; everything else is a finding.
+///
+/// # Example
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// let diagnosis = antumbra_engine::doctor::examine(dir.path())?;
+/// for finding in diagnosis.findings.iter().filter(|finding| !finding.advice.is_empty()) {
+///     println!("{:?} {}: {} -> {}", finding.severity, finding.check, finding.found, finding.advice);
+/// }
+/// println!("{:?} in all", diagnosis.severity());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn examine(dir: &Path) -> Result<Diagnosis> {
     let existing = dir.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
     // An empty relative path means the working folder.

@@ -12,9 +12,25 @@ use super::Engine;
 
 /// Options of an engine, one method each. What is not set has the default of [`EngineConfig::new`].
 ///
-/// ```no_run
-/// let engine = antumbra_engine::Engine::builder("data").threads(2).memory_budget(512 << 20).open()?;
-/// # Ok::<(), antumbra_engine::Error>(())
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let folder = dir.path();
+/// use antumbra_engine::{CompactionOrder, Engine, ReadAhead};
+/// use std::time::Duration;
+/// let mut builder = Engine::builder(folder)
+///     .threads(2)
+///     .memory_budget(64 << 20)
+///     .wal_file(32 << 20)
+///     .pin_from(0)
+///     .spin(Duration::ZERO)
+///     .residency(true)
+///     .read_ahead(ReadAhead::Growing)
+///     .compaction_order(CompactionOrder::Slices)
+///     .lock_timeout(Duration::from_secs(2))
+///     .merge_operator("last", |_: &[u8], _: Option<&[u8]>, operand: &[u8]| Ok(operand.to_vec()));
+/// builder.config().window = Duration::from_millis(250); // what has no method of its own
+/// let engine = builder.open()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct EngineBuilder {

@@ -26,6 +26,12 @@ type Fetch = Pin<Box<dyn Future<Output = Result<(Option<PartitionSnapshot>, Page
 /// one item at least.
 /// Errors: as [`crate::Partition::page`]; the stream ends behind the first.
 /// Cancel: dropping it lets go of its moment. Cost: one hop a page.
+#[doc = example!(r#"use antumbra_engine::types::KeyRange;
+people.put("ada", "1815").await?;
+let mut entries = people.partitions()[0].entries(KeyRange::all());
+while let Some(entry) = entries.next().await {
+    assert_eq!(entry?.value, "1815");
+}"#)]
 pub struct PartitionEntries {
     handle: PartitionHandle,
     /// The moment; `None` before the first page and when that was all.
@@ -64,6 +70,9 @@ impl PartitionEntries {
     }
 
     /// Walks the other way. To be called before the first poll.
+    #[doc = example!(r#"use antumbra_engine::types::KeyRange;
+let mut newest = people.partitions()[0].entries(KeyRange::prefix(b"2026-")).rev();
+assert!(newest.next().await.is_none());"#)]
     #[must_use]
     pub fn rev(mut self) -> PartitionEntries {
         self.direction = match self.direction {
@@ -77,6 +86,8 @@ impl PartitionEntries {
     ///
     /// # Errors
     /// As [`crate::Partition::page`].
+    #[doc = example!(r#"use antumbra_engine::types::KeyRange;
+assert!(people.partitions()[0].entries(KeyRange::all()).next().await.is_none());"#)]
     pub async fn next(&mut self) -> Option<Result<KeyValue>> {
         StreamExt::next(self).await
     }

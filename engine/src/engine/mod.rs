@@ -49,6 +49,8 @@ thread_local! {
 }
 
 /// Counts and sizes of an engine.
+#[doc = example!(r#"let stats = engine.stats().await?;
+assert_eq!((stats.shards, stats.partitions.len()), (1, 1));"#)]
 #[derive(Clone, Debug, Default)]
 pub struct EngineStats {
     /// Shards.
@@ -73,6 +75,10 @@ pub struct EngineStats {
 }
 
 /// What a shard has used since the engine was opened.
+#[doc = example!(r#"let before = engine.stats().await?.used[0];
+people.put("ada", "1815").await?;
+let now = engine.stats().await?.used[0];
+assert!(now.log_bytes > before.log_bytes && now.cpu >= before.cpu);"#)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShardUse {
     /// Processor time of its thread.
@@ -93,6 +99,18 @@ struct Inner {
 
 /// An open engine. Cheap to clone; usable from any thread and any runtime. The shards end with [`Engine::close`] or when
 /// the last clone is dropped; in either case what was acknowledged is on the device.
+///
+/// # Example
+/// ```
+/// use antumbra_engine::{Engine, EngineConfig};
+/// # let dir = tempfile::tempdir()?;
+/// let config = EngineConfig { memory_budget_bytes: 64 << 20, ..EngineConfig::new(dir.path()) };
+/// let engine = Engine::open(config)?; // or by Engine::builder(dir.path()) ... .open()
+/// # futures_lite::future::block_on(
+/// engine.close()
+/// # )?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct Engine {
     inner: Arc<Inner>,
@@ -166,6 +184,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`crate::Error::UnknownMergeOperator`].
+    #[doc = example!(r#"assert!(engine.merge_operator("add").is_ok());
+assert!(engine.merge_operator("nobody's").is_err());"#)]
     pub fn merge_operator(&self, name: &str) -> Result<crate::NamedOperator> {
         self.inner.merge_operators.find(name)
     }
@@ -175,12 +195,14 @@ impl Engine {
     }
 
     /// Number of shards: of the folder, or of threads if there are more.
+    #[doc = example!(r#"assert_eq!(engine.shards(), 1);"#)]
     #[must_use]
     pub fn shards(&self) -> usize {
         self.inner.shards.len()
     }
 
     /// The data folder.
+    #[doc = example!(r#"assert!(engine.dir().join("LOCK").is_file());"#)]
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.inner.dir
@@ -191,6 +213,9 @@ impl Engine {
     /// # Errors
     /// [`Error::Invalid`] for a shard that does not exist, [`Error::Closed`].
     /// Cancel: the code runs to its end all the same.
+    #[doc = example!(r#"use antumbra_engine::types::ShardId;
+let partitions = engine.on_shard(ShardId(0), |shard| async move { shard.partitions().len() }).await?;
+assert_eq!(partitions, 1);"#)]
     pub async fn on_shard<F, Fut, T>(&self, shard: ShardId, work: F) -> Result<T>
     where
         F: FnOnce(Rc<Shard>) -> Fut + Send + 'static,
@@ -225,6 +250,10 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::on_shard`].
+    #[doc = example!(r#"use antumbra_engine::types::ShardId;
+let (done, waits) = std::sync::mpsc::channel();
+engine.spawn_on_shard(ShardId(0), |shard| async move { drop(done.send(shard.id())) }).await?;
+assert_eq!(waits.recv().ok(), Some(ShardId(0)));"#)]
     pub async fn spawn_on_shard<F, Fut>(&self, shard: ShardId, work: F) -> Result<()>
     where
         F: FnOnce(Rc<Shard>) -> Fut + Send + 'static,
@@ -248,6 +277,11 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Invalid`] when the id is taken, [`Error::Io`].
+    #[doc = example!(r#"use antumbra_engine::types::{Epoch, KeyRange, PartitionId, ShardId};
+let id = PartitionId(7);
+let spec = PartitionSpec { id, keyspace: String::new(), range: KeyRange::all(), epoch: Epoch(1), options: PartitionOptions::default() };
+let partition = engine.create_partition(ShardId(0), spec).await?;
+partition.put("key", "value").await?;"#)]
     pub async fn create_partition(&self, shard: ShardId, spec: PartitionSpec) -> Result<PartitionHandle> {
         let id = spec.id;
         self.on_shard(shard, move |shard| async move { shard.create_partition(spec).await.map(drop) }).await??;
@@ -261,6 +295,14 @@ impl Engine {
     /// # Errors
     /// [`Error::UnknownPartition`]; [`Error::Invalid`] when they are no neighbours in this order, one of them belongs to
     /// a keyspace, is not owned here, lacks segments or has a shadow attached: nothing has changed; as a flush.
+    #[doc = example!(r#"use antumbra_engine::types::{Epoch, KeyRange, PartitionId, ShardId};
+for (id, range) in [(7, KeyRange::from_bounds(.."m")), (8, KeyRange::from_bounds("m"..))] {
+    let (keyspace, options) = (String::new(), PartitionOptions::default());
+    let spec = PartitionSpec { id: PartitionId(id), keyspace, range, epoch: Epoch(1), options };
+    engine.create_partition(ShardId(0), spec).await?;
+}
+engine.merge_partitions(PartitionId(7), PartitionId(8), Epoch(2)).await?;
+assert!(engine.partition(PartitionId(8)).is_err());"#)]
     pub async fn merge_partitions(&self, id: PartitionId, other: PartitionId, epoch: Epoch) -> Result<()> {
         let (low, high) = (self.partition(id)?.shard, self.partition(other)?.shard);
         if low == high {
@@ -277,12 +319,15 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::UnknownPartition`].
+    #[doc = example!(r#"let (id, shard) = engine.partitions()[0];
+assert_eq!(engine.partition(id)?.shard(), shard);"#)]
     pub fn partition(&self, id: PartitionId) -> Result<PartitionHandle> {
         let shard = self.inner.directory.find(id).ok_or(Error::UnknownPartition { partition: id })?;
         Ok(PartitionHandle { engine: self.clone(), id, shard })
     }
 
     /// All partitions on this host with their shards, ascending by id.
+    #[doc = example!(r#"assert_eq!(engine.partitions().len(), 1);"#)]
     #[must_use]
     pub fn partitions(&self) -> Vec<(PartitionId, ShardId)> {
         self.inner.directory.list()
@@ -292,6 +337,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Closed`].
+    #[doc = example!(r#"assert!(engine.stats().await?.cache.budget_bytes > 0);"#)]
     pub async fn stats(&self) -> Result<EngineStats> {
         let mut stats = EngineStats { shards: self.shards(), ..EngineStats::default() };
         for index in 0..self.shards() {

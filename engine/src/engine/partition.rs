@@ -19,6 +19,9 @@ use crate::types::{KeyRange, PartitionId, ShardId};
 use super::{Engine, PartitionEntries, PartitionSnapshot};
 
 /// A partition behind its shard's queue: one hop to the shard's core and back per call.
+#[doc = example!(r#"let partition = people.partition_of(b"ada");
+partition.put("ada", "1815").await?;
+assert_eq!(partition.stats().await?.id, partition.id());"#)]
 #[derive(Clone, Debug)]
 pub struct PartitionHandle {
     pub(super) engine: Engine,
@@ -28,12 +31,16 @@ pub struct PartitionHandle {
 
 impl PartitionHandle {
     /// The partition's id.
+    #[doc = example!(r#"let partition = &people.partitions()[0];
+assert_eq!(engine.partitions()[0].0, partition.id());"#)]
     #[must_use]
     pub fn id(&self) -> PartitionId {
         self.id
     }
 
     /// The shard it is pinned to.
+    #[doc = example!(r#"use antumbra_engine::types::ShardId;
+assert_eq!(people.partitions()[0].shard(), ShardId(0));"#)]
     #[must_use]
     pub fn shard(&self) -> ShardId {
         self.shard
@@ -43,6 +50,9 @@ impl PartitionHandle {
     ///
     /// # Errors
     /// As [`Partition::get`], [`crate::Error::UnknownPartition`], [`crate::Error::Closed`].
+    #[doc = example!(r#"let partition = &people.partitions()[0];
+partition.put("ada", "1815").await?;
+assert_eq!(partition.get("ada").await?.expect("there"), "1815");"#)]
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>> {
         let (id, key) = (self.id, key.into());
         let get = move |shard: Rc<Shard>, answer: oneshot::Sender<Result<Option<Bytes>>>| {
@@ -67,6 +77,8 @@ impl PartitionHandle {
     ///
     /// # Errors
     /// As [`Partition::write`], [`crate::Error::UnknownPartition`], [`crate::Error::Closed`].
+    #[doc = example!(r#"let partition = &people.partitions()[0];
+partition.write(Write::put("ada", "1815"), Durability::Buffered).await?;"#)]
     pub async fn write(&self, write: Write, durability: Durability) -> Result<Written> {
         self.with(move |partition| async move { partition.write(write, durability).await }).await
     }
@@ -75,6 +87,8 @@ impl PartitionHandle {
     ///
     /// # Errors
     /// As [`PartitionHandle::write`].
+    #[doc = example!(r#"let written = people.partitions()[0].put("ada", "1815").await?;
+assert!(written.lsn.0 > 0);"#)]
     pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<Written> {
         self.write(Write::put(key, value), Durability::Durable).await
     }
@@ -83,6 +97,7 @@ impl PartitionHandle {
     ///
     /// # Errors
     /// As [`PartitionHandle::write`].
+    #[doc = example!(r#"people.partitions()[0].delete("ada").await?;"#)]
     pub async fn delete(&self, key: impl Into<Bytes>) -> Result<Written> {
         self.write(Write::delete(key), Durability::Durable).await
     }
@@ -91,6 +106,9 @@ impl PartitionHandle {
     ///
     /// # Errors
     /// As [`Partition::get_versioned`], [`crate::Error::UnknownPartition`], [`crate::Error::Closed`].
+    #[doc = example!(r#"let partition = &people.partitions()[0];
+let written = partition.put("ada", "1815").await?;
+assert_eq!(partition.get_versioned("ada").await?.expect("there").version, written);"#)]
     pub async fn get_versioned(&self, key: impl Into<Bytes>) -> Result<Option<Versioned>> {
         let key = key.into();
         self.with(move |partition| async move { partition.get_versioned(&key).await }).await
@@ -100,6 +118,10 @@ impl PartitionHandle {
     ///
     /// # Errors
     /// As [`Partition::multi_get`], [`crate::Error::UnknownPartition`], [`crate::Error::Closed`].
+    #[doc = example!(r#"let partition = &people.partitions()[0];
+partition.put("ada", "1815").await?;
+let found = partition.multi_get(vec!["ada".into(), "bob".into()]).await?;
+assert!(found[0].is_some() && found[1].is_none());"#)]
     pub async fn multi_get(&self, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>> {
         self.with(move |partition| async move { partition.multi_get(&keys).await }).await
     }
@@ -109,6 +131,9 @@ impl PartitionHandle {
     /// # Errors
     /// As [`Partition::commit`], [`crate::Error::UnknownPartition`], [`crate::Error::Closed`].
     /// Cancel: as [`Partition::write`]; once the shard has taken the batch it takes place whole.
+    #[doc = example!(r#"let mut batch = Batch::new();
+batch.put("ada", "1815").delete("bob");
+people.partitions()[0].commit(batch, Durability::Durable).await?;"#)]
     pub async fn commit(&self, batch: Batch, durability: Durability) -> Result<Commit> {
         self.with(move |partition| async move { partition.commit(batch, durability).await }).await
     }
@@ -117,6 +142,9 @@ impl PartitionHandle {
     ///
     /// # Errors
     /// As [`PartitionHandle::commit`].
+    #[doc = example!(r#"let partition = &people.partitions()[0];
+let commit = partition.write_if(Condition::Absent, Write::put("ada", "1815"), Durability::Durable).await?;
+assert!(commit.is_written());"#)]
     pub async fn write_if(&self, condition: Condition, write: Write, durability: Durability) -> Result<Commit> {
         let mut batch = Batch::new();
         batch.require(write.key.clone(), condition).push(write);
@@ -127,6 +155,8 @@ impl PartitionHandle {
     ///
     /// # Errors
     /// As [`PartitionHandle::commit`].
+    #[doc = example!(r#"use antumbra_engine::types::KeyRange;
+people.partitions()[0].delete_range(KeyRange::prefix(b"a"), Durability::Durable).await?;"#)]
     pub async fn delete_range(&self, range: KeyRange, durability: Durability) -> Result<Commit> {
         let mut batch = Batch::new();
         batch.delete_range(range);
@@ -137,6 +167,10 @@ impl PartitionHandle {
     ///
     /// # Errors
     /// [`crate::Error::UnknownPartition`], [`crate::Error::Moved`], [`crate::Error::NotOwner`], [`crate::Error::Closed`].
+    #[doc = example!(r#"let partition = &people.partitions()[0];
+let before = partition.snapshot().await?;
+partition.put("ada", "1815").await?;
+assert_eq!(before.get("ada").await?, None);"#)]
     pub async fn snapshot(&self) -> Result<PartitionSnapshot> {
         let handle = self.clone();
         self.with(move |partition| async move {
@@ -150,11 +184,18 @@ impl PartitionHandle {
     ///
     /// # Errors
     /// As [`Partition::scan`], [`crate::Error::UnknownPartition`], [`crate::Error::Closed`].
+    #[doc = example!(r#"use antumbra_engine::types::KeyRange;
+let partition = &people.partitions()[0];
+partition.put("ada", "1815").await?;
+assert_eq!(partition.scan(KeyRange::all(), 10).await?.items.len(), 1);"#)]
     pub async fn scan(&self, range: KeyRange, limit: usize) -> Result<ScanPage> {
         self.with(move |partition| async move { partition.scan(&range, limit).await }).await
     }
 
     /// The entries of a range as a stream, ascending by key.
+    #[doc = example!(r#"use antumbra_engine::types::KeyRange;
+let mut entries = people.partitions()[0].entries(KeyRange::all());
+assert!(entries.next().await.is_none());"#)]
     #[must_use]
     pub fn entries(&self, range: KeyRange) -> PartitionEntries {
         PartitionEntries::new(self.clone(), None, range)
@@ -181,6 +222,7 @@ impl PartitionHandle {
     ///
     /// # Errors
     /// [`crate::Error::UnknownPartition`], [`crate::Error::Closed`].
+    #[doc = example!(r#"assert_eq!(people.partitions()[0].stats().await?.segments, 1);"#)]
     pub async fn stats(&self) -> Result<PartitionStats> {
         self.with(move |partition| async move { Ok(partition.stats()) }).await
     }
@@ -189,6 +231,7 @@ impl PartitionHandle {
     ///
     /// # Errors
     /// As [`Partition::compact_all`], [`crate::Error::UnknownPartition`], [`crate::Error::Closed`].
+    #[doc = example!(r#"people.partitions()[0].compact().await?;"#)]
     pub async fn compact(&self) -> Result<()> {
         self.with(move |partition| async move { partition.compact_all().await }).await
     }
@@ -197,6 +240,8 @@ impl PartitionHandle {
     ///
     /// # Errors
     /// As [`Partition::compact_range`], [`crate::Error::UnknownPartition`], [`crate::Error::Closed`].
+    #[doc = example!(r#"use antumbra_engine::types::KeyRange;
+people.partitions()[0].compact_range(KeyRange::prefix(b"a")).await?;"#)]
     pub async fn compact_range(&self, range: KeyRange) -> Result<()> {
         self.with(move |partition| async move { partition.compact_range(&range).await }).await
     }
@@ -205,6 +250,8 @@ impl PartitionHandle {
     ///
     /// # Errors
     /// As [`Partition::scrub`], [`crate::Error::UnknownPartition`], [`crate::Error::Closed`].
+    #[doc = example!(r#"let report = people.partitions()[0].scrub(Some(50_000_000)).await?;
+assert!(report.damage.is_empty());"#)]
     pub async fn scrub(&self, bytes_per_second: Option<u64>) -> Result<ScrubReport> {
         self.with(move |partition| async move { partition.scrub(bytes_per_second).await }).await
     }
@@ -213,6 +260,9 @@ impl PartitionHandle {
     ///
     /// # Errors
     /// As [`Partition::export`], [`crate::Error::UnknownPartition`], [`crate::Error::Closed`].
+    #[doc = example!(r#"let partition = &people.partitions()[0];
+partition.put("ada", "1815").await?;
+assert_eq!(partition.export("", 1 << 20).await?.records.len(), 1);"#)]
     pub async fn export(&self, start: impl Into<Bytes>, bytes_max: usize) -> Result<ExportPage> {
         let start = start.into();
         self.with(move |partition| async move { partition.export(&start, bytes_max).await }).await
@@ -222,6 +272,10 @@ impl PartitionHandle {
     ///
     /// # Errors
     /// [`crate::Error::UnknownPartition`], [`crate::Error::Closed`], whatever the code returns.
+    #[doc = example!(r#"let length = people.partitions()[0]
+    .with(|partition| async move { partition.get_with(b"ada", |value| value.map_or(0, <[u8]>::len)).await })
+    .await?;
+assert_eq!(length, 0);"#)]
     pub async fn with<F, Fut, T>(&self, work: F) -> Result<T>
     where
         F: FnOnce(Rc<Partition>) -> Fut + Send + 'static,

@@ -15,6 +15,8 @@ use super::{PartitionEntries, PartitionHandle};
 ///
 /// Every version that it sees stays on disk until then, so an old snapshot costs space; it costs writers nothing. Deadlines
 /// are judged by the time it was taken at. It ends with the partition: once that has moved or been dropped, reads fail.
+#[doc = example!(r#"let moment = people.partitions()[0].snapshot().await?;
+assert_eq!(moment.get("ada").await?, None);"#)]
 #[derive(Clone, Debug)]
 pub struct PartitionSnapshot {
     pinned: Arc<Pinned>,
@@ -42,6 +44,9 @@ impl PartitionSnapshot {
     }
 
     /// The moment.
+    #[doc = example!(r#"let partition = &people.partitions()[0];
+let written = partition.put("ada", "1815").await?;
+assert!(partition.snapshot().await?.moment().lsn >= written.lsn);"#)]
     #[must_use]
     pub fn moment(&self) -> Moment {
         self.pinned.moment
@@ -51,6 +56,9 @@ impl PartitionSnapshot {
     ///
     /// # Errors
     /// As [`Partition::get_at`], [`crate::Error::UnknownPartition`], [`crate::Error::Closed`].
+    #[doc = example!(r#"let moment = people.partitions()[0].snapshot().await?;
+people.put("ada", "1815").await?;
+assert_eq!(moment.get("ada").await?, None);"#)]
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>> {
         let (key, moment) = (key.into(), self.pinned.moment);
         self.with(move |partition| async move { partition.get_at(&key, &moment).await }).await
@@ -60,12 +68,18 @@ impl PartitionSnapshot {
     ///
     /// # Errors
     /// As [`Partition::multi_get_at`], [`crate::Error::UnknownPartition`], [`crate::Error::Closed`].
+    #[doc = example!(r#"let moment = people.partitions()[0].snapshot().await?;
+assert_eq!(moment.multi_get(vec!["ada".into()]).await?, [None]);"#)]
     pub async fn multi_get(&self, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>> {
         let moment = self.pinned.moment;
         self.with(move |partition| async move { partition.multi_get_at(&keys, &moment).await }).await
     }
 
     /// The entries of a range as a stream, ascending by key.
+    #[doc = example!(r#"use antumbra_engine::types::KeyRange;
+people.put("ada", "1815").await?;
+let moment = people.partitions()[0].snapshot().await?;
+assert_eq!(moment.entries(KeyRange::all()).next().await.expect("one")?.key, "ada");"#)]
     #[must_use]
     pub fn entries(&self, range: KeyRange) -> PartitionEntries {
         PartitionEntries::new(self.pinned.handle.clone(), Some(self.clone()), range)
@@ -80,6 +94,9 @@ impl PartitionSnapshot {
     ///
     /// # Errors
     /// As [`PartitionHandle::with`].
+    #[doc = example!(r#"let moment = people.partitions()[0].snapshot().await?;
+let serving = moment.with(|partition| async move { Ok(partition.serving()) }).await?;
+assert_eq!(serving, Serving::Owner);"#)]
     pub async fn with<F, Fut, T>(&self, work: F) -> Result<T>
     where
         F: FnOnce(Rc<Partition>) -> Fut + Send + 'static,

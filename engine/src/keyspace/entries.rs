@@ -18,6 +18,11 @@ use super::Partitioning;
 ///
 /// The entries of one partition are all of one moment: of the first poll that reaches it, or of the snapshot. Errors end
 /// the stream. Cost: one hop a page and partition; with [`Partitioning::Hash`] all partitions are read side by side.
+#[doc = example!(r#"people.put("ada", "1815").await?;
+let mut entries = people.iter();
+while let Some(entry) = entries.next().await {
+    assert_eq!(entry?.value, "1815");
+}"#)]
 #[derive(Debug)]
 pub struct Entries {
     /// Of partitions that hold neighbouring keys: read one after another.
@@ -53,6 +58,7 @@ impl Entries {
     }
 
     /// Walks the other way. To be called before the first poll.
+    #[doc = example!(r#"assert!(people.iter().rev().next().await.is_none());"#)]
     #[must_use]
     pub fn rev(mut self) -> Entries {
         self.backward = !self.backward;
@@ -66,6 +72,7 @@ impl Entries {
     ///
     /// # Errors
     /// As [`crate::Partition::page`], [`crate::Error::Closed`].
+    #[doc = example!(r#"assert!(people.iter().next().await.is_none());"#)]
     pub async fn next(&mut self) -> Option<Result<KeyValue>> {
         StreamExt::next(self).await
     }
@@ -74,6 +81,7 @@ impl Entries {
     ///
     /// # Errors
     /// As [`Entries::next`].
+    #[doc = example!(r#"assert!(people.iter().collect().await?.is_empty());"#)]
     pub async fn collect(mut self) -> Result<Vec<KeyValue>> {
         let mut entries = Vec::new();
         while let Some(entry) = self.next().await {

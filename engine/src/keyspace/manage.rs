@@ -97,6 +97,9 @@ impl Engine {
     /// [`Error::Invalid`] when the name is empty or taken or the options cannot work, [`Error::UnknownMergeOperator`],
     /// [`Error::Io`]; nothing is created.
     /// Cancel: it is created or not; what was begun goes with the next start.
+    #[doc = example!(r#"let spread = engine.create_keyspace("spread", KeyspaceOptions::new().hash(4)).await?;
+assert_eq!(spread.partitions().len(), 4);
+assert!(engine.create_keyspace("spread", KeyspaceOptions::new()).await.is_err(), "it is there");"#)]
     pub async fn create_keyspace(&self, name: &str, options: KeyspaceOptions) -> Result<Keyspace> {
         options.check()?;
         let operator = options.merge_operator.as_deref().map(|name| self.merge_operators().find(name)).transpose()?;
@@ -161,6 +164,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::UnknownKeyspace`], [`Error::UnknownMergeOperator`] when it names one that this engine was opened without.
+    #[doc = example!(r#"assert_eq!(engine.keyspace("people")?.name(), "people");
+assert!(engine.keyspace("nobody").is_err());"#)]
     pub fn keyspace(&self, name: &str) -> Result<Keyspace> {
         let entry = self.keyspaces().entry(name);
         let entry = entry.ok_or_else(|| Error::UnknownKeyspace { name: name.to_string() })?;
@@ -184,6 +189,8 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::keyspace`] and [`Engine::create_keyspace`].
+    #[doc = example!(r#"let same = engine.open_keyspace("people", KeyspaceOptions::new()).await?;
+assert_eq!(same.name(), "people");"#)]
     pub async fn open_keyspace(&self, name: &str, options: KeyspaceOptions) -> Result<Keyspace> {
         match self.keyspace(name) {
             Err(Error::UnknownKeyspace { .. }) => match self.create_keyspace(name, options).await {
@@ -196,6 +203,7 @@ impl Engine {
     }
 
     /// Names of all keyspaces, ascending.
+    #[doc = example!(r#"assert_eq!(engine.list_keyspaces(), ["people"]);"#)]
     #[must_use]
     pub fn list_keyspaces(&self) -> Vec<String> {
         self.keyspaces().names()
@@ -206,6 +214,9 @@ impl Engine {
     /// # Errors
     /// [`Error::UnknownKeyspace`]; [`Error::Io`]: the keyspace is gone or as before, its space comes back with the next
     /// start at the latest.
+    #[doc = example!(r#"engine.create_keyspace("old", KeyspaceOptions::new()).await?;
+engine.drop_keyspace("old").await?;
+assert!(engine.keyspace("old").is_err());"#)]
     pub async fn drop_keyspace(&self, name: &str) -> Result<()> {
         let keyspaces = self.keyspaces();
         let _changing = keyspaces.change().await?;

@@ -30,6 +30,8 @@ pub use snapshot::Snapshot;
 /// otherwise.
 /// Cancel: a call that is dropped before the shard took it had no effect; later a write takes place, unacknowledged and
 /// whole.
+#[doc = example!(r#"people.put("ada", "1815").await?;
+assert_eq!(people.get("ada").await?.expect("there"), "1815");"#)]
 #[derive(Clone, Debug)]
 pub struct Keyspace {
     inner: Arc<Inner>,
@@ -46,6 +48,8 @@ struct Inner {
 }
 
 /// Counts and sizes of a keyspace.
+#[doc = example!(r#"let stats = people.stats().await?;
+assert_eq!((stats.partitions.len(), stats.segments), (1, 1));"#)]
 #[derive(Clone, Debug, Default)]
 pub struct KeyspaceStats {
     /// Each partition.
@@ -60,30 +64,36 @@ pub struct KeyspaceStats {
 
 impl Keyspace {
     /// Its name.
+    #[doc = example!(r#"assert_eq!(people.name(), "people");"#)]
     #[must_use]
     pub fn name(&self) -> &str {
         &self.inner.name
     }
 
     /// How its keys are spread.
+    #[doc = example!(r#"assert_eq!(people.partitioning().partitions(), 1);"#)]
     #[must_use]
     pub fn partitioning(&self) -> &Partitioning {
         &self.inner.partitioning
     }
 
     /// Its partitions, in the order of [`Partitioning::route`].
+    #[doc = example!(r#"assert_eq!(people.partitions().len(), 1);"#)]
     #[must_use]
     pub fn partitions(&self) -> &[PartitionHandle] {
         &self.inner.partitions
     }
 
     /// The partition that `key` lies in: [`PartitionHandle::with`] ships code to it.
+    #[doc = example!(r#"assert_eq!(people.partition_of(b"ada").id(), people.partitions()[0].id());"#)]
     #[must_use]
     pub fn partition_of(&self, key: &[u8]) -> &PartitionHandle {
         &self.inner.partitions[self.inner.partitioning.route(key)]
     }
 
     /// The same keyspace with another level for its writes.
+    #[doc = example!(r#"let quick = people.with_durability(Durability::Buffered); // `people` itself stays durable
+quick.put("ada", "1815").await?;"#)]
     #[must_use]
     pub fn with_durability(&self, durability: Durability) -> Keyspace {
         Keyspace { inner: Arc::clone(&self.inner), durability }
@@ -93,6 +103,9 @@ impl Keyspace {
     ///
     /// # Errors
     /// As [`crate::Partition::get`], [`Error::Closed`].
+    #[doc = example!(r#"assert_eq!(people.get("ada").await?, None);
+people.put("ada", "1815").await?;
+assert_eq!(people.get("ada").await?.expect("there"), "1815");"#)]
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>> {
         let key = key.into();
         self.partition_of(&key).get(key).await
@@ -102,6 +115,9 @@ impl Keyspace {
     ///
     /// # Errors
     /// As [`Keyspace::get`].
+    #[doc = example!(r#"let written = people.put("ada", "1815").await?;
+let found = people.get_versioned("ada").await?.expect("there");
+assert_eq!((&found.value[..], found.version), (&b"1815"[..], written));"#)]
     pub async fn get_versioned(&self, key: impl Into<Bytes>) -> Result<Option<Versioned>> {
         let key = key.into();
         self.partition_of(&key).get_versioned(key).await
@@ -112,6 +128,9 @@ impl Keyspace {
     /// # Errors
     /// As [`Keyspace::get`]; the first ends the call.
     /// Cost: one hop a shard; each keeps up to [`crate::partition::READS_IN_FLIGHT`] reads of a partition under way.
+    #[doc = example!(r#"people.put("ada", "1815").await?;
+let found = people.multi_get(["ada", "bob"]).await?;
+assert!(found[0].is_some() && found[1].is_none());"#)]
     pub async fn multi_get<K: Into<Bytes>>(&self, keys: impl IntoIterator<Item = K>) -> Result<Vec<Option<Bytes>>> {
         let mut wanted: Vec<Wanted> = self.inner.partitions.iter().map(|_| Wanted::default()).collect();
         let mut count = 0;
@@ -164,6 +183,7 @@ impl Keyspace {
     ///
     /// # Errors
     /// As [`crate::Partition::write`], [`Error::Closed`].
+    #[doc = example!(r#"people.put("ada", "1815").await?; // on the device when it returns"#)]
     pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<Written> {
         self.write(Write::put(key, value)).await
     }
@@ -173,6 +193,8 @@ impl Keyspace {
     ///
     /// # Errors
     /// As [`Keyspace::put`].
+    #[doc = example!(r#"people.put_until("session", "state", 1).await?; // a deadline of long ago
+assert_eq!(people.get("session").await?, None);"#)]
     pub async fn put_until(
         &self,
         key: impl Into<Bytes>,
@@ -186,6 +208,9 @@ impl Keyspace {
     ///
     /// # Errors
     /// As [`Keyspace::put`].
+    #[doc = example!(r#"people.put("ada", "1815").await?;
+people.delete("ada").await?;
+assert_eq!(people.get("ada").await?, None);"#)]
     pub async fn delete(&self, key: impl Into<Bytes>) -> Result<Written> {
         self.write(Write::delete(key)).await
     }
@@ -194,6 +219,7 @@ impl Keyspace {
     ///
     /// # Errors
     /// As [`Keyspace::put`].
+    #[doc = example!(r#"people.write(Write::put("ada", "1815")).await?;"#)]
     pub async fn write(&self, write: Write) -> Result<Written> {
         self.partition_of(&write.key).write(write, self.durability).await
     }
@@ -202,6 +228,8 @@ impl Keyspace {
     ///
     /// # Errors
     /// As [`Keyspace::put`].
+    #[doc = example!(r#"assert!(people.put_if("ada", "1815", Condition::Absent).await?.is_written());
+assert!(!people.put_if("ada", "1816", Condition::Absent).await?.is_written());"#)]
     pub async fn put_if(&self, key: impl Into<Bytes>, value: impl Into<Bytes>, condition: Condition) -> Result<Commit> {
         self.write_if(condition, Write::put(key, value)).await
     }
@@ -210,6 +238,9 @@ impl Keyspace {
     ///
     /// # Errors
     /// As [`Keyspace::put`].
+    #[doc = example!(r#"let version = people.put("ada", "1815").await?;
+let commit = people.write_if(Condition::Version(version), Write::delete("ada")).await?;
+assert!(commit.is_written());"#)]
     pub async fn write_if(&self, condition: Condition, write: Write) -> Result<Commit> {
         self.partition_of(&write.key).write_if(condition, write, self.durability).await
     }
@@ -218,6 +249,10 @@ impl Keyspace {
     ///
     /// # Errors
     /// As [`Keyspace::put`], [`Error::Merge`], [`Error::Invalid`] when the keyspace names no operator.
+    #[doc = example!(r#"let hits = engine.create_keyspace("hits", KeyspaceOptions::new().merge_operator("add")).await?;
+hits.merge("page", 2_i64.to_le_bytes().to_vec()).await?;
+hits.merge("page", 3_i64.to_le_bytes().to_vec()).await?;
+assert_eq!(hits.get("page").await?.expect("counted")[..], 5_i64.to_le_bytes());"#)]
     pub async fn merge(&self, key: impl Into<Bytes>, operand: impl Into<Bytes>) -> Result<Written> {
         let mut batch = self.batch();
         batch.merge(key, operand)?;
@@ -230,6 +265,9 @@ impl Keyspace {
     ///
     /// # Errors
     /// As [`Keyspace::put`]; partitions that came before are done.
+    #[doc = example!(r#"people.put("ada", "1815").await?;
+people.delete_range("a".."b").await?;
+assert_eq!(people.get("ada").await?, None);"#)]
     pub async fn delete_range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Result<()> {
         let range = KeyRange::from_bounds(range);
         for (index, partition) in self.inner.partitions.iter().enumerate() {
@@ -241,6 +279,9 @@ impl Keyspace {
     }
 
     /// An empty batch whose merges use the keyspace's operator.
+    #[doc = example!(r#"let mut batch = people.batch();
+batch.put("ada", "1815").delete("bob");
+people.commit(batch).await?;"#)]
     #[must_use]
     pub fn batch(&self) -> Batch {
         self.inner.operator.clone().map_or_else(Batch::new, Batch::with_operator)
@@ -250,6 +291,9 @@ impl Keyspace {
     ///
     /// # Errors
     /// As [`crate::Partition::commit`], [`Error::SpansPartitions`], [`Error::Closed`].
+    #[doc = example!(r#"let mut batch = people.batch();
+batch.require("ada", Condition::Absent).put("ada", "1815").put("bob", "1816");
+assert!(people.commit(batch).await?.is_written());"#)]
     pub async fn commit(&self, batch: Batch) -> Result<Commit> {
         let partitioning = &self.inner.partitioning;
         let mut keys = batch.keys();
@@ -269,23 +313,36 @@ impl Keyspace {
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::UnknownPartition`] for a keyspace that was dropped.
+    #[doc = example!(r#"let before = people.snapshot().await?;
+people.put("ada", "1815").await?;
+assert_eq!(before.get("ada").await?, None);"#)]
     pub async fn snapshot(&self) -> Result<Snapshot> {
         let pinned = try_join_all(self.inner.partitions.iter().map(PartitionHandle::snapshot)).await?;
         Ok(Snapshot::new(self.clone(), pinned))
     }
 
     /// All entries, ascending by key.
+    #[doc = example!(r#"people.put("ada", "1815").await?;
+let mut all = people.iter();
+while let Some(entry) = all.next().await {
+    assert_eq!(entry?.key, "ada");
+}"#)]
     #[must_use]
     pub fn iter(&self) -> Entries {
         self.entries(&KeyRange::all())
     }
 
     /// The entries of a range, ascending by key; [`Entries::rev`] walks it the other way.
+    #[doc = example!(r#"people.put("ada", "1815").await?;
+assert_eq!(people.range("a"..="b").collect().await?.len(), 1);"#)]
     pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Entries {
         self.entries(&KeyRange::from_bounds(range))
     }
 
     /// The entries whose keys begin with `prefix`, ascending.
+    #[doc = example!(r#"people.put("2026-11-26", "rain").await?;
+let newest = people.prefix("2026-").rev().next().await.expect("one")?;
+assert_eq!(newest.value, "rain");"#)]
     pub fn prefix(&self, prefix: impl AsRef<[u8]>) -> Entries {
         self.entries(&KeyRange::prefix(prefix.as_ref()))
     }
@@ -299,6 +356,7 @@ impl Keyspace {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Corruption`], [`Error::Closed`]; what was compacted until then stays so.
+    #[doc = example!(r#"people.compact_range::<&str>(..).await?;"#)]
     pub async fn compact_range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Result<()> {
         let range = KeyRange::from_bounds(range);
         for (index, partition) in self.inner.partitions.iter().enumerate() {
@@ -313,6 +371,7 @@ impl Keyspace {
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::UnknownPartition`] for a keyspace that was dropped.
+    #[doc = example!(r#"assert_eq!(people.stats().await?.partitions.len(), 1);"#)]
     pub async fn stats(&self) -> Result<KeyspaceStats> {
         let partitions = try_join_all(self.inner.partitions.iter().map(PartitionHandle::stats)).await?;
         Ok(KeyspaceStats {

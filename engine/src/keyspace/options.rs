@@ -10,6 +10,14 @@ use crate::types::KeyRange;
 pub const PARTITIONS_MAX: usize = 4096;
 
 /// How the keys of a keyspace are spread over partitions, and with them over the shards. Chosen once.
+///
+/// # Example
+/// ```
+/// use antumbra_engine::Partitioning;
+/// let ranges = Partitioning::Range { splits: vec!["h".into()] };
+/// assert_eq!((ranges.partitions(), ranges.route(b"ada"), ranges.route(b"zoe")), (2, 0, 1));
+/// assert!(ranges.range_of(0).contains(b"ada"));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Partitioning {
     /// All keys in one partition, on one core. Every batch is possible, ranges are read from one place.
@@ -88,6 +96,18 @@ impl Partitioning {
 }
 
 /// Options of a keyspace; kept with it.
+///
+/// # Example
+/// ```
+/// use antumbra_engine::{Compression, KeyspaceOptions, PartitionOptions};
+/// let options = KeyspaceOptions::new().hash(4).compression(Compression::Zstd);
+/// assert_eq!(options.partitioning.partitions(), 4);
+/// let ranges = KeyspaceOptions::new().split_at(["h", "p"]).merge_operator("add");
+/// assert_eq!(ranges.partitioning.partitions(), 3);
+/// let small = KeyspaceOptions::new().partition(PartitionOptions { block_bytes: 4 << 10, ..PartitionOptions::default() });
+/// small.check()?;
+/// # Ok::<(), antumbra_engine::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeyspaceOptions {
     /// How keys are spread.

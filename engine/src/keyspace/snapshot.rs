@@ -14,6 +14,10 @@ use super::{Entries, Keyspace};
 
 /// What readers of a keyspace saw when it was taken; each partition of one moment, so that no batch is seen half. Owned,
 /// cheap to clone, kept until the last clone is gone.
+#[doc = example!(r#"people.put("ada", "1815").await?;
+let moment = people.snapshot().await?;
+people.delete("ada").await?;
+assert!(moment.get("ada").await?.is_some());"#)]
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     keyspace: Keyspace,
@@ -26,12 +30,14 @@ impl Snapshot {
     }
 
     /// The keyspace.
+    #[doc = example!(r#"assert_eq!(people.snapshot().await?.keyspace().name(), "people");"#)]
     #[must_use]
     pub fn keyspace(&self) -> &Keyspace {
         &self.keyspace
     }
 
     /// The partitions' snapshots, in the order of [`Keyspace::partitions`].
+    #[doc = example!(r#"assert_eq!(people.snapshot().await?.partitions().len(), 1);"#)]
     #[must_use]
     pub fn partitions(&self) -> &[PartitionSnapshot] {
         &self.partitions
@@ -41,6 +47,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// As [`Keyspace::get`].
+    #[doc = example!(r#"assert_eq!(people.snapshot().await?.get("ada").await?, None);"#)]
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>> {
         let key = key.into();
         self.partitions[self.keyspace.partitioning().route(&key)].get(key).await
@@ -50,6 +57,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// As [`Keyspace::get`]; the first ends the call. Cost: one hop a partition.
+    #[doc = example!(r#"assert_eq!(people.snapshot().await?.multi_get(["ada"]).await?, [None]);"#)]
     pub async fn multi_get<K: Into<Bytes>>(&self, keys: impl IntoIterator<Item = K>) -> Result<Vec<Option<Bytes>>> {
         let keys: Vec<Bytes> = keys.into_iter().map(Into::into).collect();
         let partitioning = self.keyspace.partitioning();
@@ -67,17 +75,20 @@ impl Snapshot {
     }
 
     /// All entries, ascending by key.
+    #[doc = example!(r#"assert!(people.snapshot().await?.iter().collect().await?.is_empty());"#)]
     #[must_use]
     pub fn iter(&self) -> Entries {
         self.entries(&KeyRange::all())
     }
 
     /// The entries of a range, ascending by key.
+    #[doc = example!(r#"assert!(people.snapshot().await?.range("a".."b").collect().await?.is_empty());"#)]
     pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Entries {
         self.entries(&KeyRange::from_bounds(range))
     }
 
     /// The entries whose keys begin with `prefix`, ascending.
+    #[doc = example!(r#"assert!(people.snapshot().await?.prefix("a").rev().next().await.is_none());"#)]
     pub fn prefix(&self, prefix: impl AsRef<[u8]>) -> Entries {
         self.entries(&KeyRange::prefix(prefix.as_ref()))
     }

@@ -123,6 +123,15 @@ pub struct Repair {
 /// # Errors
 /// [`Error::Locked`] while an engine has the folder open, [`Error::Invalid`] for a folder that is none, [`Error::Io`]
 /// (a repair that was interrupted can be run again).
+///
+/// # Example
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # futures_lite::future::block_on(antumbra_engine::Engine::builder(dir.path()).open()?.close())?;
+/// let would = antumbra_engine::offline::repair(dir.path(), false, |path| println!("{}", path.display()))?;
+/// assert!(would.findings.is_empty() && !would.applied, "nothing is broken, nothing was changed");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn repair(dir: &Path, apply: bool, mut progress: impl FnMut(&Path)) -> Result<Repair> {
     let (_lock, shards) = super::lock(dir)?;
     let quarantine = dir.join(QUARANTINE);

@@ -37,6 +37,15 @@ pub struct Verified {
 /// [`Error::Locked`](crate::Error::Locked) while an engine has the folder open,
 /// [`Error::Corruption`](crate::Error::Corruption) naming file and offset of the first damage,
 /// [`Error::Version`](crate::Error::Version), [`Error::Io`](crate::Error::Io).
+///
+/// # Example
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # futures_lite::future::block_on(antumbra_engine::Engine::builder(dir.path()).open()?.close())?;
+/// let found = antumbra_engine::offline::verify(dir.path(), |so_far| println!("{} tables", so_far.tables))?;
+/// assert_eq!((found.shards, found.records), (1, 0));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn verify(dir: &Path, mut progress: impl FnMut(Verified)) -> Result<Verified> {
     let (_lock, shards) = super::lock(dir)?;
     let mut found = Verified::default();

@@ -37,6 +37,8 @@ pub(crate) struct Merged {
 pub(crate) type Resolved = BTreeMap<usize, Merged>;
 
 /// What must hold for a key at the moment of a write. A key whose deadline has passed is absent.
+#[doc = example!(r#"let commit = people.put_if("ada", "1816", Condition::Value("1815".into())).await?;
+assert!(!commit.is_written(), "there is no such value");"#)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
     /// The key has no value.
@@ -51,6 +53,8 @@ pub enum Condition {
 }
 
 /// A value with what a conditional write needs to know of it.
+#[doc = example!(r#"let written = people.put("ada", "1815").await?;
+assert_eq!(people.get_versioned("ada").await?.expect("there").version, written);"#)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Versioned {
     /// The value.
@@ -81,6 +85,10 @@ impl Condition {
 }
 
 /// What became of a conditional write.
+#[doc = example!(r#"match people.put_if("ada", "1815", Condition::Present).await? {
+    Commit::Written(_) => unreachable!("there was none"),
+    Commit::Conflict(conflict) => assert!(conflict.found.is_none()),
+}"#)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Commit {
     /// It took place; this is its last record.
@@ -90,6 +98,10 @@ pub enum Commit {
 }
 
 /// The condition that failed.
+#[doc = example!(r#"people.put("ada", "1815").await?;
+if let Commit::Conflict(conflict) = people.put_if("ada", "1816", Condition::Absent).await? {
+    assert_eq!(conflict.found.expect("there").value, "1815");
+}"#)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflict {
     /// The key whose condition did not hold.
@@ -100,6 +112,7 @@ pub struct Conflict {
 
 impl Commit {
     /// The write's place in the history; `None` after a conflict.
+    #[doc = example!(r#"assert!(people.put_if("ada", "1815", Condition::Absent).await?.written().is_some());"#)]
     #[must_use]
     pub fn written(&self) -> Option<Written> {
         match self {
@@ -109,6 +122,7 @@ impl Commit {
     }
 
     /// Whether the write took place.
+    #[doc = example!(r#"assert!(!people.put_if("ada", "1815", Condition::Present).await?.is_written());"#)]
     #[must_use]
     pub fn is_written(&self) -> bool {
         self.written().is_some()
@@ -117,6 +131,10 @@ impl Commit {
 
 /// Changes of one partition that take place together or not at all: in the log, for readers, at a mirror, and after a
 /// crash. Later changes of a key win over earlier ones.
+#[doc = example!(r#"let mut batch = people.batch();
+batch.put("ada", "1815").put("bob", "1816").delete("eve");
+assert_eq!(batch.len(), 3);
+people.commit(batch).await?;"#)]
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     pub(crate) operations: Vec<Operation>,
@@ -127,33 +145,48 @@ pub struct Batch {
 
 impl Batch {
     /// An empty batch.
+    #[doc = example!(r#"assert!(Batch::new().is_empty());"#)]
     #[must_use]
     pub fn new() -> Batch {
         Batch::default()
     }
 
     /// An empty batch whose merges use `operator`.
+    #[doc = example!(r#"let mut batch = Batch::with_operator(engine.merge_operator("add")?);
+batch.merge("ada", 1_i64.to_le_bytes().to_vec())?;"#)]
     #[must_use]
     pub fn with_operator(operator: NamedOperator) -> Batch {
         Batch { operator: Some(operator), ..Batch::default() }
     }
 
     /// Sets a key.
+    #[doc = example!(r#"let mut batch = people.batch();
+batch.put("ada", "1815");
+people.commit(batch).await?;"#)]
     pub fn put(&mut self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> &mut Batch {
         self.push(Write::put(key, value))
     }
 
     /// Sets a key until `expires_at_ms` (milliseconds since the Unix epoch; 0 means for good).
+    #[doc = example!(r#"let mut batch = people.batch();
+batch.put_until("session", "state", 1_900_000_000_000); // milliseconds since 1970
+people.commit(batch).await?;"#)]
     pub fn put_until(&mut self, key: impl Into<Bytes>, value: impl Into<Bytes>, expires_at_ms: u64) -> &mut Batch {
         self.push(Write { expires_at_ms, ..Write::put(key, value) })
     }
 
     /// Removes a key.
+    #[doc = example!(r#"let mut batch = people.batch();
+batch.delete("ada");
+people.commit(batch).await?;"#)]
     pub fn delete(&mut self, key: impl Into<Bytes>) -> &mut Batch {
         self.push(Write::delete(key))
     }
 
     /// Adds a write.
+    #[doc = example!(r#"let mut batch = people.batch();
+batch.push(Write::put("ada", "1815"));
+people.commit(batch).await?;"#)]
     pub fn push(&mut self, write: Write) -> &mut Batch {
         self.bytes += RECORD_OVERHEAD_BYTES + write.key.len() + write.value.as_ref().map_or(0, Bytes::len);
         self.operations.push(Operation::Write(write));
@@ -161,6 +194,10 @@ impl Batch {
     }
 
     /// Removes every key of `range`, at a cost that does not depend on how many there are.
+    #[doc = example!(r#"use antumbra_engine::types::KeyRange;
+let mut batch = people.batch();
+batch.delete_range(KeyRange::from_bounds("a".."b"));
+people.commit(batch).await?;"#)]
     pub fn delete_range(&mut self, range: KeyRange) -> &mut Batch {
         self.bytes += RECORD_OVERHEAD_BYTES + range.start.len() + range.end.as_ref().map_or(0, Vec::len);
         self.operations.push(Operation::DeleteRange(range));
@@ -171,6 +208,10 @@ impl Batch {
     ///
     /// # Errors
     /// [`Error::Invalid`] when the batch has no operator.
+    #[doc = example!(r#"let hits = engine.create_keyspace("hits", KeyspaceOptions::new().merge_operator("add")).await?;
+let mut batch = hits.batch();
+batch.merge("page", 1_i64.to_le_bytes().to_vec())?;
+hits.commit(batch).await?;"#)]
     pub fn merge(&mut self, key: impl Into<Bytes>, operand: impl Into<Bytes>) -> Result<&mut Batch> {
         let Some(operator) = self.operator.clone() else {
             return Err(Error::Invalid {
@@ -181,6 +222,10 @@ impl Batch {
     }
 
     /// Changes a key by `operator`.
+    #[doc = example!(r#"let add = engine.merge_operator("add")?;
+let mut batch = people.batch();
+batch.merge_with(add, "visits", 1_i64.to_le_bytes().to_vec());
+people.commit(batch).await?;"#)]
     pub fn merge_with(
         &mut self,
         operator: NamedOperator,
@@ -194,18 +239,23 @@ impl Batch {
     }
 
     /// Lets the batch take place only if `condition` holds for `key` as it was before the batch.
+    #[doc = example!(r#"let mut batch = people.batch();
+batch.require("ada", Condition::Absent).put("bob", "her friend");
+assert!(people.commit(batch).await?.is_written());"#)]
     pub fn require(&mut self, key: impl Into<Bytes>, condition: Condition) -> &mut Batch {
         self.conditions.push((key.into(), condition));
         self
     }
 
     /// Number of changes.
+    #[doc = example!(r#"assert_eq!(people.batch().len(), 0);"#)]
     #[must_use]
     pub fn len(&self) -> usize {
         self.operations.len()
     }
 
     /// Whether it holds no change.
+    #[doc = example!(r#"assert!(people.batch().is_empty());"#)]
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.operations.is_empty()

@@ -26,6 +26,8 @@ use super::{Partition, Serving};
 const ERASURES_MAX: usize = 256;
 
 /// One change of one key.
+#[doc = example!(r#"people.write(Write::put("ada", "1815")).await?;
+people.write(Write::delete("ada")).await?;"#)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Write {
     /// Routing key.
@@ -38,17 +40,22 @@ pub struct Write {
 
 impl Write {
     /// Sets `key` to `value`.
+    #[doc = example!(r#"people.write(Write::put("ada", "1815")).await?;"#)]
     pub fn put(key: impl Into<Bytes>, value: impl Into<Bytes>) -> Write {
         Write { key: key.into(), value: Some(value.into()), expires_at_ms: 0 }
     }
 
     /// Removes `key`.
+    #[doc = example!(r#"people.write(Write::delete("ada")).await?;"#)]
     pub fn delete(key: impl Into<Bytes>) -> Write {
         Write { key: key.into(), value: None, expires_at_ms: 0 }
     }
 }
 
 /// What an acknowledged write was given.
+#[doc = example!(r#"let first = people.put("ada", "1815").await?;
+let second = people.put("ada", "1816").await?;
+assert!(second.lsn > first.lsn && second.hlc > first.hlc);"#)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
     /// Its place in the partition's history.

@@ -47,6 +47,19 @@ use rows::HotRows;
 const BUILD_BUFFER_BYTES_MAX: usize = 1 << 20;
 
 /// What a new partition is to be.
+///
+/// # Example
+/// ```
+/// use antumbra_engine::types::{Epoch, KeyRange, PartitionId};
+/// use antumbra_engine::{PartitionOptions, PartitionSpec};
+/// let spec = PartitionSpec {
+///     id: PartitionId(7),
+///     keyspace: String::new(),
+///     range: KeyRange::all(),
+///     epoch: Epoch(1),
+///     options: PartitionOptions::default(),
+/// };
+/// ```
 #[derive(Clone, Debug)]
 pub struct PartitionSpec {
     /// Id, unique in the cluster.

@@ -27,6 +27,50 @@ pub enum CoordinatorAt {
 }
 
 /// Configuration of a host.
+///
+/// # Example
+/// ```no_run
+/// # async fn start() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+///
+/// use antumbra_engine::types::{HostId, ShardId};
+/// use antumbra_engine::{Engine, EngineConfig};
+/// use antumbra_net::controller::ControllerConfig;
+/// use antumbra_net::host::{CoordinatorAt, Host, HostConfig, HostSettings, Reports};
+/// use antumbra_net::resp::{self, ServerConfig, Service};
+/// use antumbra_net::tls::Identity;
+///
+/// let engine = Engine::open(EngineConfig { host: HostId(1), ..EngineConfig::new("data") })?;
+/// let settings = HostSettings {
+///     resp: "127.0.0.1:6379".parse()?,
+///     resp_tls: None,
+///     coordinator: CoordinatorAt::Here,
+///     options: Default::default(),
+///     failpoint: Default::default(),
+///     reports: Reports::Folder("conflicts".into()),
+///     events: None,
+///     controller: Some(ControllerConfig::default()),
+///     roll_back_for: Duration::from_secs(60),
+///     stall: None,
+/// };
+/// let config = HostConfig {
+///     identity: Identity::load("certs".as_ref())?,
+///     versions: Default::default(),
+///     control: "127.0.0.1:7379".parse()?,
+///     bulk: "127.0.0.1:7380".parse()?,
+///     settings,
+/// };
+/// let host = Host::start(engine.clone(), config).await?;
+/// // Clients are served by every shard.
+/// let service = Service::new(ServerConfig::new("127.0.0.1:6379".parse()?));
+/// for shard in 0..engine.shards() {
+///     let (host, service) = (host.clone(), service.clone());
+///     let serve = move |shard| async move { drop(resp::serve(host, shard, service).await) };
+///     engine.spawn_on_shard(ShardId(shard as u16), serve).await?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct HostConfig {
     /// Certificates; they name the host.

@@ -199,6 +199,19 @@ fn parse_digest(hex: &str) -> Option<[u8; 32]> {
 }
 
 /// The users of a host.
+///
+/// # Example
+/// ```
+/// use antumbra_net::resp::Users;
+/// use std::os::unix::fs::PermissionsExt;
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("users");
+/// std::fs::write(&path, "user default off\nuser boss on >secret ~* +@all\n")?;
+/// assert!(Users::load(&path).is_err(), "others may read it");
+/// std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+/// assert_eq!(Users::load(&path)?.path(), Some(&*path));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Users {
     by_name: BTreeMap<String, Arc<User>>,

@@ -29,6 +29,18 @@ impl BadRequest {
 }
 
 /// Takes commands off the front of a buffer, and remembers how far it has come: bytes that trickle in are looked at once.
+///
+/// # Example
+/// ```
+/// use antumbra_net::resp::codec::{Decoder, encode_command};
+/// use bytes::BytesMut;
+/// let mut decoder = Decoder::default();
+/// let mut buffer = BytesMut::from(&encode_command(&[b"GET", b"key"])[..12]);
+/// assert!(decoder.decode(&mut buffer)?.is_none(), "the rest has not come yet");
+/// buffer.extend_from_slice(&encode_command(&[b"GET", b"key"])[12..]);
+/// assert_eq!(decoder.decode(&mut buffer)?.expect("whole"), ["GET", "key"]);
+/// # Ok::<(), antumbra_net::resp::codec::BadRequest>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct Decoder {
     /// Arguments that are to come; `None` before the head of a command.
@@ -202,6 +214,12 @@ fn parse_length(buffer: &BytesMut, from: usize, bad: &str) -> Result<Option<(i64
 }
 
 /// Encodes a command as clients send it.
+///
+/// # Example
+/// ```
+/// use antumbra_net::resp::codec::encode_command;
+/// assert_eq!(encode_command(&[b"PING"]), b"*1\r\n$4\r\nPING\r\n");
+/// ```
 #[must_use]
 pub fn encode_command(args: &[&[u8]]) -> Vec<u8> {
     let mut out = format!("*{}\r\n", args.len()).into_bytes();
@@ -235,6 +253,14 @@ const REPLY_DEPTH_MAX: u32 = 8;
 ///
 /// # Errors
 /// [`BadRequest`] for anything that is no RESP2 reply.
+///
+/// # Example
+/// ```
+/// use antumbra_net::resp::codec::{ClientReply, parse_reply};
+/// let mut buffer = bytes::BytesMut::from("+OK\r\n");
+/// assert!(matches!(parse_reply(&mut buffer)?, Some(ClientReply::Simple(text)) if text == "OK"));
+/// # Ok::<(), antumbra_net::resp::codec::BadRequest>(())
+/// ```
 pub fn parse_reply(buffer: &mut BytesMut) -> Result<Option<ClientReply>, BadRequest> {
     match reply_at(buffer, 0, REPLY_DEPTH_MAX)? {
         Some((reply, end)) => {

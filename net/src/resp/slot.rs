@@ -6,6 +6,17 @@ use antumbra_engine::types::KeyRange;
 pub const SLOTS: u16 = 16_384;
 
 /// The slot of a key.
+///
+/// # Example
+/// ```
+/// use antumbra_net::resp::slot::{range_of, routing_key, slot_at, slot_of};
+/// assert_eq!(slot_of(b"{user}.name"), slot_of(b"{user}.mail")); // a hash tag
+/// let routing = routing_key(b"key");
+/// assert_eq!(slot_at(&routing), slot_of(b"key"));
+/// let beside = antumbra_net::resp::slot::key_beside(&routing, b"!copy").expect("it can be tagged");
+/// assert_eq!((slot_at(&beside), &beside[2..]), (slot_of(b"key"), &b"{key}!copy"[..]));
+/// assert!(range_of((0, 16_383)).contains(&routing));
+/// ```
 #[must_use]
 pub fn slot_of(key: &[u8]) -> u16 {
     crc16(hash_tag(key)) % SLOTS

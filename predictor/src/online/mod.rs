@@ -123,6 +123,26 @@ pub struct OnlineStats {
 }
 
 /// The background learner of one partition.
+///
+/// # Example
+/// ```
+/// use antumbra_predictor::online::{Learner, OnlineConfig};
+/// use antumbra_predictor::{Model, SegmentCounts};
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("learned.safetensors");
+/// let (base, config) = (Model::shipped()?, OnlineConfig::default());
+/// let mut learner = Learner::new(&base, 4, config)?;
+/// let window = [9, 0, 0, 1].map(|reads| SegmentCounts { reads, ..SegmentCounts::default() });
+/// if let Some(better) = learner.observe(&window) {
+///     assert_eq!(&better, learner.deployed());
+/// }
+/// learner.split(0, 0.5);
+/// learner.merge(0);
+/// assert_eq!((learner.segments(), learner.stats().resets), (4, 0));
+/// learner.save(&path)?;
+/// Learner::restore(&path, &base, 4, config)?; // after a restart
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Learner {
     config: OnlineConfig,
     base: Model,
@@ -327,6 +347,18 @@ impl Learner {
 }
 
 /// A GRU and its learner on one thread, as the evaluation runs them: the weights deployed after a window score the next.
+///
+/// # Example
+/// ```
+/// use antumbra_predictor::online::{OnlineConfig, OnlineGru};
+/// use antumbra_predictor::{Model, SegmentCounts};
+/// let mut gru = OnlineGru::new(&Model::shipped()?, 2, OnlineConfig::default())?;
+/// let window = [9, 0].map(|reads| SegmentCounts { reads, ..SegmentCounts::default() });
+/// let scores = gru.observe(&window).to_vec();
+/// assert_eq!(scores, gru.scores());
+/// assert_eq!(gru.learner().segments(), 2);
+/// # Ok::<(), antumbra_predictor::Error>(())
+/// ```
 pub struct OnlineGru {
     gru: Gru,
     learner: Learner,

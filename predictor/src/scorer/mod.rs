@@ -79,6 +79,15 @@ pub trait Scorer {
 }
 
 /// The scorers there are.
+///
+/// # Example
+/// ```
+/// use antumbra_predictor::ScorerKind;
+/// assert_eq!("ewma".parse::<ScorerKind>()?, ScorerKind::Ewma);
+/// assert_eq!(ScorerKind::Auto.as_str(), "auto");
+/// assert!(ScorerKind::Lru.is_rule() && ScorerKind::Lru.is_classic() && !ScorerKind::Gru.is_rule());
+/// # Ok::<(), antumbra_predictor::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum ScorerKind {
@@ -177,6 +186,16 @@ impl FromStr for ScorerKind {
 ///
 /// # Errors
 /// [`Error::Model`] when the shipped weights are needed and damaged.
+///
+/// # Example
+/// ```
+/// use antumbra_predictor::{ScorerKind, SegmentCounts, scorer};
+/// let mut auto = scorer::build(ScorerKind::Auto, None, 3)?; // the shipped weights
+/// let window = [5, 0, 1].map(|reads| SegmentCounts { reads, ..SegmentCounts::default() });
+/// auto.observe(&window);
+/// assert!(auto.scores()[0] > auto.scores()[1], "what was read is expected again");
+/// # Ok::<(), antumbra_predictor::Error>(())
+/// ```
 pub fn build(kind: ScorerKind, given: Option<&Model>, segments: usize) -> Result<Box<dyn Scorer + Send>> {
     let model = |given: Option<&Model>| given.map_or_else(Model::shipped, |model| Ok(model.clone()));
     Ok(match kind {

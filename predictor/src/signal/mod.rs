@@ -103,6 +103,17 @@ enum State {
 }
 
 /// Forecast of one metric. Cost: a few dozen operations a window, no memory beside itself.
+///
+/// # Example
+/// ```
+/// use antumbra_predictor::signal::{Signal, SignalConfig, SignalEvent};
+/// // 1,000 requests a second hurt, a shadow takes five windows.
+/// let mut signal = Signal::new(SignalConfig::new(1_000.0, 5.0))?;
+/// let raised = (0..40).find_map(|window| signal.observe(f64::from(window) * 30.0)).expect("it grows");
+/// assert!(matches!(raised, SignalEvent::Raised { crossing_in_windows } if crossing_in_windows > 0.0));
+/// assert!(signal.is_raised() && signal.trend().1 > 0.0);
+/// # Ok::<(), antumbra_predictor::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Signal {
     config: SignalConfig,

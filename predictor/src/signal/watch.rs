@@ -103,6 +103,21 @@ const NEARNESS: f64 = 20.0;
 const METRIC_MAX: f64 = 100.0;
 
 /// Watches `N` metrics. Cost: some thousand operations a window, no memory beside itself.
+///
+/// # Example
+/// ```
+/// use antumbra_predictor::signal::{SignalEvent, Watch, WatchConfig};
+/// // Two metrics, each as a part of its limit; a copy takes five windows.
+/// let mut watch = Watch::<2>::new(WatchConfig::for_copy(5.0))?;
+/// let raised = (0..200).find_map(|window| watch.observe([f64::from(window) * 0.01, 0.1]));
+/// assert!(matches!(raised, Some(SignalEvent::Raised { .. })) && watch.is_raised());
+/// assert!(watch.highest() < 1.0, "before it hurts");
+/// assert!(watch.expected() > watch.highest() && watch.probability() > 0.1 && watch.is_worth_it());
+/// assert!(watch.crossing() <= watch.config().lead_windows);
+/// watch.used(); // it was switched to
+/// watch.set_config(WatchConfig::for_copy(8.0))?; // the next copy will take longer
+/// # Ok::<(), antumbra_predictor::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Watch<const N: usize> {
     config: WatchConfig,

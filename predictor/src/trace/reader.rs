@@ -14,6 +14,19 @@ const WINDOW_LOG_MAX: u32 = 27;
 /// Iterator over the requests of a trace; after the first error it ends.
 ///
 /// Cost: one buffered line, the decompressor's window (at most 128 MiB), no allocation a request.
+///
+/// # Example
+/// ```
+/// use antumbra_predictor::trace::TraceReader;
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("trace.csv.zst");
+/// # antumbra_predictor::trace::TraceWriter::create(&path)?.finish()?;
+/// for request in TraceReader::open(&path)? {
+///     println!("{:?}", request?.key);
+/// }
+/// assert_eq!(TraceReader::new(&std::fs::read(&path)?[..], &path)?.count(), 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct TraceReader<R: Read> {
     input: BufReader<zstd::Decoder<'static, BufReader<R>>>,
     path: PathBuf,
@@ -162,6 +175,15 @@ impl<R: Read> Iterator for TraceReader<R> {
 ///
 /// # Errors
 /// As [`TraceReader`]; [`Error::Trace`] beyond [`REQUESTS_MAX`] requests.
+///
+/// # Example
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("trace.csv.zst");
+/// # antumbra_predictor::trace::TraceWriter::create(&path)?.finish()?;
+/// assert!(antumbra_predictor::trace::read_all(&path)?.is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn read_all(path: &Path) -> Result<Vec<Request>> {
     read_up_to(path, REQUESTS_MAX)
 }

@@ -11,6 +11,22 @@ use crate::error::{Error, Result};
 const LEVEL: i32 = 9;
 
 /// Writes requests in the trace format. Without [`TraceWriter::finish`] the file is truncated, and readers refuse it.
+///
+/// # Example
+/// ```
+/// use antumbra_predictor::trace::{Op, Request, TraceReader, TraceWriter, read_all};
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("trace.csv.zst");
+/// let mut writer = TraceWriter::create(&path)?;
+/// writer.write(&Request { ts_us: 10, op: Op::Get, key: 7, size: 100 })?;
+/// writer.finish()?;
+/// assert_eq!(read_all(&path)?[0].key, 7);
+/// let gets = TraceReader::open(&path)?.filter(|request| request.as_ref().is_ok_and(|request| request.op.as_str() == "get"));
+/// assert_eq!(gets.count(), 1);
+/// let bytes = TraceWriter::new(Vec::new(), &path)?.finish()?; // not to a file
+/// assert!(!bytes.is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct TraceWriter<W: Write> {
     output: zstd::Encoder<'static, W>,
     path: PathBuf,
