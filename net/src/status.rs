@@ -61,6 +61,20 @@ pub struct Status {
     pub engine: Arc<EngineStats>,
 }
 
+impl Status {
+    /// The host that answers and owns the least data, other than `but`.
+    #[must_use]
+    pub fn emptiest_but(&self, but: u32) -> Option<u32> {
+        let answers = self.hosts.iter().filter(|host| host.host != but && host.trend.is_some());
+        answers
+            .min_by_key(|host| {
+                let partitions = host.trend.as_ref().map_or(&[][..], |trend| &trend.partitions);
+                (partitions.iter().map(|partition| partition.bytes).sum::<u64>(), partitions.len(), host.host)
+            })
+            .map(|host| host.host)
+    }
+}
+
 /// Rates and times since the state before this one.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Requests {

@@ -185,6 +185,14 @@ async fn page_follows_a_move_that_is_begun_on_it() {
     page.find(Locator::Css("#confirm-go")).await.unwrap().send_keys("\u{e007}").await.unwrap();
     until(&page, &format!("{}.includes('given up')", text("#events"))).await;
     assert!(ask(nodes[0].resp, "ANTUMBRA STATE 2").contains("\"owner\":1"));
+
+    // What is left here goes too.
+    click(&page, "li[data-host='1'] button").await;
+    until(&page, "document.querySelector('#confirm').open").await;
+    click(&page, "#confirm-go").await;
+    until(&page, &format!("{}.includes('owns nothing any more: 1 partitions')", text("#events"))).await;
+    assert!(ask(nodes[1].resp, "ANTUMBRA STATE 2").contains("\"owner\":2"));
+    until(&page, "document.querySelector('li[data-host=\"1\"] button') === null").await;
     let mut errors = console_errors(&page).await;
     // That of the wrong token.
     errors.retain(|line| !line.contains("status of 401"));

@@ -184,6 +184,7 @@ fn only_the_token_acts_and_bad_requests_harm_nobody() {
     let wanted = r#"{"partition":1,"destination":2}"#;
     for (token, path, body, status) in [
         (None, "/api/move", wanted, "401"),
+        (None, "/api/drain", "{}", "401"),
         (Some("0123456789abcdee"), "/api/move", wanted, "401"),
         (Some(TOKEN), "/api/move", "{", "400"),
         (Some(TOKEN), "/api/move", r#"{"partition":-1,"destination":2}"#, "422"),

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::error::Error;
 use crate::shadow::{MoveHandle, MoveOptions, SetPoint};
 
-use super::{App, Refusal, Shared};
+use super::{App, Refusal, Shared, drain};
 
 /// A move that is wanted.
 #[derive(Deserialize)]
@@ -51,6 +51,14 @@ pub(super) async fn abort(State(app): Shared, headers: HeaderMap, Json(named): J
 pub(super) async fn switch(State(app): Shared, headers: HeaderMap, Json(named): Json<Named>) -> Done {
     check(&app, &headers)?;
     find(&app, named.partition)?.switch();
+    Ok(Json(json!({ "done": true })))
+}
+
+pub(super) async fn drain(State(app): Shared, headers: HeaderMap) -> Done {
+    check(&app, &headers)?;
+    let alone = Arc::clone(&app.drains).try_acquire_owned();
+    let alone = alone.map_err(|_| Refusal(StatusCode::CONFLICT, "this host is being emptied already".into()))?;
+    tokio::spawn(async move { drain::run(&app, alone).await });
     Ok(Json(json!({ "done": true })))
 }
 

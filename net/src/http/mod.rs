@@ -8,10 +8,11 @@
 //! | `/api/status` | [`Status`](status::Status) |
 //! | `/api/partitions/{id}/segments` | segments of a partition here: observed and predicted accesses, what is held |
 //! | `/api/stream` | server-sent events: `status` each second, `event` for each event of the history |
-//! | `POST /api/move`, `/api/abort`, `/api/switch` | actions; `Authorization: Bearer TOKEN` |
+//! | `POST /api/move`, `/api/abort`, `/api/switch`, `/api/drain` | actions; `Authorization: Bearer TOKEN` |
 //! | `/` | the page |
 
 mod actions;
+mod drain;
 mod listener;
 mod metrics;
 
@@ -73,6 +74,8 @@ struct App {
     service: Arc<Service>,
     config: HttpConfig,
     followers: Arc<Semaphore>,
+    /// One place: who empties this host.
+    drains: Arc<Semaphore>,
 }
 
 type Shared = State<Arc<App>>;
@@ -100,7 +103,7 @@ pub async fn bind(
     let listener = TcpListener::bind(listen).await.map_err(|cause| Error::link(listen, cause))?;
     let address = listener.local_addr().map_err(|cause| Error::link(listen, cause))?;
     let followers = Arc::new(Semaphore::new(FOLLOWERS_MAX));
-    let app = Arc::new(App { host, service, config, followers });
+    let app = Arc::new(App { host, service, config, followers, drains: Arc::new(Semaphore::new(1)) });
     let served = axum::serve(Bounded::new(listener, CONNECTIONS_MAX), router(app));
     Ok((address, async move { served.await }))
 }
@@ -118,6 +121,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/api/move", post(actions::begin))
         .route("/api/abort", post(actions::abort))
         .route("/api/switch", post(actions::switch))
+        .route("/api/drain", post(actions::drain))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(app)
 }

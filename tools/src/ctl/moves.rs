@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use antumbra_net::status::{MoveStatus, Status};
+use antumbra_net::status::MoveStatus;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -183,7 +183,7 @@ pub async fn drain(cluster: &Cluster, args: &DrainArgs, json: bool) -> Result<Ex
         let Some(partition) = owned.first().copied() else {
             break;
         };
-        let destination = emptiest(&status, args.host).ok_or("there is no other host that answers")?;
+        let destination = status.emptiest_but(args.host).ok_or("there is no other host that answers")?;
         let source = cluster.host(&status, args.host).await?;
         let how = args.how.words();
         source.command(&format!("ANTUMBRA MOVE {partition} {destination}{how}")).await?;
@@ -200,15 +200,4 @@ pub async fn drain(cluster: &Cluster, args: &DrainArgs, json: bool) -> Result<Ex
     }
     show::print(json, &ended, |_| format!("host {} owns nothing\n", args.host))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The host that answers and owns the least data.
-fn emptiest(status: &Status, but: u32) -> Option<u32> {
-    let answers = status.hosts.iter().filter(|host| host.host != but && host.trend.is_some());
-    answers
-        .min_by_key(|host| {
-            let partitions = host.trend.as_ref().map_or(&[][..], |trend| &trend.partitions);
-            (partitions.iter().map(|partition| partition.bytes).sum::<u64>(), partitions.len(), host.host)
-        })
-        .map(|host| host.host)
 }

@@ -60,6 +60,9 @@ function hostCard(host) {
   const owned = status.partitions.filter((partition) => partition.owner === host.host).map((partition) => partition.partition);
   const card = element("li", { "data-host": host.host }, title,
     element("div", { class: "soft", text: `${host.resp}; partitions ${owned.join(", ") || "none"}` }));
+  if (host.host === status.host && owned.length && status.hosts.length > 1) {
+    card.append(element("button", { type: "button", text: "Drain", onclick: () => ask("drain") }));
+  }
   if (!host.trend || !host.trend.windows) {
     const silence = host.trend ? "no window yet" : host.lapsed ? "lease lapsed" : "does not answer";
     card.append(element("p", { class: host.trend ? "soft" : "lost", text: silence }));
@@ -260,14 +263,15 @@ function draw() {
   if (status.coordinator_error) alarms.unshift(`The coordinator cannot be reached, what is shown of others may be old: ${status.coordinator_error}`);
   $("alarm").hidden = !alarms.length;
   $("alarm").textContent = alarms.join("; ");
-  $("hosts").replaceChildren(...status.hosts.map(hostCard));
   // A button that has the focus keeps it.
-  const focused = document.activeElement && document.activeElement.closest("tr[data-partition]");
+  const focused = document.activeElement && document.activeElement.closest("tr[data-partition], li[data-host]");
   const label = focused && document.activeElement.textContent;
+  $("hosts").replaceChildren(...status.hosts.map(hostCard));
   $("partitions").replaceChildren(...status.partitions.map(partitionRow));
   if (focused) {
-    const row = document.querySelector(`tr[data-partition="${focused.dataset.partition}"]`);
-    const button = row && [...row.querySelectorAll("button")].find((known) => known.textContent === label);
+    const same = focused.dataset.host ? `li[data-host="${focused.dataset.host}"]` : `tr[data-partition="${focused.dataset.partition}"]`;
+    const place = document.querySelector(same);
+    const button = place && [...place.querySelectorAll("button")].find((known) => known.textContent === label);
     if (button) button.focus();
   }
   $("sinks-section").hidden = !status.sinks.length;
@@ -316,6 +320,7 @@ stream.addEventListener("status", (message) => {
 const ACTIONS = {
   move: (partition) => `Move partition ${partition} to another host? Readers see no pause, writers a few milliseconds.`,
   abort: (partition) => `Abort the move of partition ${partition}? This host goes on serving it; what was copied is dropped.`,
+  drain: () => `Move everything away from host ${status.host}, one partition after the other? Aborting a move ends it.`,
   switch: (partition) => `Switch partition ${partition} over now? The destination becomes its owner.`,
 };
 let pending = null;
@@ -334,7 +339,7 @@ function ask(action, partition) {
 $("confirm-go").addEventListener("click", async (event) => {
   event.preventDefault();
   const token = $("token").value;
-  const body = { partition: pending.partition };
+  const body = pending.partition === undefined ? {} : { partition: pending.partition };
   if (pending.action === "move") body.destination = Number($("destination").value);
   const answer = await fetch(`api/${pending.action}`, {
     method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json", Authorization: `Bearer ${token}` },
