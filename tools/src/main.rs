@@ -4,6 +4,8 @@ mod bench;
 mod client;
 mod ctl;
 mod demo;
+#[cfg(test)]
+mod docs;
 mod doctor;
 mod dump;
 mod inspect;

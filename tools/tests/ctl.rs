@@ -24,6 +24,8 @@ fn said(output: &Output) -> String {
 fn well(node: &Node, args: &[&str]) -> String {
     let output = ctl(node.resp, args);
     assert!(output.status.success(), "{args:?}: {}", said(&output));
+    // Progress is for terminals alone.
+    assert!(output.stderr.is_empty(), "{args:?}: {}", said(&output));
     String::from_utf8(output.stdout).unwrap()
 }
 

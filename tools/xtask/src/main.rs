@@ -1,11 +1,14 @@
 //! `cargo xtask`: set-up, checks and tests behind one door.
 
 mod bench;
+mod book;
 mod daemons;
 mod fuzz;
 mod guard;
 mod jobs;
 mod model;
+mod release;
+mod results;
 mod setup;
 mod sim;
 mod test;
@@ -30,6 +33,13 @@ cargo xtask fuzz [--seconds N] [--target NAME]  every decoder under libFuzzer, N
 cargo xtask bench [--smoke | --quick | --full] [--peers] [--out DIR] [OPTION ...]  every benchmark in one run, as report.html,
                               report.json and report.csv (bench-report/): quick takes 10 minutes on 2 cores, full 90 with peers
 cargo xtask guard             instructions of the hot pieces against those kept in benches/instructions.txt; --help for more
+cargo xtask results NAME ...  measures what README and book quote, into benches/results/NAME.json: demo, move, ycsb
+cargo xtask setup --release-tools  builds mdbook, cargo-deny, cargo-semver-checks, cargo-deb and cargo-cyclonedx (in your cache)
+cargo xtask book              the book, as a site; what its pages say is tested by `cargo test -p antumbra-tools --test docs`
+cargo xtask release-check [--quick] [--baseline REVISION]  packing, oldest compiler, licences, sources, advisories, API against the
+                              last release or a revision; --quick leaves out what needs those tools or minutes
+cargo xtask msrv              builds the libraries with the oldest compiler that Cargo.toml promises
+cargo xtask deb               Debian package with unit, manual pages, completions and bill of materials; looks into it
 cargo xtask miri              the engine's modules without I/O under Miri (needs a nightly compiler with the component miri)
 cargo xtask soak [--seconds N] updates for that long (600), checking memory and space against their budgets
 ";
@@ -41,6 +51,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let flag = |name: &str| args.iter().any(|arg| arg == name);
     let result = match args.first().map(String::as_str) {
+        Some("setup") if flag("--release-tools") => release::install(),
         Some("setup") => setup::run(),
         Some("test") if flag("--browser") => test::browser(),
         Some("test") if flag("--cluster") => test::cluster(),
@@ -55,6 +66,12 @@ fn main() -> ExitCode {
         Some("bench") => bench::run(&args[1..]),
         Some("guard") => guard::run(&args[1..]),
         Some("fuzz") => fuzz::run(&args[1..]),
+        Some("book") => book::run(),
+        Some("msrv") => release::msrv(),
+        Some("release-check") if flag("--quick") => release::quick(),
+        Some("release-check") => value(&args, "--baseline").and_then(release::check),
+        Some("deb") => release::debian(),
+        Some("results") => results::run(&args[1..]),
         Some("miri") => miri(),
         Some("soak") => soak(&args[1..]),
         Some("help" | "--help") | None => {

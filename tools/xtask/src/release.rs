@@ -1,0 +1,220 @@
+//! What a release needs beside the tests: packages that others can build on, licences and sources that are allowed, a promise
+//! about versions that is kept, a Debian package, a list of what is in it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::{Result, cargo, root, run_command, setup};
+
+/// The crates that are libraries.
+const LIBRARIES: [&str; 3] = ["antumbra-predictor", "antumbra-engine", "antumbra-net"];
+
+/// Programs that are built from their crates, once, into the cache: the program, its crate, version, and flags of the build.
+const TOOLS: &[(&str, &str, &str, &[&str])] = &[
+    ("mdbook", "mdbook", "0.5.4", &["--no-default-features", "--features", "search"]),
+    ("cargo-deny", "cargo-deny", "0.20.2", &[]),
+    ("cargo-semver-checks", "cargo-semver-checks", "0.51.0", &[]),
+    ("cargo-deb", "cargo-deb", "3.8.0", &[]),
+    ("cargo-cyclonedx", "cargo-cyclonedx", "0.5.9", &[]),
+];
+
+fn of_libraries() -> impl Iterator<Item = &'static str> {
+    LIBRARIES.into_iter().flat_map(|library| ["-p", library])
+}
+
+fn cache() -> PathBuf {
+    setup::cache().join("release-tools")
+}
+
+/// Builds what is not there; they are programs that run for seconds, so the build is a quick one.
+pub fn install() -> Result<()> {
+    for (program, name, version, flags) in TOOLS {
+        if find(program).is_some() {
+            eprintln!("xtask: {program} is there");
+            continue;
+        }
+        let mut install = cargo();
+        install.args(["install", "--locked", "--root"]).arg(cache()).args([*name, "--version", *version]).args(*flags);
+        install.env("CARGO_TARGET_DIR", cache().join("target"));
+        let quick = [("OPT_LEVEL", "1"), ("LTO", "off"), ("CODEGEN_UNITS", "16"), ("DEBUG", "0"), ("STRIP", "true")];
+        install.envs(quick.map(|(name, value)| (format!("CARGO_PROFILE_RELEASE_{name}"), value)));
+        run_command(&mut install)?;
+    }
+    let _ = std::fs::remove_dir_all(cache().join("target"));
+    Ok(())
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let all = [cache().join("bin")].into_iter().chain(std::env::split_paths(&path));
+    all.map(|folder| folder.join(program)).find(|file| file.is_file())
+}
+
+/// A program of [`TOOLS`].
+pub fn tool(program: &str) -> Result<PathBuf> {
+    find(program).ok_or_else(|| format!("there is no {program}: cargo xtask setup --release-tools builds it"))
+}
+
+/// What CI can afford, where a tool would be built for longer than everything else takes: what needs none, and what is there.
+pub fn quick() -> Result<()> {
+    pack(&["--no-verify"])?;
+    msrv()?;
+    match tool("cargo-deny") {
+        Ok(_) => deny(),
+        Err(what) => {
+            println!("SKIPPED: licences, bans, sources: {what}");
+            Ok(())
+        }
+    }
+}
+
+/// Everything that has to hold before a release. `baseline` is the revision that versions are compared with.
+pub fn check(baseline: Option<String>) -> Result<()> {
+    pack(&[])?;
+    msrv()?;
+    deny()?;
+    semver(baseline)
+}
+
+fn pack(more: &[&str]) -> Result<()> {
+    let mut package = cargo();
+    package.args(["package", "--allow-dirty", "--quiet"]);
+    package.args(of_libraries());
+    run_command(package.args(more))
+}
+
+fn deny() -> Result<()> {
+    let program = tool("cargo-deny")?;
+    let run = |checks: &[&str]| {
+        let mut command = Command::new(&program);
+        command.current_dir(root()).args(["--workspace", "check", "--hide-inclusion-graph"]).args(checks);
+        command
+    };
+    run_command(&mut run(&["bans", "licenses", "sources"]))?;
+    // The list of advisories lies on a server that not every machine reaches.
+    let fetched = Command::new(&program).current_dir(root()).arg("fetch").arg("db").output();
+    if fetched.is_ok_and(|out| out.status.success()) {
+        run_command(&mut run(&["advisories"]))
+    } else {
+        println!("SKIPPED: advisories: the database cannot be fetched from here");
+        Ok(())
+    }
+}
+
+/// Compares the libraries' API with that of the last release, or of a revision.
+fn semver(baseline: Option<String>) -> Result<()> {
+    let program = tool("cargo-semver-checks")?;
+    let last = || {
+        let tags = Command::new("git")
+            .current_dir(root())
+            .args(["describe", "--tags", "--abbrev=0", "--match", "v*"])
+            .output();
+        let tags = tags.ok().filter(|out| out.status.success())?;
+        Some(String::from_utf8_lossy(&tags.stdout).trim().to_string())
+    };
+    let Some(baseline) = baseline.or_else(last) else {
+        println!("SKIPPED: semver: nothing has been released (no tag v*); --baseline REVISION compares with any other");
+        return Ok(());
+    };
+    let mut command = Command::new(program);
+    command.current_dir(root()).args(["semver-checks", "--baseline-rev", &baseline, "--default-features"]);
+    command.args(of_libraries());
+    run_command(&mut command)
+}
+
+/// Value of a line `name = "value"` of the workspace's manifest.
+fn stated(name: &str) -> Result<String> {
+    let manifest =
+        std::fs::read_to_string(root().join("Cargo.toml")).map_err(|cause| format!("Cargo.toml: {cause}"))?;
+    let line = manifest.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_prefix('=').map(str::trim));
+    line.map(|value| value.trim_matches('"').to_string()).ok_or_else(|| format!("Cargo.toml says no {name}"))
+}
+
+/// Builds the libraries with the oldest compiler that `rust-version` promises.
+pub fn msrv() -> Result<()> {
+    let version = stated("rust-version")?;
+    let used = Command::new("rustc").arg("--version").output().map_err(|cause| format!("rustc: {cause}"))?;
+    if String::from_utf8_lossy(&used.stdout).starts_with(&format!("rustc {version}.")) {
+        println!("rustc {version} is the compiler in use: each build here is a build with the oldest one promised");
+        return Ok(());
+    }
+    let toolchain = format!("{version}.0");
+    run_command(Command::new("rustup").args(["toolchain", "install", &toolchain, "--profile", "minimal"]))?;
+    let mut check = Command::new("rustup");
+    check.current_dir(root()).args(["run", &toolchain, "cargo", "check", "--release"]);
+    check.args(of_libraries());
+    run_command(&mut check)
+}
+
+/// Builds the Debian package, and the list of what the program is made of; looks whether all is in it.
+pub fn debian() -> Result<()> {
+    let (deb, cyclonedx) = (tool("cargo-deb")?, tool("cargo-cyclonedx")?);
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    // Where the package's manifest names it, wherever builds go.
+    let dist = root().join("target/dist");
+    let _ = std::fs::remove_dir_all(&dist);
+    setup::create(&dist)?;
+    run_command(cargo().args(["build", "--release", "-p", "antumbra-tools", "--bin", "antumbra"]))?;
+    let program = target.join("release/antumbra");
+    run_command(Command::new(&program).arg("man").arg(dist.join("man")))?;
+    for (shell, file) in [("bash", "antumbra"), ("zsh", "_antumbra"), ("fish", "antumbra.fish")] {
+        let printed = Command::new(&program).args(["completions", shell]).output();
+        let printed = printed.map_err(|cause| format!("{}: {cause}", program.display()))?;
+        let path = dist.join("completions").join(shell).join(file);
+        setup::create(path.parent().unwrap_or(&dist))?;
+        std::fs::write(&path, printed.stdout).map_err(|cause| format!("{}: {cause}", path.display()))?;
+    }
+    bill_of_materials(&cyclonedx, &dist)?;
+    let mut build = Command::new(deb);
+    build.current_dir(root()).args(["--no-build", "--package", "antumbra-tools", "--output"]).arg(&dist);
+    run_command(&mut build)?;
+    let package = std::fs::read_dir(&dist)
+        .map_err(|cause| format!("{}: {cause}", dist.display()))?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|ending| ending == "deb"))
+        .ok_or("cargo-deb has left no package")?;
+    look_into(&package, &dist.join("unpacked"))?;
+    println!("wrote {}", package.display());
+    Ok(())
+}
+
+/// What an operator expects of the package.
+const CONTENT: [&str; 9] = [
+    "usr/bin/antumbra",
+    "usr/lib/systemd/system/antumbra.service",
+    "usr/lib/sysusers.d/antumbra.conf",
+    "etc/antumbra/node.toml",
+    "usr/share/man/man1/antumbra-ctl-move.1.gz",
+    "usr/share/bash-completion/completions/antumbra",
+    "usr/share/zsh/vendor-completions/_antumbra",
+    "usr/share/doc/antumbra/antumbra.cdx.json",
+    "usr/share/doc/antumbra/copyright",
+];
+
+fn look_into(package: &Path, unpacked: &Path) -> Result<()> {
+    run_command(Command::new("dpkg-deb").arg("-x").arg(package).arg(unpacked))?;
+    if let Some(missing) = CONTENT.iter().find(|file| !unpacked.join(file).is_file()) {
+        return Err(format!("{} has no {missing}", package.display()));
+    }
+    run_command(Command::new(unpacked.join("usr/bin/antumbra")).arg("--version"))?;
+    let mut check = Command::new(unpacked.join("usr/bin/antumbra"));
+    run_command(check.args(["node", "--check", "--config"]).arg(unpacked.join("etc/antumbra/node.toml")))?;
+    if Command::new("lintian").arg("--version").output().is_ok_and(|out| out.status.success()) {
+        return run_command(
+            Command::new("lintian").args(["--fail-on", "error", "--no-tag-display-limit"]).arg(package),
+        );
+    }
+    println!("SKIPPED: lintian is not there (Debian: lintian)");
+    Ok(())
+}
+
+/// CycloneDX of the program with everything that is linked into it.
+fn bill_of_materials(cyclonedx: &Path, dist: &Path) -> Result<()> {
+    let mut command = Command::new(cyclonedx);
+    command.current_dir(root()).args(["cyclonedx", "--format", "json", "--describe", "binaries"]);
+    run_command(command.args(["--manifest-path", "tools/Cargo.toml", "--target", "x86_64-unknown-linux-gnu"]))?;
+    let made = root().join("tools/antumbra_bin.cdx.json");
+    std::fs::copy(&made, dist.join("antumbra.cdx.json")).map_err(|cause| format!("{}: {cause}", made.display()))?;
+    std::fs::remove_file(&made).map_err(|cause| format!("{}: {cause}", made.display()))
+}

@@ -1,0 +1,93 @@
+//! The measurements that README and book quote, each by a named command, with what it ran on: `benches/results/NAME.json`.
+//! The docs' test compares the text with these files.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::{Result, cargo, root, run_command};
+
+/// Each measurement with the arguments for which `antumbra` prints it as JSON.
+const MEASUREMENTS: &[(&str, &[&str])] = &[
+    ("demo", &["demo", "--json"]),
+    ("move", &["bench", "move", "--mib", "512", "--rate", "4000", "--json"]),
+    (
+        "ycsb",
+        &["bench", "ycsb", "--workload", "C,B,A", "--memory-mb", "256", "--rounds", "3", "--seconds", "2", "--json"],
+    ),
+];
+
+/// What the figures depend on.
+const SOURCES: [&str; 7] =
+    ["predictor/src", "engine/src", "net/src", "benches/src", "tools/src/demo", "tools/src/moving", "tools/src/bench"];
+
+/// Runs the measurements that are named.
+pub fn run(names: &[String]) -> Result<()> {
+    let known: Vec<&str> = MEASUREMENTS.iter().map(|one| one.0).collect();
+    let found = |name: &String| MEASUREMENTS.iter().find(|one| one.0 == name);
+    let unknown = |name: &String| format!("no measurement is called '{name}': {}", known.join(", "));
+    if names.is_empty() {
+        return Err(format!("name the measurements to run: {}", known.join(", ")));
+    }
+    let chosen = names.iter().map(|name| found(name).ok_or_else(|| unknown(name))).collect::<Result<Vec<_>>>()?;
+    chosen.into_iter().try_for_each(|(name, args)| measure(name, args))
+}
+
+fn measure(name: &str, args: &[&str]) -> Result<()> {
+    run_command(cargo().args(["build", "--release", "-p", "antumbra-tools", "--bin", "antumbra"]))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into);
+    // The demo leaves its reports where it is started.
+    let dir = std::env::temp_dir().join(format!("antumbra-results-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).map_err(|cause| format!("{}: {cause}", dir.display()))?;
+    let mut command = Command::new(target.join("release/antumbra"));
+    command.args(args).current_dir(&dir).stderr(Stdio::inherit());
+    eprintln!("xtask: {command:?}");
+    let output = command.output().map_err(|cause| format!("antumbra: {cause}"))?;
+    let _ = std::fs::remove_dir_all(&dir);
+    if !output.status.success() {
+        return Err(format!("antumbra ended with {}; nothing is kept", output.status));
+    }
+    let report = without_curves(&String::from_utf8_lossy(&output.stdout));
+    let path = root().join("benches/results").join(format!("{name}.json"));
+    let text = format!(
+        "{{\n\"command\": {:?},\n\"made_by\": \"cargo xtask results {name}\",\n\"commit\": {:?},\n\"machine\": {:?},\n\"report\": {}\n}}\n",
+        format!("antumbra {}", args.join(" ")),
+        commit()?,
+        machine(),
+        report.trim()
+    );
+    std::fs::write(&path, text).map_err(|cause| format!("{}: {cause}", path.display()))?;
+    println!("wrote {}", path.display());
+    Ok(())
+}
+
+/// The report without the members that are drawn and not quoted: most of its lines.
+fn without_curves(report: &str) -> String {
+    let mut is_left_out = false;
+    let keeps = |line: &&str| {
+        is_left_out |= ["  \"series\": [", "  \"curves\": ["].contains(line);
+        let keeps = !is_left_out;
+        is_left_out &= *line != "  ],";
+        keeps
+    };
+    report.lines().filter(keeps).collect::<Vec<_>>().join("\n")
+}
+
+/// What was measured: the last commit that changed it, and whether something has been changed since.
+fn commit() -> Result<String> {
+    let git = |args: &[&str]| -> Result<String> {
+        let output = Command::new("git").args(args).args(SOURCES).current_dir(root()).output();
+        let output = output.map_err(|cause| format!("git: {cause}"))?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
+    };
+    let last = git(&["log", "-1", "--format=%h", "--"])?;
+    let changed = git(&["status", "--short", "--"])?;
+    Ok(if changed.is_empty() { last } else { format!("{last} and changes that were not committed") })
+}
+
+fn machine() -> String {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let kernel = std::fs::read_to_string(Path::new("/proc/sys/kernel/osrelease")).unwrap_or_default();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{cores} cores, {}, kernel {}", model.trim_start_matches(['\t', ' ', ':']), kernel.trim())
+}
