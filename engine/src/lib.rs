@@ -13,7 +13,7 @@ macro_rules! example {
     ($text:literal) => {
         concat!(
             "\n# Example\n```\n# use antumbra_engine::*;\n# let dir = tempfile::tempdir()?;\n",
-            "# let engine = Engine::builder(dir.path().join(\"data\")).memory_budget(64 << 20).open()?;\n",
+            "# let engine = Engine::builder(dir.path().join(\"data\")).memory_budget(64 << 20).wal_file(32 << 20).open()?;\n",
             "# futures_lite::future::block_on(async {\n",
             "# let people = engine.create_keyspace(\"people\", KeyspaceOptions::new()).await?;\n# async {\n",
             $text,

@@ -116,6 +116,9 @@ fn create_authority(dir: &Path) -> Result<()> {
 /// # antumbra_net::tls::Authority::open_or_create(&dir.path().join("ca"))?.issue(HostId(1), dir.path())?;
 /// let identity = Identity::load(dir.path())?;
 /// assert_eq!(identity.host()?, HostId(1));
+/// // A new certificate of the same authority has been put in place.
+/// let fresh = identity.read_anew()?;
+/// assert_eq!(fresh.cluster(), identity.cluster());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]

@@ -77,6 +77,18 @@ enum Command {
     Doctor(doctor::DoctorOptions),
 }
 
+/// What only prints ends without a word when nobody reads on (`| head`, `| less`), as other programs do.
+fn end_with_reader(command: &Command) {
+    let prints = matches!(
+        command,
+        Command::Completions { .. } | Command::Ctl(_) | Command::Dump(_) | Command::Inspect(_) | Command::Verify(_)
+    );
+    if prints {
+        // SAFETY: the default action has no handler whose code could be wrong; sockets are written without the signal.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    }
+}
+
 fn main() -> ExitCode {
     log::start();
     let cli = match settings::parse() {
@@ -86,6 +98,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    end_with_reader(&cli.command);
     let result = match cli.command {
         Command::Demo(options) => demo::run(options),
         Command::Node(options) => node::run(*options).map(|()| ExitCode::SUCCESS),

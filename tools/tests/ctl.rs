@@ -5,8 +5,9 @@ mod common;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use common::{Node, ask, start_many, start_with, wait_for};
 use serde_json::Value;
@@ -211,4 +212,15 @@ fn authority_is_made_and_issues() {
     assert!(ctl(nobody, &["ca", "init", &path("ca")]).status.success());
     assert!(ctl(nobody, &["ca", "issue", &path("ca"), "1", &path("certs")]).status.success());
     assert!(dir.path().join("certs/host.der").is_file());
+}
+
+#[test]
+fn what_prints_ends_without_a_word_when_nobody_reads_on() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_antumbra"));
+    // More than a pipe holds.
+    command.args(["completions", "bash"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.signal(), said(&output)), (Some(libc::SIGPIPE), String::new()));
 }

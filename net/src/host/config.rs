@@ -62,7 +62,7 @@ pub enum CoordinatorAt {
 /// };
 /// let host = Host::start(engine.clone(), config).await?;
 /// // Clients are served by every shard.
-/// let service = Service::new(ServerConfig::new("127.0.0.1:6379".parse()?));
+/// let service = Service::new(ServerConfig::new("127.0.0.1:6379".parse()?))?;
 /// for shard in 0..engine.shards() {
 ///     let (host, service) = (host.clone(), service.clone());
 ///     let serve = move |shard| async move { drop(resp::serve(host, shard, service).await) };

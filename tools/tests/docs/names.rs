@@ -219,7 +219,7 @@ fn commands_of_the_redis_protocol_are_those_of_a_node() {
     }
     // `ANTUMBRA MOVE id host` in any text, and by redis-cli in any block.
     let usage = ask(nodes[0].resp, "ANTUMBRA HELP");
-    let known = |word: &str| usage.split([' ', '|']).any(|known| known == word);
+    let known = |word: &str| usage.split([' ', '|', '[', ']']).any(|known| known == word);
     let check = |page: &Page, line: usize, words: &[&str]| {
         for word in words.iter().filter(|word| word.len() > 2 && word.chars().all(|sign| sign.is_ascii_uppercase())) {
             // Ids and hosts by name.
@@ -304,5 +304,31 @@ fn errors_that_are_named_exist() {
                 assert!(is_there, "{}:{line}: there is no {span}", page.path);
             }
         }
+    }
+}
+
+/// The largest version that the sources at or below a path write.
+fn newest_version(path: &Path) -> Option<u32> {
+    if path.is_dir() {
+        let below = std::fs::read_dir(path).into_iter().flatten().flatten();
+        return below.filter_map(|entry| newest_version(&entry.path())).max();
+    }
+    let code = std::fs::read_to_string(path).ok()?;
+    let versions = code.lines().filter_map(|line| line.trim_start_matches("pub ").strip_prefix("const VERSION"));
+    versions.filter_map(|rest| rest.split(['=', ';']).nth(1)?.trim().parse().ok()).max()
+}
+
+#[test]
+fn versions_of_formats_are_those_of_the_code() {
+    let page = Page::read("engine/docs/formats.md");
+    let table = page.tables.iter().find(|table| table.rows[0].cells[..2] == ["structure", "version"]).unwrap();
+    for row in &table.rows[1..] {
+        let numbers = row.cells[1].split(|sign: char| !sign.is_ascii_digit()).filter_map(|word| word.parse().ok());
+        let spans = page.spans.iter().filter(|(line, _)| *line == row.line);
+        let sources =
+            spans.map(|(_, span)| root().join(if span.contains("src/") { "" } else { "engine/src" }).join(span));
+        let newest = sources.filter_map(|path| newest_version(&path)).max();
+        assert_eq!(newest, numbers.max(), "engine/docs/formats.md:{}: {}", row.line, row.cells[0]);
+        assert!(newest.is_some(), "engine/docs/formats.md:{}: no source has a version", row.line);
     }
 }

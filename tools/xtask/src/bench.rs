@@ -2,8 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::guard::built;
-use crate::{Result, cargo, root, run_command};
+use crate::{Result, built, cargo, root, run_command};
 
 /// Where the recorded traces lie, if they lie beside the repository.
 const TRACES: &str = "../shared/traces";

@@ -19,7 +19,9 @@ pub fn run() -> Result<()> {
     let _ = std::fs::remove_dir_all(&book);
     setup::create(&book.join("src"))?;
     lay_out(&root(), &book.join("src"))?;
-    copy(&root().join("tools/docs/book/book.toml"), &book.join("book.toml"))?;
+    for file in ["book.toml", "book.css"] {
+        copy(&root().join("tools/docs/book").join(file), &book.join(file))?;
+    }
     run_command(Command::new(mdbook).arg("build").arg(&book))?;
     println!("the book is {}", book.join("book/index.html").display());
     Ok(())
@@ -55,7 +57,7 @@ fn lay_out(root: &Path, out: &Path) -> Result<()> {
         std::fs::write(out.join(name), text).map_err(|cause| format!("{}: {cause}", out.join(name).display()))
     };
     write("SUMMARY.md", links(&summary, |link| pages[&resolve(SUMMARY, link)].clone()))?;
-    let mut files = Vec::new();
+    let (mut files, mut lost) = (Vec::new(), Vec::new());
     for (path, name) in &pages {
         let text = links(&read(path)?, |link| {
             let (file, anchor) =
@@ -68,6 +70,10 @@ fn lay_out(root: &Path, out: &Path) -> Result<()> {
                 Some(page) => format!("{page}{anchor}"),
                 None if target == SUMMARY => "index.md".into(),
                 None => {
+                    // mdbook would make its address that of a page, which is not there.
+                    if file.ends_with(".md") {
+                        lost.push(format!("{path} links to {target}, which {SUMMARY} does not name"));
+                    }
                     files.push(target.clone());
                     format!("files/{target}")
                 }
@@ -78,7 +84,7 @@ fn lay_out(root: &Path, out: &Path) -> Result<()> {
     for file in files {
         copy(&root.join(&file), &out.join("files").join(&file))?;
     }
-    Ok(())
+    if lost.is_empty() { Ok(()) } else { Err(lost.join("; ")) }
 }
 
 /// The text with each link's target replaced; blocks of code are left alone.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::jobs::in_parallel;
-use crate::{Result, cargo};
+use crate::{Result, add_etcd, built, cargo};
 
 const HELP: &str = "cargo xtask guard [--update | --plant NAME] [NAME ...]
 
@@ -129,24 +129,11 @@ fn rustc() -> Result<String> {
 /// Builds the bench; its path.
 fn build() -> Result<PathBuf> {
     let mut command = cargo();
-    command.args(["bench", "-p", "antumbra-benches", "--bench", "guard", "--no-run"]);
-    built(&mut command)?.pop().ok_or_else(|| "cargo does not say what it has built".into())
-}
-
-/// Runs a build; the programs that it made.
-pub fn built(command: &mut Command) -> Result<Vec<PathBuf>> {
-    let out = command
-        .args(["--message-format", "json-render-diagnostics"])
-        .stderr(std::process::Stdio::inherit())
-        .output()
-        .map_err(|cause| format!("cargo: {cause}"))?;
-    if !out.status.success() {
-        return Err(format!("{command:?} ended with {}", out.status));
-    }
-    // A line of JSON each: {"reason":"compiler-artifact",...,"executable":"PATH",...}
-    let text = String::from_utf8_lossy(&out.stdout);
-    let path = |line: &str| Some(PathBuf::from(line.split_once("\"executable\":\"")?.1.split_once('"')?.0));
-    Ok(text.lines().filter_map(path).map(|path| crate::root().join(path)).collect())
+    // As the tests are built, so that what they have built is used.
+    command.args(["bench", "--workspace", "--bench", "guard", "--no-run"]);
+    add_etcd(&mut command);
+    let is_guard = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("guard-"));
+    built(&mut command)?.into_iter().find(is_guard).ok_or_else(|| "cargo does not say where the bench guard is".into())
 }
 
 fn listed(program: &Path) -> Result<Vec<String>> {

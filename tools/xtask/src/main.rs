@@ -168,6 +168,22 @@ fn add_etcd(command: &mut Command) -> bool {
     protoc.is_some()
 }
 
+/// Runs a build; the programs that it made.
+fn built(command: &mut Command) -> Result<Vec<PathBuf>> {
+    let out = command
+        .args(["--message-format", "json-render-diagnostics"])
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .map_err(|cause| format!("cargo: {cause}"))?;
+    if !out.status.success() {
+        return Err(format!("{command:?} ended with {}", out.status));
+    }
+    // A line of JSON each: {"reason":"compiler-artifact",...,"executable":"PATH",...}
+    let text = String::from_utf8_lossy(&out.stdout);
+    let path = |line: &str| Some(PathBuf::from(line.split_once("\"executable\":\"")?.1.split_once('"')?.0));
+    Ok(text.lines().filter_map(path).map(|path| root().join(path)).collect())
+}
+
 /// Runs a command, showing it first.
 fn run_command(command: &mut Command) -> Result<()> {
     eprintln!("xtask: {command:?}");

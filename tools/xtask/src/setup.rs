@@ -110,7 +110,8 @@ pub fn create(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|cause| format!("{}: {cause}", dir.display()))
 }
 
-fn unpack(wheels: &Path, out: &Path) -> Result<()> {
+/// Unpacks every wheel of a folder.
+pub fn unpack(wheels: &Path, out: &Path) -> Result<()> {
     create(out)?;
     for entry in std::fs::read_dir(wheels).map_err(|cause| cause.to_string())?.flatten() {
         run_command(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(entry.path()).arg(out))?;
@@ -153,7 +154,8 @@ fn take(file: &Path, to: &Path) -> Result<()> {
     std::fs::rename(file, to.join(&name)).map_err(|cause| format!("{}: {cause}", file.display()))
 }
 
-fn walk(dir: &Path) -> Vec<PathBuf> {
+/// Every file below a folder.
+pub fn walk(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();

@@ -24,8 +24,6 @@ pub fn run(with_torch: bool) -> Result<()> {
     if with_torch {
         setup::run()?;
     }
-    // Tests call the program, so it is built first; and it has to do without libtorch.
-    run_counted(cargo().args(["build", "--release", "--bin", "antumbra"]), &mut counts)?;
     let mut workspace = cargo();
     workspace.args(["test", "--release", "--workspace", "--no-fail-fast"]);
     if !add_etcd(&mut workspace) {
