@@ -173,6 +173,8 @@ fn what_is_wrong_is_named_and_fails() {
     fails(&["move", "1", "9"], "host 9 is not known");
     fails(&["move", "1", "1"], "belongs to host 1");
     fails(&["abort", "1"], "ended already");
+    fails(&["switch", "1"], "ended already");
+    fails(&["shadow", "1", "1"], "partition 1 is on host 1 itself");
     fails(&["drain", "1"], "no other host");
     fails(&["move", "1", "2", "--order", "best"], "unknown order");
     let nobody = common::free_tcp();

@@ -42,15 +42,11 @@ pub(crate) async fn run(host: &Arc<Host>, service: &Service, args: &[Bytes]) -> 
         Some("PROMOTE") => promote(host, &words[1..]).await,
         Some("ABANDON") => abandon(host, &words[1..]).await,
         Some("SWITCH") => {
-            find_move(host, &words)?.switch();
+            find_unfinished(host, &words)?.switch();
             Ok(json!("OK"))
         }
         Some("ABORT") => {
-            let known = find_move(host, &words)?;
-            if known.is_finished() {
-                return Err(Error::Refused { what: "the move has ended already".into() });
-            }
-            known.give_up();
+            find_unfinished(host, &words)?.give_up();
             Ok(json!("OK"))
         }
         Some("SCRUB") => scrub(host, &words[1..]).await,
@@ -105,6 +101,15 @@ fn find_move(host: &Host, words: &[&str]) -> Result<crate::shadow::MoveHandle> {
     let partition = partition_id(words.get(1))?;
     host.find_move(partition)
         .ok_or_else(|| Error::Refused { what: format!("no move of partition {partition} began here") })
+}
+
+/// One that can still be steered.
+fn find_unfinished(host: &Host, words: &[&str]) -> Result<crate::shadow::MoveHandle> {
+    let known = find_move(host, words)?;
+    if known.is_finished() {
+        return Err(Error::Refused { what: "the move has ended already".into() });
+    }
+    Ok(known)
 }
 
 async fn partitions(host: &Host) -> Result<Value> {
@@ -181,6 +186,9 @@ fn standby(host: &Arc<Host>, words: &[&str]) -> Result<Value> {
         Some("ASYNC") => false,
         Some(_) => return Err(usage()),
     };
+    if destination == host.id && host.engine.partition(partition).is_ok() {
+        return Err(Error::Refused { what: format!("partition {partition} is on host {destination} itself") });
+    }
     let options = MoveOptions { policy: Policy::Standby { synchronous }, ..MoveOptions::default() };
     host.start_move(partition, destination, options)?;
     Ok(json!("OK"))
