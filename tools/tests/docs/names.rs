@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::Command;
 
 use crate::common::{ask, start_many};
 use crate::pages::{self, Page, commands, resolve, root};
@@ -137,6 +138,12 @@ fn wrong_for_cargo(words: &[&str]) -> Option<String> {
     None
 }
 
+/// What the program says of one of its commands.
+fn help_of(command: &[&str]) -> String {
+    let out = Command::new(env!("CARGO_BIN_EXE_antumbra")).args(command).arg("--help").output().unwrap();
+    String::from_utf8(out.stdout).unwrap()
+}
+
 fn wrong_for_xtask(words: &[&str]) -> Option<String> {
     let source = text("tools/xtask/src/main.rs");
     let &task = words.first()?;
@@ -147,6 +154,7 @@ fn wrong_for_xtask(words: &[&str]) -> Option<String> {
     // Some have a help of their own.
     let own = match task {
         "guard" => text("tools/xtask/src/guard.rs"),
+        "bench" => help_of(&["bench", "report"]),
         "sim" => text("engine/src/sim/main.rs") + &text("net/src/sim/main.rs"),
         _ => String::new(),
     };
