@@ -23,6 +23,14 @@ pub struct Route {
 }
 
 /// Addresses of a host.
+///
+/// # Example
+/// ```
+/// use antumbra_net::routing::Addresses;
+/// let at = |port: u16| std::net::SocketAddr::from(([10, 0, 0, 1], port));
+/// let host = Addresses { control: at(7379), bulk: at(7380), resp: at(6379), resp_tls: Some(at(6390)) };
+/// assert_eq!((host.for_clients(true), host.for_clients(false)), (at(6390), at(6379)));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Addresses {
     /// Control plane.

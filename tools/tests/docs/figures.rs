@@ -146,8 +146,8 @@ fn measured_figures_are_those_of_the_results() {
     for measured in &sources.row {
         let place = format!("{}: '{}'", measured.page, measured.row);
         let page = pages.iter().find(|page| page.path == measured.page).unwrap_or_else(|| panic!("{place}: no page"));
-        let tables = page.tables.iter().filter(|table| table.rows.iter().any(|row| row.cells[0] == measured.row));
-        let table = tables.last().unwrap_or_else(|| panic!("{place}: there is no such row"));
+        let mut tables = page.tables.iter().filter(|table| table.rows.iter().any(|row| row.cells[0] == measured.row));
+        let table = tables.next_back().unwrap_or_else(|| panic!("{place}: there is no such row"));
         let row = table.rows.iter().find(|row| row.cells[0] == measured.row).unwrap();
         let all = results(&measured.results);
         if let Some(what) = wrong(row, &all["report"], &measured.values) {

@@ -251,13 +251,12 @@ pub fn commands(block: &Block) -> Vec<CommandLine> {
 pub fn split(line: &str) -> Vec<Vec<String>> {
     let mut all: Vec<Vec<String>> = vec![Vec::new()];
     let (mut word, mut quote) = (None::<String>, None);
-    let mut signs = line.chars().peekable();
     let push = |all: &mut Vec<Vec<String>>, word: &mut Option<String>| {
         if let (Some(word), Some(last)) = (word.take(), all.last_mut()) {
             last.push(word);
         }
     };
-    while let Some(sign) = signs.next() {
+    for sign in line.chars() {
         match (sign, quote) {
             (sign, Some(open)) if sign == open => quote = None,
             (sign, Some(_)) => word.get_or_insert_default().push(sign),

@@ -10,6 +10,8 @@ use std::process::Command;
 use crate::{Result, release, root, run_command, setup};
 
 const SUMMARY: &str = "tools/docs/book/SUMMARY.md";
+/// What goes along, although the tests of the book leave it out: it changes with each measurement, and names other programs.
+const FURTHER: &str = "\n---\n\n- [Benchmarks](../../../benches/README.md)\n";
 
 /// Builds the book.
 pub fn run() -> Result<()> {
@@ -37,7 +39,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 /// Writes summary, pages and files below `out`.
 fn lay_out(root: &Path, out: &Path) -> Result<()> {
     let read = |path: &str| std::fs::read_to_string(root.join(path)).map_err(|cause| format!("{path}: {cause}"));
-    let summary = read(SUMMARY)?;
+    let summary = read(SUMMARY)? + FURTHER;
     // Path in the repository -> name in the book.
     let mut pages = BTreeMap::new();
     links(&summary, |link| {
