@@ -113,7 +113,8 @@ async fn click(page: &Client, selector: &str) {
 }
 
 fn text(selector: &str) -> String {
-    format!("document.querySelector('{selector}')?.textContent ?? ''")
+    // In brackets: what is asked of it is asked of both sides.
+    format!("(document.querySelector('{selector}')?.textContent ?? '')")
 }
 
 /// Two nodes with pages, data in two partitions of the first.
@@ -191,7 +192,8 @@ async fn page_follows_a_move_that_is_begun_on_it() {
     until(&page, "document.querySelector('#confirm').open").await;
     click(&page, "#confirm-go").await;
     until(&page, &format!("{}.includes('owns nothing any more: 1 partitions')", text("#events"))).await;
-    assert!(ask(nodes[1].resp, "ANTUMBRA STATE 2").contains("\"owner\":2"));
+    let state = ask(nodes[1].resp, "ANTUMBRA STATE 2");
+    assert!(state.contains("\"owner\":2"), "{state}");
     until(&page, "document.querySelector('li[data-host=\"1\"] button') === null").await;
     let mut errors = console_errors(&page).await;
     // That of the wrong token.

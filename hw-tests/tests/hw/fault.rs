@@ -78,10 +78,10 @@ fn full_file_system_is_named_and_loses_nothing() {
         return;
     }
     let _alone = alone();
-    let Scratch { mounted, .. } = &Scratch::new("ext4", 160, &["-m", "0"], "rw");
+    let Scratch { mounted, .. } = &Scratch::new("ext4", 224, &["-m", "0"], "rw");
     let ballast = mounted.path.join("ballast");
     // What a new start needs: two files of the log beside those that it replays, and tables.
-    std::fs::write(&ballast, vec![1; 48 << 20]).unwrap();
+    std::fs::write(&ballast, vec![1; 112 << 20]).unwrap();
     let data = mounted.path.join("data");
     let (engine, rows) = open(&data).unwrap();
     let (acknowledged, error) = put_until_error(&rows, 0);
