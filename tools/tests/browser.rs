@@ -5,12 +5,11 @@
 mod common;
 
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use common::{Node, ask, create_partitions, free_tcp, start_each};
+use common::{Node, ask, create_partitions, free_tcp, start_each, write_private};
 use fantoccini::wd::{Capabilities, WebDriverCompatibleCommand};
 use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -120,8 +119,7 @@ fn text(selector: &str) -> String {
 /// Two nodes with pages, data in two partitions of the first.
 fn cluster(dir: &Path) -> (Vec<Node>, Vec<String>) {
     let token = dir.join("token");
-    std::fs::write(&token, TOKEN).unwrap();
-    std::fs::set_permissions(&token, PermissionsExt::from_mode(0o600)).unwrap();
+    write_private(&token, TOKEN);
     let pages: Vec<String> = (0..2).map(|_| free_tcp().to_string()).collect();
     let file = token.display().to_string();
     let nodes = start_each(dir, 2, |host| {

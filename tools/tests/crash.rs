@@ -14,7 +14,7 @@ use antumbra_net::failpoint::Failpoint;
 use redis::Commands;
 
 use common::registers::{Client, Registers};
-use common::settled::{SETTLE_MAX, move_and_wait, settled_owner, wait_died};
+use common::settled::{SETTLE_MAX, json, move_and_wait, settled_owner, wait_died};
 use common::{Node, ask, fill_segments, start_with, wait_for};
 
 /// One round: the move dies at `place`, its process comes back, everything is as it should be.
@@ -99,8 +99,7 @@ fn copy_whose_link_is_lost_goes_on() {
     target.stand_still(false);
 
     let reply = wait_for(source.resp, "ANTUMBRA REPORT 1", "\"equal\"");
-    let json = &reply[reply.find('{').unwrap()..=reply.rfind('}').unwrap()];
-    let report: serde_json::Value = serde_json::from_str(json).unwrap();
+    let report = json(&reply);
     assert_eq!(report["verify"]["equal"], true, "{report}");
     assert!(report["shadow"]["resumed"].as_u64().unwrap() >= 1, "{report}");
     let sent: Vec<u64> = report["sent"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();

@@ -6,7 +6,7 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use antumbra_net::coordinator::{self, remote::Remote};
 use antumbra_net::tls::{Authority, Identity};
 use antumbra_net::transport::{Handler, Plane, PlaneConfig, SchedulingClass, StreamKind, WireVersions};
 
-use common::{Node, ask, free_tcp, free_udp, start_each, wait_for};
+use common::{Node, ask, free_tcp, free_udp, start_each, wait_for, write_private};
 
 /// What a stranger may wait for its end.
 const ENDS_MAX: Duration = Duration::from_secs(20);
@@ -73,12 +73,6 @@ impl Ports {
         Authority::open_or_create(&self.dir.path().join(authority)).unwrap().issue(host, &out).unwrap();
         Identity::load(&out).unwrap()
     }
-}
-
-fn write_private(path: &Path, text: &str) {
-    use std::os::unix::fs::PermissionsExt as _;
-    std::fs::write(path, text).unwrap();
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 /// The fuzzers' inputs, and what is made up here, by name.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Node, ask, create_partitions, free_tcp, start_each, wait_for};
+use common::{Node, ask, create_partitions, free_tcp, start_each, wait_for, write_private};
 
 fn docs(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../net/docs").join(name)
@@ -46,8 +46,7 @@ fn nodes(dir: &Path, token: Option<&str>) -> (Vec<Node>, Vec<SocketAddr>) {
     let mut more: Vec<String> = Vec::new();
     if let Some(token) = token {
         let path = dir.join("token");
-        std::fs::write(&path, token).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        write_private(&path, token);
         more = vec!["--http-token-file".into(), path.display().to_string()];
     }
     let nodes = start_each(dir, 2, |host| {

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Node, ask, create_partitions, start_with};
+use common::{Node, ask, create_partitions, start_with, write_private};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn connect(address: SocketAddr) -> TcpStream {
@@ -162,8 +162,7 @@ fn field(info: &str, name: &str) -> u64 {
 fn users_have_the_rights_that_the_file_gives() {
     let dir = tempfile::tempdir().unwrap();
     let users = dir.path().join("users");
-    std::fs::write(&users, "user app on >secret ~app:* +@read +@write\nuser boss on >word ~* +@all\n").unwrap();
-    std::fs::set_permissions(&users, std::fs::Permissions::from_mode(0o600)).unwrap();
+    write_private(&users, "user app on >secret ~app:* +@read +@write\nuser boss on >word ~* +@all\n");
     let nodes = start_with(dir.path(), 1, &["--users", users.to_str().unwrap()]);
     let ask = |commands: &str| ask(nodes[0].resp, commands);
     assert!(ask("GET app:1").starts_with("-NOAUTH Authentication required.\r\n"));

@@ -4,14 +4,13 @@
 mod common;
 
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use redis::{Client, ClientTlsConfig, Commands, Connection, RedisResult, TlsCertificates, TlsMode};
 
-use common::{Node, ask, create_partitions, free_tcp, move_partition, start_each};
+use common::{Node, ask, create_partitions, free_tcp, move_partition, start_each, write_private};
 
 /// An authority of servers' or clients' certificates.
 struct Authority {
@@ -43,11 +42,6 @@ impl Authority {
     }
 }
 
-fn write(path: &Path, text: &str) {
-    std::fs::write(path, text).unwrap();
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
-}
-
 struct Nodes {
     nodes: Vec<Node>,
     tls: Vec<SocketAddr>,
@@ -68,7 +62,7 @@ impl Nodes {
             let mut args = vec!["--resp-tls".to_string(), nodes.tls[host as usize - 1].to_string()];
             args.extend(["--resp-cert".into(), path("resp.pem"), "--resp-key".into(), path("resp.key")]);
             if let Some(clients) = clients {
-                write(&nodes.path("clients.pem"), &clients.cert.pem());
+                write_private(&nodes.path("clients.pem"), &clients.cert.pem());
                 args.extend(["--resp-client-ca".into(), path("clients.pem")]);
             }
             args
@@ -84,8 +78,8 @@ impl Nodes {
     /// Puts a certificate where the nodes read it.
     fn install(&self, authority: &Authority) {
         let (cert, key) = authority.issue();
-        write(&self.path("resp.pem"), &cert);
-        write(&self.path("resp.key"), &key);
+        write_private(&self.path("resp.pem"), &cert);
+        write_private(&self.path("resp.key"), &key);
     }
 
     fn connect(&self, certificates: TlsCertificates) -> RedisResult<Connection> {
@@ -120,7 +114,7 @@ fn cluster_client_and_redis_cli_speak_tls_through_a_move() {
     assert!(nodes.tls.iter().all(|address| told(&mut secure).contains(&address.to_string())));
     assert!(nodes.nodes.iter().all(|node| told(&mut plain).contains(&node.resp.to_string())));
 
-    write(&nodes.path("ca.pem"), &authority.cert.pem());
+    write_private(&nodes.path("ca.pem"), &authority.cert.pem());
     let port = nodes.tls[0].port().to_string();
     let ca = nodes.path("ca.pem").display().to_string();
     let cli = |words: &[&str]| {
@@ -173,7 +167,7 @@ fn certificates_are_exchanged_while_nodes_run() {
     assert_eq!(redis::cmd("PING").query::<String>(&mut kept).unwrap(), "PONG", "those that were there go on");
 
     // What cannot be used changes nothing.
-    write(&nodes.path("resp.key"), &third.issue().1);
+    write_private(&nodes.path("resp.key"), &third.issue().1);
     let said = reload(&nodes.nodes[0]);
     assert!(said.starts_with("-ERR") && said.contains("resp.pem"), "{said}");
     assert!(accepts(&nodes, &second));

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use redis::Commands;
 
 use common::registers::Registers;
+use common::settled::json;
 use common::{
     Node, PROGRAM, ask, create_partitions, free_tcp, free_udp, move_partition, start_each, start_program, wait_for,
 };
@@ -114,9 +115,7 @@ fn older_program_is_replaced_host_by_host_under_load() {
 
 /// Index of the node that the record names.
 fn owner_of(nodes: &[Node], partition: u32) -> usize {
-    let record = ask(nodes[0].resp, &format!("ANTUMBRA STATE {partition}"));
-    let text = &record[record.find('{').unwrap()..=record.rfind('}').unwrap()];
-    let record: serde_json::Value = serde_json::from_str(text).unwrap();
+    let record = json(&ask(nodes[0].resp, &format!("ANTUMBRA STATE {partition}")));
     record["owner"].as_u64().unwrap() as usize - 1
 }
 

@@ -1,7 +1,7 @@
 //! A data folder opened with another number of threads.
 
 use antumbra_engine::types::{PartitionId, ShardId};
-use antumbra_engine::{Engine, Error, PartitionSpec};
+use antumbra_engine::{Engine, Error, PartitionHandle, PartitionSpec};
 use bytes::Bytes;
 
 use crate::common::block_on;
@@ -52,12 +52,18 @@ fn open_files(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
         .collect()
 }
 
+/// An engine with a key, in a partition of its last shard.
+fn open_with_a_key(dir: &std::path::Path, threads: u16) -> (Engine, PartitionHandle) {
+    let engine = open_with(dir, threads.into());
+    let partition = block_on(engine.create_partition(ShardId(threads - 1), crate::common::spec())).unwrap();
+    block_on(partition.put("key", "value")).unwrap();
+    (engine, partition)
+}
+
 #[test]
 fn closed_engine_has_no_file_open() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open_with(dir.path(), 2);
-    let partition = block_on(engine.create_partition(ShardId(1), crate::common::spec())).unwrap();
-    block_on(partition.put("key", "value")).unwrap();
+    let (engine, partition) = open_with_a_key(dir.path(), 2);
     block_on(partition.compact()).unwrap();
     assert!(open_files(dir.path()).len() > 4, "the check sees files of an open engine");
     drop(partition);
@@ -98,9 +104,7 @@ fn drop_last_handle_inside_a_task_of_a_shard_ends_the_engine() {
 #[test]
 fn foreground_waits_only_where_requests_are_served() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open_with(dir.path(), 1);
-    let partition = block_on(engine.create_partition(ShardId(0), crate::common::spec())).unwrap();
-    block_on(partition.put("key", "value")).unwrap();
+    let (_engine, partition) = open_with_a_key(dir.path(), 1);
     let look = |gets: u32| {
         block_on(partition.with(move |partition| async move {
             for _ in 0..gets {

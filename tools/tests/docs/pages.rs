@@ -2,6 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+#[path = "link.rs"]
+mod link;
+
+pub use link::resolve;
 use pulldown_cmark::{CodeBlockKind, Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 
 /// The list of the book's pages.
@@ -71,20 +75,6 @@ pub fn all() -> Vec<Page> {
         pages.push(Page::read(&resolve(SUMMARY, link)));
     }
     pages
-}
-
-/// Path of what a page links to, from the root.
-pub fn resolve(page: &str, link: &str) -> String {
-    let mut parts: Vec<&str> = page.split('/').collect();
-    parts.pop();
-    for part in link.split('/') {
-        match part {
-            "." | "" => {}
-            ".." => drop(parts.pop()),
-            name => parts.push(name),
-        }
-    }
-    parts.join("/")
 }
 
 impl Page {

@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,7 +10,7 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RData, RecordType};
 
-use crate::common::try_ask;
+use crate::common::{try_ask, write_private};
 use crate::daemon::{Daemon, await_port, find};
 use crate::yard::{self, YARD, ip};
 
@@ -255,8 +254,7 @@ fn name_server(dir: &Path) -> Vec<String> {
     let write = |name: &str, text: String| fs::write(dir.join(name), text).unwrap();
     write("zone", format!("$ORIGIN {ZONE}.\n$TTL 5\n@ SOA ns root 1 3600 600 86400 5\n@ NS ns\nns A {YARD}\n"));
     let key = format!("key \"cluster\" {{ algorithm hmac-sha256; secret \"{SECRET}\"; }};\n");
-    write("cluster.key", key.clone());
-    fs::set_permissions(dir.join("cluster.key"), fs::Permissions::from_mode(0o600)).unwrap();
+    write_private(&dir.join("cluster.key"), &key);
     let folder = dir.display();
     write(
         "named.conf",

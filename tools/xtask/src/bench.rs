@@ -1,8 +1,6 @@
 //! Builds every benchmark and has `antumbra bench report` run them.
 
-use std::path::PathBuf;
-
-use crate::{Result, built, cargo, root, run_command};
+use crate::{Result, antumbra, program, root, run_command};
 
 /// Where the recorded traces lie, if they lie beside the repository.
 const TRACES: &str = "../shared/traces";
@@ -14,13 +12,7 @@ pub fn run(args: &[String]) -> Result<()> {
     let with_peers = args.iter().any(|arg| arg == "--peers");
     let mut given: Vec<String> = args.iter().filter(|arg| *arg != "--peers").cloned().collect();
     let full = given.iter().any(|arg| arg == "--full");
-    let program = |build: &[&str], name: &str| -> Result<PathBuf> {
-        let mut command = cargo();
-        command.args(build);
-        eprintln!("xtask: building {name}");
-        built(&mut command)?.pop().ok_or_else(|| format!("cargo does not say where {name} is"))
-    };
-    let antumbra = program(&["build", "--release", "-p", "antumbra-tools", "--bin", "antumbra"], "antumbra")?;
+    let antumbra = antumbra()?;
     let bench = |name: &str| {
         program(&["bench", "-p", "antumbra-benches", "--bench", name, "--no-run"], name)
             .map(|path| path.display().to_string())

@@ -4,10 +4,15 @@
 //! that is no page of the book goes along as a file.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use crate::{Result, release, root, run_command, setup};
+use crate::{Result, release, root, run_command, setup, target_dir};
+
+#[path = "../../tests/docs/link.rs"]
+mod link;
+
+use link::resolve;
 
 const SUMMARY: &str = "tools/docs/book/SUMMARY.md";
 /// What goes along, although the tests of the book leave it out: it changes with each measurement, and names other programs.
@@ -16,8 +21,7 @@ const FURTHER: &str = "\n---\n\n- [Benchmarks](../../../benches/README.md)\n";
 /// Builds the book.
 pub fn run() -> Result<()> {
     let mdbook = release::tool("mdbook")?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    let book = target.join("book");
+    let book = target_dir().join("book");
     let _ = std::fs::remove_dir_all(&book);
     setup::create(&book.join("src"))?;
     lay_out(&root(), &book.join("src"))?;
@@ -106,20 +110,6 @@ fn links(text: &str, mut replace: impl FnMut(&str) -> String) -> String {
         out += rest;
     }
     out
-}
-
-/// Path of what a page links to, from the root.
-fn resolve(page: &str, link: &str) -> String {
-    let mut parts: Vec<&str> = page.split('/').collect();
-    parts.pop();
-    for part in link.split('/') {
-        match part {
-            "." | "" => {}
-            ".." => drop(parts.pop()),
-            name => parts.push(name),
-        }
-    }
-    parts.join("/")
 }
 
 #[cfg(test)]

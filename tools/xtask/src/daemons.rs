@@ -64,9 +64,8 @@ pub fn dir() -> PathBuf {
 /// The program, unpacked or installed.
 pub fn find(program: &str) -> Option<PathBuf> {
     let own = ["usr/bin", "usr/sbin"].map(|folder| dir().join(folder));
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let all = own.into_iter().chain(std::env::split_paths(&path)).chain([PathBuf::from("/usr/sbin")]);
-    all.map(|folder| folder.join(program)).find(|file| file.is_file())
+    let of_system = || Some(Path::new("/usr/sbin").join(program)).filter(|file| file.is_file());
+    setup::find(program, own).or_else(of_system)
 }
 
 /// Environment that has `protoc`, for a build with the feature `etcd`; `None` if there is none.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::jobs::in_parallel;
-use crate::{Result, cargo, number, root, run_command, value};
+use crate::{Result, cargo, number, root, run_command, target_dir, value};
 
 /// Instruments every crate: edges counted inline, comparisons traced.
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -64,9 +64,8 @@ fn dir() -> PathBuf {
 }
 
 fn build() -> Result<PathBuf> {
-    let cache = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     // A folder of its own: other flags would throw away what is built in the other one.
-    let target_dir = cache.join("fuzz");
+    let target_dir = target_dir().join("fuzz");
     run_command(
         cargo()
             .current_dir(dir())

@@ -153,6 +153,11 @@ fn root() -> PathBuf {
     own.join("../..")
 }
 
+/// Where cargo builds.
+fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
 fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
@@ -182,6 +187,17 @@ fn built(command: &mut Command) -> Result<Vec<PathBuf>> {
     let text = String::from_utf8_lossy(&out.stdout);
     let path = |line: &str| Some(PathBuf::from(line.split_once("\"executable\":\"")?.1.split_once('"')?.0));
     Ok(text.lines().filter_map(path).map(|path| root().join(path)).collect())
+}
+
+/// Builds one program; its path.
+fn program(build: &[&str], name: &str) -> Result<PathBuf> {
+    eprintln!("xtask: building {name}");
+    built(cargo().args(build))?.pop().ok_or_else(|| format!("cargo does not say where {name} is"))
+}
+
+/// Builds `antumbra`; its path.
+fn antumbra() -> Result<PathBuf> {
+    program(&["build", "--release", "-p", "antumbra-tools", "--bin", "antumbra"], "antumbra")
 }
 
 /// Runs a command, showing it first.

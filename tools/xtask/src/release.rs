@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{Result, cargo, root, run_command, setup};
+use crate::{Result, antumbra, cargo, root, run_command, setup};
 
 /// The crates that are libraries.
 const LIBRARIES: [&str; 3] = ["antumbra-predictor", "antumbra-engine", "antumbra-net"];
@@ -72,9 +72,7 @@ fn fetch_deny() -> Result<()> {
 }
 
 fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let all = [cache().join("bin")].into_iter().chain(std::env::split_paths(&path));
-    all.map(|folder| folder.join(program)).find(|file| file.is_file())
+    setup::find(program, [cache().join("bin")])
 }
 
 /// A program of [`TOOLS`].
@@ -173,13 +171,11 @@ pub fn msrv() -> Result<()> {
 /// Builds the Debian package, and the list of what the program is made of; looks whether all is in it.
 pub fn debian() -> Result<()> {
     let (deb, cyclonedx) = (tool("cargo-deb")?, tool("cargo-cyclonedx")?);
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     // Where the package's manifest names it, wherever builds go.
     let dist = root().join("target/dist");
     let _ = std::fs::remove_dir_all(&dist);
     setup::create(&dist)?;
-    run_command(cargo().args(["build", "--release", "-p", "antumbra-tools", "--bin", "antumbra"]))?;
-    let program = target.join("release/antumbra");
+    let program = antumbra()?;
     run_command(Command::new(&program).arg("man").arg(dist.join("man")))?;
     for (shell, file) in [("bash", "antumbra"), ("zsh", "_antumbra"), ("fish", "antumbra.fish")] {
         let printed = Command::new(&program).args(["completions", shell]).output();

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::{Result, cargo, root, run_command};
+use crate::{Result, antumbra, root};
 
 /// Each measurement with the arguments for which `antumbra` prints it as JSON.
 const MEASUREMENTS: &[(&str, &[&str])] = &[
@@ -33,12 +33,11 @@ pub fn run(names: &[String]) -> Result<()> {
 }
 
 fn measure(name: &str, args: &[&str]) -> Result<()> {
-    run_command(cargo().args(["build", "--release", "-p", "antumbra-tools", "--bin", "antumbra"]))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into);
+    let program = antumbra()?;
     // The demo leaves its reports where it is started.
     let dir = std::env::temp_dir().join(format!("antumbra-results-{}", std::process::id()));
     std::fs::create_dir_all(&dir).map_err(|cause| format!("{}: {cause}", dir.display()))?;
-    let mut command = Command::new(target.join("release/antumbra"));
+    let mut command = Command::new(program);
     command.args(args).current_dir(&dir).stderr(Stdio::inherit());
     eprintln!("xtask: {command:?}");
     let output = command.output().map_err(|cause| format!("antumbra: {cause}"))?;

@@ -44,13 +44,17 @@ pub fn cache() -> PathBuf {
     cache.join("antumbra")
 }
 
+/// A program, in the first of these folders and then of those of PATH that has it.
+pub fn find(program: &str, first: impl IntoIterator<Item = PathBuf>) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let all = first.into_iter().chain(std::env::split_paths(&path));
+    all.map(|folder| folder.join(program)).find(|file| file.is_file())
+}
+
 fn packages() -> Result<()> {
-    let found = |program: &str| {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
-    };
+    let is_missing = |program: &str| find(program, []).is_none();
     let mut missing: Vec<&str> =
-        PROGRAMS.iter().filter(|(program, _)| !found(program)).map(|(_, package)| *package).collect();
+        PROGRAMS.iter().filter(|(program, _)| is_missing(program)).map(|(_, package)| *package).collect();
     if !has_pip() {
         missing.push("python3-pip");
     }
