@@ -141,6 +141,11 @@ mod tests {
                 std::fs::read_to_string(format!("/proc/{below}/stat")).is_ok_and(|stat| stat.contains(") Z "))
             }
         };
+        // A killed process closes its pipes before it is gone.
+        let until = Instant::now() + Duration::from_secs(20);
+        while !gone() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         assert!(gone(), "{below} is still there");
     }
 }
