@@ -60,6 +60,11 @@ impl TaskLock {
             .await;
         TaskGuard { lock: self }
     }
+
+    /// The lock, if nobody holds it.
+    pub fn try_lock(&self) -> Option<TaskGuard<'_>> {
+        (!self.held.replace(true)).then_some(TaskGuard { lock: self })
+    }
 }
 
 /// Holds a [`TaskLock`].

@@ -146,7 +146,9 @@ pub(crate) struct Background {
 /// What requests weigh.
 const WEIGHT: usize = 1000;
 /// What background work weighs: what it gets of a busy core when nobody has to wait for it, and when everybody has.
-const BACKGROUND_WEIGHT: std::ops::RangeInclusive<usize> = 100..=WEIGHT;
+const BACKGROUND_WEIGHT: std::ops::RangeInclusive<usize> = 100..=2 * WEIGHT;
+/// Background work that is due gives way to nobody for longer than this: see [`Background::new`].
+const BACKGROUND_PREEMPT: Duration = Duration::from_micros(200);
 
 /// The weight of background work beside that of requests.
 #[derive(Debug)]
@@ -163,8 +165,10 @@ impl SharesManager for Weight {
 }
 
 impl Background {
-    /// A queue whose tasks give way after `preempt`.
+    /// A queue whose tasks give way after `preempt`. While it has tasks, requests do so after a short time too: the longer
+    /// their turns, the longer those in between that background work is owed, and what a request waits for that.
     pub fn new(preempt: Duration) -> Background {
+        let preempt = preempt.min(BACKGROUND_PREEMPT);
         let weight = Rc::new(Weight(Cell::new(*BACKGROUND_WEIGHT.start())));
         #[cfg(any(test, feature = "sim"))]
         if super::sim::current().is_some() {
@@ -175,10 +179,12 @@ impl Background {
         Background { queue: Some(Rc::new(queue)), weight }
     }
 
-    /// Gives background work more of the core the sooner requests will have to wait for it: `urgency` between 0 and 1.
+    /// Gives background work more of the core the sooner requests will have to wait for it: at an `urgency` of 0 the least,
+    /// at 1 as much as requests have, and still more above.
     pub fn set_urgency(&self, urgency: f64) {
         let (least, most) = (*BACKGROUND_WEIGHT.start(), *BACKGROUND_WEIGHT.end());
-        self.weight.0.set(least + ((most - least) as f64 * urgency.clamp(0.0, 1.0)) as usize);
+        let weight = least + ((WEIGHT - least) as f64 * urgency.max(0.0)) as usize;
+        self.weight.0.set(weight.min(most));
     }
 
     /// Runs a task in the background and returns its result.

@@ -25,13 +25,15 @@ use super::output::TableFileWriter;
 use super::{Partition, Serving};
 
 /// Slices of a segment at which it is compacted.
-const SLICES_MAX: usize = 6;
+pub(crate) const SLICES_MAX: usize = 6;
 /// Range deletions of a segment at which it is compacted: each costs every read of the segment a comparison.
 const ERASURES_MAX: usize = 16;
 /// Slices of a segment at which its compaction is as urgent as a flush: reads and space suffer more than other I/O.
 pub(super) const SLICES_URGENT: usize = 2 * SLICES_MAX;
 /// Bytes of one read of a source at least, however many there are.
 pub(super) const READ_BYTES_MIN: usize = 32 << 10;
+/// Records written between two looks at the pace, and for a memtable that waits.
+pub(super) const LOOK_RECORDS: u64 = 64;
 /// A segment above `target * SPLIT_FACTOR` is cut.
 const SPLIT_FACTOR: u64 = 2;
 /// Neighbours that together stay below `target / MERGE_DIVISOR` become one.
@@ -43,6 +45,13 @@ struct Piece {
     start: Bytes,
     table: Option<Rc<Table>>,
     /// Range deletions that a snapshot still needs.
+    erasures: Vec<Erasure>,
+}
+
+/// What a segment was given while its compaction took place.
+struct Flushed {
+    /// Newest first. Where the segment is cut, each piece has them all: tables may reach further (`INV-SPLIT`).
+    slices: Vec<Rc<Table>>,
     erasures: Vec<Erasure>,
 }
 
@@ -78,15 +87,48 @@ impl Partition {
     }
 
     /// Compactions that are due behind a flush on average, if it gives every segment a slice.
-    pub(crate) fn compactions_for_flush(&self) -> usize {
+    pub(super) fn compactions_for_flush(&self) -> usize {
         self.layout.borrow().segments.len().div_ceil(SLICES_MAX)
+    }
+
+    /// Compactions that are due for what has been flushed.
+    pub(crate) fn owed_compactions(&self) -> usize {
+        self.owed_compactions.get()
+    }
+
+    /// Bytes of all tables, about.
+    pub(crate) fn table_bytes(&self) -> u64 {
+        self.table_bytes.get()
+    }
+
+    /// Bytes that the compactions which are due rewrite, about.
+    pub(crate) fn owed_bytes(&self) -> f64 {
+        self.owed_compactions.get() as f64 * self.mean_segment_bytes()
+    }
+
+    fn mean_segment_bytes(&self) -> f64 {
+        self.table_bytes.get() as f64 / self.layout.borrow().segments.len() as f64
+    }
+
+    /// To be called when tables have come or gone.
+    pub(super) fn count_table_bytes(&self) {
+        self.table_bytes.set(self.layout.borrow().segments.iter().map(|segment| segment.bytes()).sum());
     }
 
     /// Compacts the segment that needs it most; false if none does.
     pub(crate) async fn compact_next(&self) -> Result<bool> {
-        let Some(_guard) = self.lock_maintenance().await else {
-            return Ok(false);
+        let compacted = match self.lock_maintenance().await {
+            Some(_guard) => self.compact_next_locked().await,
+            None => Ok(false),
         };
+        // Nobody is to wait for what does not come (`INV-PACE-ENDS`).
+        self.owed_compactions.update(|owed| if matches!(compacted, Ok(true)) { owed.saturating_sub(1) } else { 0 });
+        self.count_table_bytes();
+        self.shard.note_compacted(0.0);
+        compacted
+    }
+
+    async fn compact_next_locked(&self) -> Result<bool> {
         let layout = self.layout();
         // Those that somebody still needs would come out of the compaction again.
         let oldest = self.oldest_reader();
@@ -202,8 +244,8 @@ impl Partition {
         // compression, so that small neighbours could be merged and cut again for ever.
         let may_cut = count == 1 && !self.keeps_bounds();
         let pieces = self.write_pieces(run, may_cut).await?;
-        let version = run.iter().map(|segment| segment.version.get()).max().unwrap_or_default();
-        let replacement: Vec<Rc<Segment>> = self.segments_of(run, &pieces, version, may_cut);
+        let flushed = self.flushed_onto(index, run);
+        let replacement: Vec<Rc<Segment>> = self.segments_of(run, &pieces, &flushed, may_cut);
         let add: Vec<SegmentDesc> = replacement.iter().map(|segment| segment.desc()).collect();
         let mut edits: Vec<ManifestEdit> = ManifestEdit::erasures_of(self.id, &add).collect();
         let remove = run.iter().map(|segment| segment.id).collect();
@@ -242,6 +284,8 @@ impl Partition {
         let mut pieces = vec![Piece { start, table: None, erasures: Vec::new() }];
         let mut writer: Option<TableFileWriter> = None;
         let mut last_key = Bytes::new();
+        let total: u64 = run.iter().flat_map(|segment| segment.tables()).map(|table| table.meta().records).sum();
+        let mut done: u64 = 0;
         while records.advance().await? {
             let record = records.current();
             let grown =
@@ -259,6 +303,12 @@ impl Partition {
                     last_key = Bytes::copy_from_slice(record.key);
                 }
                 open.add(record, records.current_warmth()).await?;
+            }
+            done += 1;
+            // What flushes leave on neighbours that become one could not be told apart.
+            if done.is_multiple_of(LOOK_RECORDS) && run.len() == 1 {
+                self.shard.note_compacted(self.mean_segment_bytes() * done as f64 / total as f64);
+                self.shard.flush_meanwhile(self).await;
             }
         }
         self.end_piece(writer, &mut pieces).await?;
@@ -280,8 +330,25 @@ impl Partition {
         Ok(())
     }
 
+    /// What was flushed onto a segment while it was compacted: its new slices, newest first, and range deletions.
+    fn flushed_onto(&self, index: usize, run: &[Rc<Segment>]) -> Flushed {
+        let layout = self.layout();
+        let (before, now) = (&run[0], &layout.segments[index]);
+        assert_eq!(before.id, now.id, "INV-MAINT: only flushes take place beside a compaction");
+        Flushed {
+            slices: now.slices[..now.slices.len() - before.slices.len()].to_vec(),
+            erasures: now.erasures[before.erasures.len()..].to_vec(),
+        }
+    }
+
     /// One segment per piece. A run that stays one segment keeps its id, so that tokens and scores stay meaningful.
-    fn segments_of(&self, run: &[Rc<Segment>], pieces: &[Piece], version: Lsn, cut: bool) -> Vec<Rc<Segment>> {
+    fn segments_of(
+        &self,
+        run: &[Rc<Segment>],
+        pieces: &[Piece],
+        flushed: &Flushed,
+        cut: bool,
+    ) -> Vec<Rc<Segment>> {
         let keeps_bounds = run.len() == 1 && pieces.len() == 1;
         pieces
             .iter()
@@ -291,14 +358,16 @@ impl Partition {
                     Some(next) => Some(next.start.clone()),
                     None => run[run.len() - 1].end.clone(),
                 };
+                let mut erasures = piece.erasures.clone();
+                erasures.extend(erasure::clip_all(&flushed.erasures, &piece.start, end.as_ref(), Lsn(0), Lsn(u64::MAX)));
                 Rc::new(Segment {
                     id: if keeps_bounds { run[0].id } else { self.allocate_segment() },
                     start: piece.start.clone(),
                     end,
                     base: piece.table.clone(),
-                    slices: Vec::new(),
-                    erasures: piece.erasures.as_slice().into(),
-                    version: Cell::new(version),
+                    slices: flushed.slices.clone(),
+                    erasures: erasures.into(),
+                    version: Cell::new(Lsn(0)),
                     cut,
                     detours: Cell::new(0),
                     expected: run[0].expected.clone(),
@@ -320,12 +389,11 @@ impl Partition {
                 access.split(index + cut, 1.0 / (pieces - cut) as f32);
             }
         }
-        // Writes since this compaction began have raised the old segments' versions.
-        let version = run.iter().map(|segment| segment.version.get()).max().unwrap_or_default();
-        for segment in &replacement {
-            segment.version.set(segment.version.get().max(version));
-        }
+        // Writes since this compaction began have raised the versions.
         let current = self.layout();
+        let replaced = &current.segments[index..index + run.len()];
+        let version = replaced.iter().map(|segment| segment.version.get()).max().unwrap_or_default();
+        replacement.iter().for_each(|segment| segment.version.set(version));
         *self.layout.borrow_mut() = current.replaced(index, run.len(), replacement);
         run.iter().flat_map(|segment| segment.tables()).for_each(|table| table.retire());
     }

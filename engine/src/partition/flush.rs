@@ -12,6 +12,7 @@ use crate::merge::{MergeIter, Retain, Source};
 use crate::types::{Lsn, WalSeq};
 
 use super::Partition;
+use super::compact::LOOK_RECORDS;
 use super::layout::Layout;
 use super::output::{TableFileWriter, WrittenTable};
 
@@ -23,10 +24,18 @@ impl Partition {
         let Some(_guard) = self.lock_maintenance().await else {
             return Ok(false);
         };
+        self.flush_oldest_locked().await
+    }
+
+    /// As [`Partition::flush_oldest`], for whoever holds the maintenance lock.
+    pub(crate) async fn flush_oldest_locked(&self) -> Result<bool> {
         let Some(memtable) = self.frozen.borrow().last().cloned() else {
             return Ok(false);
         };
         let flushed = self.flush(memtable).await;
+        if flushed.is_err() {
+            self.shard.note_flushed(0.0);
+        }
         self.shard.note_flush(&flushed);
         flushed.map(|()| true)
     }
@@ -81,11 +90,14 @@ impl Partition {
         let flushed = self.frozen.borrow_mut().pop();
         drop(memtable);
         self.flushes.set(self.flushes.get() + 1);
+        self.count_table_bytes();
+        self.owed_compactions.update(|owed| owed + self.compactions_for_flush());
         if let Some(Ok(mut unread)) = flushed.map(Rc::try_unwrap) {
             while unread.shed() {
                 runtime::yield_now().await;
             }
         }
+        self.shard.note_flushed(0.0);
         self.shard.handle_memtable_freed();
         Ok(())
     }
@@ -164,6 +176,7 @@ impl Partition {
     ) -> Result<(TableFileWriter, Vec<(usize, WrittenTable)>)> {
         let mut writer = TableFileWriter::create(&self.shard, self.options, IoClass::Flush).await?;
         let mut slices = Vec::new();
+        let mut done: u64 = 0;
         for (index, segment) in layout.segments.iter().enumerate() {
             let cursor = MemtableCursor::new(
                 Rc::clone(memtable),
@@ -176,6 +189,10 @@ impl Partition {
                 MergeIter::new(vec![Source::Memtable(cursor)], self.needed_versions()).erased_by(erasures);
             while records.advance().await? {
                 writer.add(records.current(), records.current_warmth()).await?;
+                done += 1;
+                if done.is_multiple_of(LOOK_RECORDS) {
+                    self.shard.note_flushed(memtable.bytes() as f64 * done as f64 / memtable.records() as f64);
+                }
             }
             if let Some(slice) = writer.end_table().await? {
                 slices.push((index, slice));

@@ -54,6 +54,7 @@ use access::Access;
 use layout::Layout;
 use mirror::MirrorTap;
 use progress::Progress;
+pub(crate) use compact::SLICES_MAX;
 pub(crate) use snapshots::Snapshots;
 
 pub use access::Totals;
@@ -143,6 +144,10 @@ pub struct Partition {
     replay_from: Cell<WalSeq>,
     /// Memtables flushed so far.
     flushes: Cell<u64>,
+    /// Compactions that are due for what has been flushed.
+    owed_compactions: Cell<usize>,
+    /// Bytes of all tables at the last flush or compaction.
+    table_bytes: Cell<u64>,
     /// Whether the memtables may hold records that are in no log.
     unlogged: Cell<bool>,
 }
@@ -253,6 +258,8 @@ impl Partition {
             maintenance: TaskLock::default(),
             replay_from: Cell::new(init.replay_from),
             flushes: Cell::new(0),
+            owed_compactions: Cell::new(0),
+            table_bytes: Cell::new(0),
             unlogged: Cell::new(false),
             shard,
         });
@@ -362,7 +369,13 @@ impl Partition {
 
     /// Bytes of all memtables, active and waiting for their flush.
     pub(crate) fn memtable_bytes(&self) -> usize {
-        self.active.borrow().bytes() + self.frozen.borrow().iter().map(|table| table.bytes()).sum::<usize>()
+        let (active, frozen) = self.active_and_frozen_bytes();
+        active + frozen
+    }
+
+    /// Bytes of the memtable that is written to, and of those that wait for their flush.
+    pub(crate) fn active_and_frozen_bytes(&self) -> (usize, usize) {
+        (self.active.borrow().bytes(), self.frozen.borrow().iter().map(|table| table.bytes()).sum())
     }
 
     /// Whether the memtables may hold records that are in no log.
@@ -454,6 +467,11 @@ impl Partition {
     pub(crate) async fn lock_maintenance(&self) -> Option<TaskGuard<'_>> {
         let guard = self.maintenance.lock().await;
         (!self.retired.get()).then_some(guard)
+    }
+
+    /// As [`Partition::lock_maintenance`], without waiting: `None` also if other maintenance runs.
+    pub(crate) fn try_lock_maintenance(&self) -> Option<TaskGuard<'_>> {
+        if self.retired.get() { None } else { self.maintenance.try_lock() }
     }
 
     /// Refuses requests from now on; the partition is about to be dropped.

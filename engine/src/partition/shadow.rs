@@ -96,7 +96,7 @@ impl Partition {
     /// [`Error::Stale`] for another attempt or a gap (nothing behind the gap is taken), [`Error::ReadOnly`].
     pub async fn apply_mirror(&self, attempt: AttemptId, items: Vec<MirrorItem>) -> Result<Applied> {
         for item in items {
-            while !self.shard.wal().has_room() || self.shard.memtables_full() {
+            while !self.shard.wal().has_room() || self.shard.holds_writers() {
                 self.shard.wal().wait_room().await?;
                 self.shard.wait_memtable_room().await?;
             }

@@ -247,7 +247,7 @@ impl Partition {
 
     /// Whether a write that was let through may still be appended.
     fn may_write_now(&self) -> bool {
-        matches!(self.gate(), Some(Ok(()))) && self.shard.wal().has_room() && !self.shard.memtables_full()
+        matches!(self.gate(), Some(Ok(()))) && self.shard.wal().has_room() && !self.shard.holds_writers()
     }
 
     /// Waits until this host accepts writes and the WAL and the memtables have room.
@@ -256,7 +256,7 @@ impl Partition {
             self.serving_changed.wait_for(|| self.gate()).await?;
             if !self.shard.wal().has_room() {
                 self.shard.wal().wait_room().await?;
-            } else if self.shard.memtables_full() {
+            } else if self.shard.holds_writers() {
                 self.shard.wait_memtable_room().await?;
             } else {
                 return Ok(());
@@ -362,6 +362,7 @@ impl Partition {
         let fresh = Rc::new(Memtable::new(self.shard.wal().collecting()));
         let full = self.active.replace(fresh);
         self.frozen.borrow_mut().insert(0, full);
+        self.shard.set_pace();
         self.shard.request_maintenance();
     }
 

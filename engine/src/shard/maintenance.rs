@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::io::{fs, runtime};
+use crate::partition::Partition;
 
 use super::Shard;
 
@@ -63,28 +64,48 @@ impl Shard {
             let mut worked = false;
             // One memtable at a time: under sustained writes there is always a next one, and neither compaction nor the log
             // may starve behind it.
-            let mut due = Vec::new();
             for partition in self.partitions() {
-                let flushed = partition.flush_oldest().await?;
-                worked |= flushed;
-                due.push((flushed, partition));
+                worked |= partition.flush_oldest().await?;
             }
             self.recycle_wal().await?;
-            for (flushed, partition) in due {
+            for partition in self.partitions() {
                 // A flush gives every segment a slice, so all would need their compaction at the same time, and writers would
                 // wait for all of them: as many go behind each flush as are due in the long run.
-                let compactions = if flushed { partition.compactions_for_flush() } else { 1 };
-                for _ in 0..compactions {
+                for _ in 0..partition.owed_compactions().max(1) {
                     if self.closing.get() || !partition.compact_next().await? {
                         break;
                     }
                     worked = true;
+                    self.recycle_wal().await?;
                 }
                 // The next flush, and with it the writers, waits until what has fallen behind all the same is paid off.
                 while partition.is_in_debt() && !self.closing.get() && partition.compact_next().await? {}
             }
             if !worked || self.closing.get() {
                 return Ok(());
+            }
+        }
+    }
+
+    /// Flushes what waits for it, in the middle of a compaction: writers may need the room sooner than that ends. The
+    /// caller holds the maintenance lock of `compacting`. What fails is tried again behind the compaction, which may make room.
+    pub(crate) async fn flush_meanwhile(&self, compacting: &Partition) {
+        let waits = |partition: &&Rc<Partition>| partition.has_frozen_memtable() && !partition.is_in_debt();
+        let waiting: Vec<Rc<Partition>> = self.partitions.borrow().values().filter(waits).cloned().collect();
+        for partition in waiting {
+            if self.is_flush_failing() || self.closing.get() {
+                return;
+            }
+            let flushed = if std::ptr::eq(Rc::as_ptr(&partition), compacting) {
+                partition.flush_oldest_locked().await
+            } else if let Some(_guard) = partition.try_lock_maintenance() {
+                partition.flush_oldest_locked().await
+            } else {
+                continue;
+            };
+            match flushed {
+                Ok(_) => self.release_log(),
+                Err(cause) => tracing::warn!(%cause, shard = self.id.0, "a flush failed; it is tried again"),
             }
         }
     }
@@ -102,9 +123,14 @@ impl Shard {
                 partition.advance_replay().await?;
             }
         }
-        let needed = self.partitions().iter().map(|partition| partition.replay_from()).min();
-        self.wal.release_before(needed.unwrap_or_else(|| self.wal.durable()));
+        self.release_log();
         Ok(())
+    }
+
+    /// Lets go of what no partition needs of the log.
+    fn release_log(&self) {
+        let needed = self.partitions.borrow().values().map(|partition| partition.replay_from()).min();
+        self.wal.release_before(needed.unwrap_or_else(|| self.wal.durable()));
     }
 
     /// Ends the shard: what was accepted is on the device on return.

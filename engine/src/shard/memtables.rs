@@ -29,17 +29,21 @@ impl Shard {
             // Let go first: the two never count together.
             *held = None;
             *held = Some(self.cache.charge(bytes));
-            // Half of the budget may fill at leisure; the other half does while the first is flushed.
-            let budget = self.config.memtable_budget_bytes() as f64;
-            self.background.set_urgency(bytes as f64 / budget * 2.0 - 1.0);
         }
+        drop(held);
+        self.set_pace();
     }
 
-    pub(crate) fn memtables_full(&self) -> bool {
+    /// Whether the last flush failed.
+    pub(super) fn is_flush_failing(&self) -> bool {
+        self.flush_failures.borrow().is_some()
+    }
+
+    fn memtables_full(&self) -> bool {
         self.memtable_bytes() >= self.config.memtable_budget_bytes()
     }
 
-    /// Waits until a flush has made room, and sees to it that one comes: many partitions may fill the budget with
+    /// Waits until background work has made room, and sees to it that it comes: many partitions may fill the budget with
     /// memtables none of which has reached its own share.
     pub(crate) async fn wait_memtable_room(&self) -> Result<()> {
         self.memtable_room
@@ -47,14 +51,17 @@ impl Shard {
                 if let Some(cause) = self.wal.failure() {
                     return Some(Err(cause));
                 }
-                if !self.memtables_full() {
+                if !self.holds_writers() {
                     return Some(Ok(()));
                 }
                 // Whoever waited would wait for as long as the device is full.
                 if let Some((FLUSH_FAILURES_MAX.., cause)) = &*self.flush_failures.borrow() {
                     return Some(Err(Error::NoRoom { cause: cause.to_string().into() }));
                 }
-                self.freeze_largest_memtable();
+                if self.memtables_full() {
+                    self.freeze_largest_memtable();
+                }
+                self.request_maintenance();
                 None
             })
             .await
@@ -67,7 +74,6 @@ impl Shard {
         {
             largest.freeze_memtable();
         }
-        self.request_maintenance();
     }
 
     /// Whether a flush worked decides whether writers wait for room or are told that there is none.

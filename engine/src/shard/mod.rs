@@ -9,6 +9,7 @@ mod lateness;
 mod maintenance;
 mod manifest;
 mod memtables;
+mod pace;
 pub(crate) mod recovery;
 mod reshape;
 pub(crate) mod rows;
@@ -95,6 +96,7 @@ pub struct Shard {
     maintenance_wanted: Event,
     maintenance_pending: Cell<bool>,
     memtable_room: Event,
+    pace: pace::Pace,
     /// How many flushes failed in a row, and why the last one did.
     flush_failures: RefCell<Option<(u32, Error)>>,
     closing: Cell<bool>,
@@ -115,7 +117,7 @@ impl std::fmt::Debug for Shard {
         f.debug_struct("Shard")
             .field("id", &self.id)
             .field("wal", &self.wal)
-            .field("memtables_full", &self.memtables_full())
+            .field("holds_writers", &self.holds_writers())
             .field("maintenance_pending", &self.maintenance_pending)
             .field("closing", &self.closing)
             .finish_non_exhaustive()

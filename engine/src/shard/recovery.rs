@@ -30,6 +30,7 @@ use crate::wal::{self, Wal, WalEvent};
 use super::Shard;
 use super::files::{self, TableFile};
 use super::manifest::ShardManifest;
+use super::pace::Pace;
 use super::rows::HotRows;
 
 /// Removals that may wait; more are left to the next start.
@@ -93,6 +94,7 @@ impl Shard {
             maintenance_wanted: Event::default(),
             maintenance_pending: Cell::new(true),
             memtable_room: Event::default(),
+            pace: Pace::default(),
             flush_failures: RefCell::default(),
             closing: Cell::new(false),
             task_ended: Event::default(),

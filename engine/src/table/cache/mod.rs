@@ -24,6 +24,7 @@ use self::slots::{Queue, Usage, weight};
 use super::block::VerifiedBlock;
 use super::frames::FramePool;
 
+mod fifo;
 mod queues;
 mod slots;
 #[cfg(test)]
@@ -215,7 +216,7 @@ impl ShardBlockCache {
         warmth: Warmth,
     ) -> Rc<VerifiedBlock> {
         let mut queues = self.queues.borrow_mut();
-        {
+        let queue = {
             let mut table = slots.slots.borrow_mut();
             let slot = &mut table[block];
             if let Some(held) = &slot.block {
@@ -233,13 +234,13 @@ impl ShardBlockCache {
             slot.dropped_at = 0;
             slot.put(Rc::clone(&verified));
             account.update(|bytes| bytes + weight(&verified));
-            let queued: Queued = (Rc::downgrade(slots), block as u32);
-            if let Some(frame) = verified.frame() {
-                self.frames.set_owner(frame, queued.clone());
-            }
-            if queue == Queue::Main { queues.main.push_back(queued) } else { queues.small.push_back(queued) }
+            queue
+        };
+        let queued: Queued = (Rc::downgrade(slots), block as u32);
+        if let Some(frame) = verified.frame() {
+            self.frames.set_owner(frame, queued.clone());
         }
-        queues.sweep();
+        queues.push(queued, queue);
         verified
     }
 
@@ -247,12 +248,13 @@ impl ShardBlockCache {
         let mut queues = self.queues.borrow_mut();
         let (whole, slab_bytes) = (self.capacity.get(), self.frames.slab_bytes());
         let capacity = if whole < SLABS_MIN * slab_bytes { whole } else { whole - whole / IDLE_SHARE };
+        let mut spared = 0;
         while self.usage.total() > capacity && self.usage.blocks() > 0 {
             let small_is_due = self.usage.small.get() * SMALL_SHARE > capacity;
             let took = if small_is_due || queues.main.is_empty() {
                 queues.step_small(&self.usage)
             } else {
-                queues.step_main(&self.usage)
+                queues.step_main(&self.usage, &mut spared)
             };
             assert!(took, "INV-CACHE: bytes in use belong to queued blocks");
         }

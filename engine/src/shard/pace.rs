@@ -1,0 +1,160 @@
+//! Pace: writers and the work that they cause go in step, so that they wait often and shortly, and not seldom and long.
+//!
+//! A full memtable is flushed while the next one fills. That gives every segment a slice, so that behind each flush some of
+//! the segments are compacted. What is left of both, against all that one full memtable makes to do, says how far
+//! the next one may be full: with everything still to do by [`SLACK`], with nothing wholly. Until writers come near that,
+//! requests have the core; from there on background work gets more and more of it, and in the end writers wait.
+//!
+//! - `INV-PACE-ENDS`: writers are held only while there is work that maintenance does or that has failed: what failed
+//!   is not counted.
+
+use std::cell::Cell;
+
+use crate::partition::SLICES_MAX;
+
+use super::Shard;
+
+/// How far, in full memtables, writers may be ahead of the work.
+const SLACK: f64 = 0.5;
+/// What may be left of compactions when the next memtable is begun, in those of one full memtable: the more slices a
+/// compaction takes in, the less it costs for each, and the more of them reads have to look into.
+const OWED_FREE: f64 = 1.0;
+/// How much room writers that were held get at a time, in full memtables: they stand and go in turns of this.
+const GRAIN: f64 = 1.0 / 24.0;
+
+/// Where the work stands.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    done: Cell<Done>,
+    /// Whether writers are to wait.
+    held: Cell<bool>,
+}
+
+/// What is done of the flush and of the compaction under way, in bytes as [`Load`] counts them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Done {
+    flush: f64,
+    compaction: f64,
+}
+
+/// Bytes that the partitions of a shard hold, and what is to be done with them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Load {
+    /// Memtables that are written to.
+    active: f64,
+    /// Memtables that wait for their flush, or are being flushed.
+    frozen: f64,
+    tables: f64,
+    /// Tables to be rewritten for what has been flushed.
+    owed: f64,
+}
+
+/// What a load allows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Verdict {
+    held: bool,
+    urgency: f64,
+}
+
+impl Load {
+    /// `memtable` is the size of a full memtable; writers that are `held` stay so until there is room for a turn.
+    fn judge(&self, memtable: f64, done: Done, held: bool) -> Verdict {
+        let compaction = self.tables / SLICES_MAX as f64;
+        let flush = (self.frozen - done.flush).max(0.0);
+        let owed = self.owed + self.frozen / memtable * compaction - done.compaction;
+        let all = flush + (owed - OWED_FREE * compaction).max(0.0);
+        // Without the flush there is no room, however little is owed.
+        let behind = (flush / memtable).max(all / (memtable + compaction));
+        let ahead = self.active / memtable - (1.0 - behind);
+        let limit = if held { SLACK - GRAIN } else { SLACK };
+        Verdict { held: behind > 0.0 && ahead > limit, urgency: (ahead / SLACK).max(owed / (owed + compaction)) }
+    }
+}
+
+impl Shard {
+    /// Whether writers are to wait until background work has come on.
+    pub(crate) fn holds_writers(&self) -> bool {
+        self.pace.held.get()
+    }
+
+    /// Notes how much of the flush under way is done, in bytes of the memtable.
+    pub(crate) fn note_flushed(&self, bytes: f64) {
+        self.pace.done.update(|done| Done { flush: bytes, ..done });
+        self.set_pace();
+    }
+
+    /// Notes how much of the compaction under way is done, in bytes of the segment; 0 when it has ended.
+    pub(crate) fn note_compacted(&self, bytes: f64) {
+        self.pace.done.update(|done| Done { compaction: bytes, ..done });
+        self.set_pace();
+    }
+
+    /// Looks at the work anew: what background work gets of the core, and whether writers wait.
+    pub(crate) fn set_pace(&self) {
+        let mut load = Load::default();
+        for partition in self.partitions.borrow().values() {
+            let (active, frozen) = partition.active_and_frozen_bytes();
+            load.active += active as f64;
+            load.frozen += frozen as f64;
+            load.tables += partition.table_bytes() as f64;
+            load.owed += partition.owed_bytes();
+        }
+        let pace = &self.pace;
+        let before = pace.held.get();
+        let Verdict { held, urgency } = load.judge(self.memtable_bytes_max() as f64, pace.done.get(), before);
+        let full = load.active + load.frozen >= self.config.memtable_budget_bytes() as f64;
+        pace.held.set(held || full);
+        self.background.set_urgency(urgency);
+        if before && !pace.held.get() {
+            self.memtable_room.notify_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: f64 = 1_048_576.0;
+
+    fn judge(active: f64, frozen: f64, owed: f64, flushed: f64) -> Verdict {
+        let load = Load { active: active * MIB, frozen: frozen * MIB, tables: 48.0 * MIB, owed: owed * MIB };
+        load.judge(8.0 * MIB, Done { flush: flushed * MIB, compaction: 0.0 }, false)
+    }
+
+    #[test]
+    fn writers_without_work_to_wait_for_are_never_held() {
+        assert!((0..100).all(|active| !judge(f64::from(active), 0.0, 0.0, 0.0).held));
+        assert!((0..100).all(|active| !judge(f64::from(active), 0.0, 8.0, 0.0).held), "as much as may be left");
+    }
+
+    #[test]
+    fn writers_behind_a_full_memtable_go_in_step_with_its_flush() {
+        assert!(!judge(3.9, 8.0, 0.0, 0.0).held, "half a memtable ahead");
+        assert!(judge(4.1, 8.0, 0.0, 0.0).held);
+        assert!(!judge(5.9, 8.0, 0.0, 2.0).held);
+        assert!(judge(6.1, 8.0, 0.0, 2.0).held);
+    }
+
+    #[test]
+    fn writers_go_in_step_with_compaction_where_it_has_fallen_behind() {
+        // A cycle is 8 MiB of flush and 8 MiB of compaction; the first 8 MiB that are owed are free.
+        assert!(!judge(7.9, 0.0, 16.0, 0.0).held);
+        assert!(judge(8.1, 0.0, 16.0, 0.0).held);
+        assert!(judge(0.1, 0.0, 32.0, 0.0).held);
+    }
+
+    #[test]
+    fn writers_that_were_held_wait_until_there_is_room_for_a_turn() {
+        let load = Load { active: 3.9 * MIB, frozen: 8.0 * MIB, tables: 48.0 * MIB, owed: 0.0 };
+        assert!(load.judge(8.0 * MIB, Done::default(), true).held);
+        assert!(!load.judge(8.0 * MIB, Done { flush: MIB, compaction: 0.0 }, true).held);
+    }
+
+    #[test]
+    fn urgency_grows_to_one_where_writers_are_held() {
+        assert!(judge(2.0, 8.0, 0.0, 0.0).urgency < 0.75);
+        assert!((judge(4.0, 8.0, 0.0, 0.0).urgency - 1.0).abs() < 1e-9);
+        assert!(judge(0.0, 0.0, 0.0, 0.0).urgency <= 0.0);
+    }
+}
