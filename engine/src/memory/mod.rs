@@ -56,6 +56,9 @@ pub(crate) struct Region {
     len: usize,
 }
 
+// SAFETY: a region owns its memory alone, and nothing of it is bound to a thread.
+unsafe impl Send for Region {}
+
 impl Region {
     /// `len` bytes, rounded up to whole pages.
     ///
@@ -84,6 +87,16 @@ impl Region {
         }
         let first = NonNull::from(&mut map[start..start + len]).cast();
         Region { _map: map, first, len }
+    }
+
+    /// As [`Region::huge`], with all its pages there: whoever asks waits for them, and nobody later.
+    pub fn huge_touched(len: usize) -> Region {
+        let region = Region::huge(len);
+        for offset in (0..region.len()).step_by(4096) {
+            // SAFETY: the byte lies in the region, whose memory is zeroed and which nobody else knows of.
+            unsafe { region.as_ptr().add(offset).write_volatile(0) };
+        }
+        region
     }
 
     pub fn len(&self) -> usize {

@@ -11,6 +11,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
+use std::rc::Rc;
 
 use crate::memory::{HUGE_BYTES, Region, prefetch_lines};
 
@@ -54,7 +55,7 @@ impl NodeRef {
     }
 }
 
-/// A piece of zeroed memory.
+/// A piece of initialised memory: zeros, or what an earlier table left.
 #[derive(Debug)]
 struct Chunk {
     words: NonNull<u64>,
@@ -63,15 +64,73 @@ struct Chunk {
     region: Option<Region>,
 }
 
+/// Chunks of memtables that are gone, for those to come: memory that the system gives anew has to be cleared, a page at a
+/// time, while a writer waits.
+#[derive(Debug)]
+pub(crate) struct ChunkStock {
+    chunks: RefCell<Vec<Chunk>>,
+    bytes: Cell<usize>,
+    bytes_max: usize,
+    /// Whether anything was put in or taken since [`ChunkStock::clear_if_idle`] asked.
+    in_use: Cell<bool>,
+}
+
+impl ChunkStock {
+    /// An empty stock that keeps so many bytes at most.
+    pub fn new(bytes_max: usize) -> ChunkStock {
+        ChunkStock { chunks: RefCell::default(), bytes: Cell::new(0), bytes_max, in_use: Cell::new(false) }
+    }
+
+    /// Bytes kept.
+    pub fn bytes(&self) -> usize {
+        self.bytes.get()
+    }
+
+    /// Gives everything back to the system if nobody has put in or taken anything since the last call.
+    pub fn clear_if_idle(&self) {
+        if !self.in_use.replace(false) {
+            self.chunks.borrow_mut().clear();
+            self.bytes.set(0);
+        }
+    }
+
+    /// Keeps a chunk, if it is of those that are mapped, and there is room.
+    fn keep(&self, chunk: Chunk) {
+        let bytes = chunk.len * WORD;
+        if chunk.region.is_some() && chunk.len <= CHUNK_WORDS_MAX && self.bytes.get() + bytes <= self.bytes_max {
+            self.bytes.update(|kept| kept + bytes);
+            self.in_use.set(true);
+            self.chunks.borrow_mut().push(chunk);
+        }
+    }
+
+    /// The smallest chunk that has so many words.
+    fn take(&self, len: usize) -> Option<Chunk> {
+        let mut chunks = self.chunks.borrow_mut();
+        let fitting = chunks.iter().enumerate().filter(|(_, chunk)| chunk.len >= len);
+        let (place, _) = fitting.min_by_key(|(_, chunk)| chunk.len)?;
+        let chunk = chunks.swap_remove(place);
+        self.bytes.update(|kept| kept - chunk.len * WORD);
+        self.in_use.set(true);
+        Some(chunk)
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Arena {
     chunks: RefCell<Vec<Chunk>>,
+    stock: Option<Rc<ChunkStock>>,
     /// The shared chunk being filled, and its words in use.
     open: Cell<Option<(usize, usize)>>,
     bytes: Cell<usize>,
 }
 
 impl Arena {
+    /// An arena that takes its larger chunks from a stock, and leaves them there.
+    pub fn with_stock(stock: Rc<ChunkStock>) -> Arena {
+        Arena { stock: Some(stock), ..Arena::default() }
+    }
+
     /// Bytes of memory taken.
     pub fn bytes(&self) -> usize {
         self.bytes.get()
@@ -80,7 +139,12 @@ impl Arena {
     /// Frees one piece of memory; false if none is left. No reference is of use afterwards.
     pub fn shed(&mut self) -> bool {
         self.open.set(None);
-        self.chunks.get_mut().pop().is_some()
+        let chunk = self.chunks.get_mut().pop();
+        let any = chunk.is_some();
+        if let (Some(stock), Some(chunk)) = (&self.stock, chunk) {
+            stock.keep(chunk);
+        }
+        any
     }
 
     /// Lays down a node with these words and this payload.
@@ -156,6 +220,17 @@ impl Arena {
     }
 
     fn add_chunk(&self, len: usize) -> usize {
+        let from_stock = || self.stock.as_ref().filter(|_| (CHUNK_WORDS_MAPPED..=CHUNK_WORDS_MAX).contains(&len))?.take(len);
+        let chunk = from_stock().unwrap_or_else(|| Chunk::new(len));
+        self.bytes.set(self.bytes.get() + chunk.len * WORD + size_of::<Chunk>());
+        let mut chunks = self.chunks.borrow_mut();
+        chunks.push(chunk);
+        chunks.len() - 1
+    }
+}
+
+impl Chunk {
+    fn new(len: usize) -> Chunk {
         let region = match len {
             CHUNK_WORDS_MAX => Some(Region::huge(HUGE_BYTES)),
             CHUNK_WORDS_MAPPED.. => Some(Region::plain(len * WORD)),
@@ -165,10 +240,7 @@ impl Arena {
             Some(region) => region.as_ptr().cast(),
             None => NonNull::from(Box::leak(vec![0_u64; len].into_boxed_slice())).cast(),
         };
-        let mut chunks = self.chunks.borrow_mut();
-        chunks.push(Chunk { words, len, region });
-        self.bytes.set(self.bytes.get() + len * WORD + size_of::<Chunk>());
-        chunks.len() - 1
+        Chunk { words, len, region }
     }
 }
 
@@ -176,7 +248,7 @@ impl Drop for Chunk {
     fn drop(&mut self) {
         if self.region.is_none() {
             let words = NonNull::slice_from_raw_parts(self.words, self.len);
-            // SAFETY: `add_chunk` leaked exactly this box, and nothing that borrows from the arena is left.
+            // SAFETY: `Chunk::new` leaked exactly this box, and nothing that borrows from the arena is left.
             drop(unsafe { Box::from_raw(words.as_ptr()) });
         }
     }
@@ -188,7 +260,7 @@ struct WordPtr(NonNull<u64>);
 
 impl WordPtr {
     fn get(self) -> u64 {
-        // SAFETY: callers ask only for words of a node's header, in memory that its arena owns and zeroed; no reference
+        // SAFETY: callers ask only for words of a node's header, in initialised memory that its arena owns; no reference
         // to them exists.
         unsafe { self.0.read() }
     }
@@ -223,6 +295,30 @@ mod tests {
         for (node, payload, index) in nodes {
             assert_eq!((arena.payload(node), arena.word(node, 0)), (payload.as_slice(), index));
         }
+    }
+
+    #[test]
+    fn chunks_of_a_table_that_is_gone_serve_the_next_one() {
+        let stock = Rc::new(ChunkStock::new(1 << 20));
+        let fill = |arena: &Arena| {
+            let nodes: Vec<NodeRef> = (0..2_000_u64).map(|index| arena.add([index], &[index as u8; 300])).collect();
+            let right = |(index, node): (usize, &NodeRef)| {
+                arena.word(*node, 0) == index as u64 && arena.payload(*node) == [index as u8; 300]
+            };
+            assert!(nodes.iter().enumerate().all(right));
+        };
+        let mut first = Arena::with_stock(Rc::clone(&stock));
+        fill(&first);
+        while first.shed() {}
+        let kept = stock.bytes();
+        assert!(kept > 256 << 10 && kept <= 1 << 20, "{kept}");
+        let second = Arena::with_stock(Rc::clone(&stock));
+        fill(&second);
+        assert!(stock.bytes() < kept / 2, "{} of {kept}", stock.bytes());
+        stock.clear_if_idle();
+        assert!(stock.bytes() > 0, "it was just in use");
+        stock.clear_if_idle();
+        assert_eq!(stock.bytes(), 0);
     }
 
     #[test]

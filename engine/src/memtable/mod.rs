@@ -22,6 +22,7 @@ use crate::record::{RecordKind, RecordView};
 use crate::table::HashedKey;
 use crate::types::{Hlc, Lsn, WalSeq};
 
+pub(crate) use arena::ChunkStock;
 use arena::{Arena, NodeRef};
 use hash::HashIndex;
 use order::{Order, Place};
@@ -68,6 +69,11 @@ impl Memtable {
             erasures: Erasures::default(),
             erasure_bytes: Cell::new(0),
         }
+    }
+
+    /// As [`Memtable::new`], in memory that earlier tables have left in `stock`.
+    pub(crate) fn with_stock(first_seq: WalSeq, stock: &Rc<ChunkStock>) -> Memtable {
+        Memtable { arena: Arena::with_stock(Rc::clone(stock)), ..Memtable::new(first_seq) }
     }
 
     /// Inserts a copy of a record; one that is there already (same key and LSN) changes nothing.

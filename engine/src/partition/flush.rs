@@ -131,7 +131,7 @@ impl Partition {
         if !idle || replay_from <= self.replay_from.get() {
             return Ok(());
         }
-        *self.active.borrow_mut() = Rc::new(Memtable::new(replay_from));
+        *self.active.borrow_mut() = Rc::new(Memtable::with_stock(replay_from, self.shard.memtable_stock()));
         let last_lsn = self.progress.borrow().durable();
         let edit = ManifestEdit::AddRun { partition: self.id, slices: Vec::new(), replay_from, last_lsn };
         self.shard.log_edits(vec![edit]).await?;

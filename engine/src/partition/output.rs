@@ -94,7 +94,7 @@ impl TableFileWriter {
         let has_room = self.shard.cache().has_room(self.options.block_bytes as usize * 2);
         self.builder.add_warm(record, warmth, has_room)?;
         let collected = self.builder.take_collected();
-        self.prepare(collected)?;
+        self.prepare(collected).await?;
         self.pack_backlog(false).await?;
         let mut chunk = None;
         // All of one size, so that their memory can be used again.
@@ -115,10 +115,11 @@ impl TableFileWriter {
         self.builder.estimated_len()
     }
 
-    fn prepare(&mut self, collected: Vec<WarmBlock>) -> Result<()> {
+    async fn prepare(&mut self, collected: Vec<WarmBlock>) -> Result<()> {
         for WarmBlock { block, crc, warmth, archive } in collected {
             let corrupt = |what| Error::Invalid { what: format!("a block that was just built is wrong: {what}") };
             let verified = VerifiedBlock::new(archive.into(), crc).map_err(corrupt)?;
+            self.shard.cache().prepare_slab().await;
             self.prepared.push((block, self.shard.cache().prepare(verified, warmth)));
         }
         Ok(())
@@ -132,7 +133,7 @@ impl TableFileWriter {
         self.pack_backlog(true).await?;
         let builder = std::mem::replace(&mut self.builder, TableBuilder::new(table_options(self.options)));
         let mut built = builder.finish()?;
-        self.prepare(std::mem::take(&mut built.collected))?;
+        self.prepare(std::mem::take(&mut built.collected)).await?;
         self.write_rest(&built.bytes).await?;
         let location =
             TableRef { file: self.id, offset: self.table_start, len: built.meta.len, max_lsn: built.meta.max_lsn };

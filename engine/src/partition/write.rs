@@ -359,7 +359,7 @@ impl Partition {
         if self.active.borrow().is_empty() {
             return;
         }
-        let fresh = Rc::new(Memtable::new(self.shard.wal().collecting()));
+        let fresh = Rc::new(Memtable::with_stock(self.shard.wal().collecting(), self.shard.memtable_stock()));
         let full = self.active.replace(fresh);
         self.frozen.borrow_mut().insert(0, full);
         self.shard.set_pace();

@@ -169,6 +169,8 @@ fn open(shard: &Weak<Shard>) -> Option<Rc<Shard>> {
 
 async fn tick(shard: Weak<Shard>) {
     while let Some(shard) = open(&shard) {
+        shard.memtable_stock.clear_if_idle();
+        shard.account_memtables();
         shard.request_maintenance();
         drop(shard);
         runtime::sleep(INTERVAL).await;

@@ -1,6 +1,9 @@
 //! Memory of a shard's memtables: what they may take, who waits for room, and who is made to give some.
 
+use std::rc::Rc;
+
 use crate::error::{Error, Result};
+use crate::memtable::ChunkStock;
 use crate::table::Charge;
 
 use super::Shard;
@@ -17,13 +20,18 @@ impl Shard {
         self.config.memtable_budget_bytes() / 2
     }
 
+    /// Memory that memtables leave and take.
+    pub(crate) fn memtable_stock(&self) -> &Rc<ChunkStock> {
+        &self.memtable_stock
+    }
+
     fn memtable_bytes(&self) -> usize {
         self.partitions.borrow().values().map(|partition| partition.memtable_bytes()).sum()
     }
 
     /// Charges the memtables' memory to the cache, which gives way to them. To be called when that has changed.
     pub(crate) fn account_memtables(&self) {
-        let bytes = self.memtable_bytes().next_multiple_of(MEMTABLE_CHARGE_STEP);
+        let bytes = (self.memtable_bytes() + self.memtable_stock.bytes()).next_multiple_of(MEMTABLE_CHARGE_STEP);
         let mut held = self.memtable_charge.borrow_mut();
         if held.as_ref().map_or(0, Charge::bytes) != bytes {
             // Let go first: the two never count together.

@@ -31,7 +31,7 @@ use crate::governor::Governor;
 use crate::io::direct::DirectFile;
 use crate::io::runtime::{self, Background};
 use crate::manifest::{ManifestEdit, NewPartition, Role, TableRef};
-use crate::memtable::Memtable;
+use crate::memtable::{ChunkStock, Memtable};
 use crate::partition::expected::Expected;
 use crate::partition::layout::{Layout, Segment};
 use crate::partition::{Partition, PartitionInit, Serving, SnapshotPin};
@@ -96,6 +96,7 @@ pub struct Shard {
     maintenance_wanted: Event,
     maintenance_pending: Cell<bool>,
     memtable_room: Event,
+    memtable_stock: Rc<ChunkStock>,
     pace: pace::Pace,
     /// How many flushes failed in a row, and why the last one did.
     flush_failures: RefCell<Option<(u32, Error)>>,

@@ -18,7 +18,7 @@ use crate::event::Event;
 use crate::io::runtime::Background;
 use crate::io::{direct, fs};
 use crate::manifest::{ManifestLog, ManifestState, PartitionState, Role, SegmentDesc};
-use crate::memtable::Memtable;
+use crate::memtable::{ChunkStock, Memtable};
 use crate::partition::expected::Expected;
 use crate::partition::layout::{Layout, Segment};
 use crate::partition::{Partition, PartitionInit, Serving};
@@ -70,6 +70,7 @@ impl Shard {
             },
         )?;
         let background = Background::new(config.preempt);
+        let memtable_stock = Rc::new(ChunkStock::new(config.memtable_budget_bytes() / 2));
         let next_file = remove_orphans(&dir, &state)?;
         let wal = Wal::open(recovered, background.clone(), config.wal_batch_bytes()).await?;
         let (removals, removed) = async_channel::bounded(REMOVALS_MAX);
@@ -94,6 +95,7 @@ impl Shard {
             maintenance_wanted: Event::default(),
             maintenance_pending: Cell::new(true),
             memtable_room: Event::default(),
+            memtable_stock,
             pace: Pace::default(),
             flush_failures: RefCell::default(),
             closing: Cell::new(false),

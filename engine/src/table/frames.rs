@@ -108,6 +108,22 @@ impl FramePool {
         spare.is_some()
     }
 
+    /// Whether the next slab will soon be needed, and its memory is not there: huge pages, which the system may have to make
+    /// room for first. That took up to 10 ms: see [`FramePool::keep_spare`].
+    pub fn wants_spare(&self) -> bool {
+        let idle = self.mapped.get() - self.used.get();
+        self.slab_bytes == HUGE_BYTES && idle < self.slab_bytes / 4 && self.slabs.borrow().spare.is_none()
+    }
+
+    /// Takes memory for the next slab, which was had and touched elsewhere.
+    pub fn keep_spare(&self, region: Region) {
+        let mut slabs = self.slabs.borrow_mut();
+        if slabs.spare.is_none() && region.len() == self.slab_bytes {
+            self.mapped.update(|mapped| mapped + region.len());
+            slabs.spare = Some(region);
+        }
+    }
+
     /// Says who uses a frame, so that its slab can be emptied.
     pub fn set_owner(&self, frame: &Frame, owner: Owner) {
         let Place::Slab { slab, index, .. } = frame.place else {

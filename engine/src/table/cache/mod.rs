@@ -16,7 +16,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use crate::memory::prefetch_lines;
+use crate::io::runtime;
+use crate::memory::{Region, prefetch_lines};
 
 use self::queues::{Queued, Queues};
 pub use self::slots::BlockSlots;
@@ -191,6 +192,14 @@ impl ShardBlockCache {
     /// Whether so many bytes more push nothing out.
     pub(crate) fn has_room(&self, bytes: usize) -> bool {
         self.usage.total() + bytes <= self.capacity.get() - self.capacity.get() / IDLE_SHARE
+    }
+
+    /// Has memory for the next slab made ready off the core, where it may be needed soon. Only while that pushes nothing out.
+    pub(crate) async fn prepare_slab(&self) {
+        if self.frames.wants_spare() && self.has_room(self.frames.slab_bytes()) {
+            let len = self.frames.slab_bytes();
+            self.frames.keep_spare(runtime::unblock(move || Region::huge_touched(len)).await);
+        }
     }
 
     /// Takes memory for a block of a table that is being written, which replaces others that are as warm.
