@@ -63,7 +63,8 @@ impl TaskLock {
 
     /// The lock, if nobody holds it.
     pub fn try_lock(&self) -> Option<TaskGuard<'_>> {
-        (!self.held.replace(true)).then_some(TaskGuard { lock: self })
+        // Not `then_some`: a guard that is made and dropped would release what somebody else holds.
+        (!self.held.replace(true)).then(|| TaskGuard { lock: self })
     }
 }
 
@@ -77,5 +78,20 @@ impl Drop for TaskGuard<'_> {
     fn drop(&mut self) {
         self.lock.held.set(false);
         self.lock.released.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lock_asked_for_in_vain_stays_with_its_holder() {
+        let lock = TaskLock::default();
+        let held = lock.try_lock();
+        assert!(held.is_some());
+        assert!(lock.try_lock().is_none() && lock.try_lock().is_none());
+        drop(held);
+        assert!(lock.try_lock().is_some());
     }
 }

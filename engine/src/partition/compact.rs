@@ -124,6 +124,7 @@ impl Partition {
         // Nobody is to wait for what does not come (`INV-PACE-ENDS`).
         self.owed_compactions.update(|owed| if matches!(compacted, Ok(true)) { owed.saturating_sub(1) } else { 0 });
         self.count_table_bytes();
+        // A compaction that failed has not told its end.
         self.shard.note_compacted(0.0);
         compacted
     }
@@ -251,8 +252,10 @@ impl Partition {
         let remove = run.iter().map(|segment| segment.id).collect();
         edits.insert(0, ManifestEdit::ReplaceSegments { partition: self.id, remove, add });
         self.shard.log_edits(edits).await?;
+        flushed.slices.iter().for_each(|slice| slice.share(replacement.len()));
         self.install(index, run, replacement);
-        for table in run.iter().flat_map(|segment| segment.tables()) {
+        self.shard.note_compacted(0.0);
+        for table in run.iter().flat_map(|segment| segment.tables()).filter(|table| table.is_retired()) {
             table.forget_blocks().await;
         }
         Ok(())

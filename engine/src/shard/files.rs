@@ -116,7 +116,8 @@ pub(crate) struct Table {
     /// Index and filter count against the memory budget.
     _memory: Charge,
     resident: Resident,
-    retired: Cell<bool>,
+    /// Segments that name it, as far as it was told; 0 once it is retired.
+    segments: Cell<usize>,
 }
 
 impl std::fmt::Debug for Table {
@@ -139,13 +140,21 @@ impl Table {
             cache,
             _memory: memory,
             resident: Resident::default(),
-            retired: Cell::new(false),
+            segments: Cell::new(1),
         }))
     }
 
-    /// The durable manifest no longer names the table; the file is obsolete with the last one.
+    /// So many segments name the table from now on, which one has named until now.
+    pub fn share(&self, segments: usize) {
+        self.segments.update(|before| before + segments - 1);
+    }
+
+    /// A segment of the durable manifest no longer names the table. Behind the last one it is *retired*, and the file is
+    /// obsolete with the last of its tables.
     pub fn retire(&self) {
-        if !self.retired.replace(true) {
+        let before = self.segments.get();
+        self.segments.set(before.saturating_sub(1));
+        if before == 1 {
             self.file.tables.update(|tables| tables - 1);
             if self.file.tables.get() == 0 {
                 self.file.mark_obsolete();
@@ -153,9 +162,9 @@ impl Table {
         }
     }
 
-    /// Whether it was [retired](Table::retire).
+    /// Whether no segment names it any more.
     pub fn is_retired(&self) -> bool {
-        self.retired.get()
+        self.segments.get() == 0
     }
 
     /// Gives the memory of its blocks back piece by piece, letting others run in between. For a retired table: who still
