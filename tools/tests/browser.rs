@@ -43,11 +43,12 @@ impl Driver {
         Some(Driver { child, port })
     }
 
-    async fn open(&self, width: u32) -> Client {
+    /// A page so wide, and so high that it need not scroll.
+    async fn open(&self, width: u32, height: u32) -> Client {
         let options = json!({
             "args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
             // Not the window's size, which has a lower bound, but the page's.
-            "mobileEmulation": { "deviceMetrics": { "width": width, "height": 900, "pixelRatio": 1.0, "mobile": false } },
+            "mobileEmulation": { "deviceMetrics": { "width": width, "height": height, "pixelRatio": 1.0, "mobile": false } },
         });
         let mut wanted = Capabilities::new();
         wanted.insert("goog:chromeOptions".into(), options);
@@ -141,7 +142,7 @@ async fn page_follows_a_move_that_is_begun_on_it() {
     let Some(driver) = Driver::start() else { return };
     let dir = tempfile::tempdir().unwrap();
     let (nodes, pages) = cluster(dir.path());
-    let page = driver.open(1280).await;
+    let page = driver.open(1280, 1300).await;
     page.goto(&format!("http://{}/", pages[0])).await.unwrap();
     until(&page, &format!("{} === 'live'", text("#link"))).await;
     until(&page, "document.querySelectorAll('#hosts li').length === 2").await;
@@ -149,6 +150,9 @@ async fn page_follows_a_move_that_is_begun_on_it() {
     until(&page, "[...document.querySelectorAll('.strip canvas')].every(c => c.getAttribute('aria-label')?.includes('segments'))").await;
     until(&page, &format!("{}.includes('host 1')", text("tr[data-partition=\"1\"]"))).await;
     until(&page, "document.querySelector('#hosts .bar') !== null").await;
+    // Plots have a scale, and the way to what can be done does not scroll away.
+    until(&page, "document.querySelectorAll('.plot svg polyline').length === 6").await;
+    until(&page, &format!("{} === '100 %'", text("#plot-load .scale span"))).await;
     shot(&page, "overview.png").await;
     assert_eq!(console_errors(&page).await, Vec::<String>::new());
 
@@ -205,7 +209,7 @@ async fn page_is_usable_in_the_dark_and_on_a_narrow_screen() {
     let Some(driver) = Driver::start() else { return };
     let dir = tempfile::tempdir().unwrap();
     let (_nodes, pages) = cluster(dir.path());
-    let page = driver.open(360).await;
+    let page = driver.open(360, 2000).await;
     // The second node's page, read only as any without the token's header.
     page.goto(&format!("http://{}/", pages[1])).await.unwrap();
     until(&page, "document.querySelectorAll('#partitions tr').length === 2").await;

@@ -2,6 +2,7 @@
 "use strict";
 
 const KEPT = 300; // states that the plots show, one a second
+const SPAN_MIN = 60; // states that the plots have room for at first
 const $ = (id) => document.getElementById(id);
 const history = [];
 let status = null;
@@ -29,7 +30,7 @@ function bytes(count) {
 const number = (value) => Math.round(value).toLocaleString("en");
 const percent = (part) => `${Math.round(part * 100)} %`;
 const width = (part) => `${(Math.min(1, Math.max(0, part)) * 100).toFixed(1)}%`;
-const microseconds = (us) => us >= 1e6 ? `${(us / 1e6).toFixed(2)} s` : us >= 1000 ? `${(us / 1000).toFixed(2)} ms` : `${us} µs`;
+const microseconds = (us) => us >= 1e6 ? `${+(us / 1e6).toFixed(2)} s` : us >= 1000 ? `${+(us / 1000).toFixed(us < 1e5 ? 2 : 0)} ms` : `${Math.round(us)} µs`;
 
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -58,10 +59,11 @@ $("theme").addEventListener("click", () => {
 function hostCard(host) {
   const title = element("h3", { text: `Host ${host.host}${host.host === status.host ? " (this one)" : ""}` });
   const owned = status.partitions.filter((partition) => partition.owner === host.host).map((partition) => partition.partition);
-  const card = element("li", { "data-host": host.host }, title,
+  const head = element("div", { class: "title" }, title);
+  const card = element("li", { "data-host": host.host }, head,
     element("div", { class: "soft", text: `${host.resp}; partitions ${owned.join(", ") || "none"}` }));
   if (host.host === status.host && owned.length && status.hosts.length > 1) {
-    card.append(element("button", { type: "button", text: "Drain", onclick: () => ask("drain") }));
+    head.append(element("button", { type: "button", text: "Drain", onclick: () => ask("drain") }));
   }
   if (!host.trend || !host.trend.windows) {
     const silence = host.trend ? "no window yet" : host.lapsed ? "lease lapsed" : "does not answer";
@@ -102,7 +104,7 @@ function stateOf(partition) {
 function partitionRow(partition) {
   const here = partition.here;
   const moving = status.moves.find((known) => known.partition === partition.partition && known.under_way);
-  const actions = element("td");
+  const actions = element("td", { class: "actions" });
   if (partition.owner === status.host && status.hosts.length > 1 && !moving) {
     actions.append(element("button", { type: "button", text: "Move", onclick: () => ask("move", partition.partition) }));
   }
@@ -120,7 +122,7 @@ function partitionRow(partition) {
   return row;
 }
 
-// Four rows: observed, predicted, held in the shadow, resident.
+// Four rows: observed, predicted, held in the shadow, resident. Returns the same in words.
 function drawStrip(canvas, segments) {
   const context = canvas.getContext("2d");
   canvas.width = Math.max(1, segments.length);
@@ -139,8 +141,8 @@ function drawStrip(canvas, segments) {
     context.globalAlpha = segment.resident; context.fillStyle = resident; context.fillRect(column, 3, 1, 1);
   });
   const share = (test) => percent(segments.filter(test).length / Math.max(1, segments.length));
-  canvas.setAttribute("aria-label", `${segments.length} segments; accessed in the last window ${share((segment) => segment.observed > 0)}, held in a shadow ` +
-    `${share((segment) => segment.held)}, resident ${share((segment) => segment.resident > 0)}, missing ${share((segment) => segment.missing)}`);
+  return `${number(segments.length)} segments; accessed in the last window ${share((segment) => segment.observed > 0)}, held in a shadow ` +
+    `${share((segment) => segment.held)}, resident ${share((segment) => segment.resident > 0)}, missing ${share((segment) => segment.missing)}`;
 }
 
 async function strips() {
@@ -153,16 +155,19 @@ async function strips() {
     if (!strip) {
       const rows = element("ul", { "aria-hidden": "true" }, ...["observed", "predicted", "in shadow", "resident"].map((text) => element("li", { text })));
       strip = element("div", { class: "strip", "data-strip": id }, element("h3", { text: `Partition ${id}, segments in key order` }),
-        element("div", { class: "rows" }, rows, element("canvas", { role: "img" })));
+        element("p", { class: "soft" }), element("div", { class: "rows" }, rows, element("canvas", { role: "img" })));
       $("strips").append(strip);
     }
-    drawStrip(strip.querySelector("canvas"), await answer.json());
+    const canvas = strip.querySelector("canvas");
+    const words = drawStrip(canvas, await answer.json());
+    canvas.setAttribute("aria-label", words);
+    strip.querySelector("p").textContent = words;
   }
 }
 
 // ---- moves ------------------------------------------------------------------------------------------------------------
 
-const SHADES = ["--read", "--accent", "--good", "--soft", "--bad", "--line", "--read", "--accent"];
+const SHADES = 8;
 
 function moveCard(known) {
   const progress = known.progress;
@@ -182,59 +187,76 @@ function moveCard(known) {
     const done = known.done;
     const total = done.steps.reduce((sum, step) => sum + step.us, 0) || 1;
     const line = element("div", { class: "steps", role: "img", "aria-label": done.steps.map((step) => `${step.name} ${microseconds(step.us)}`).join(", ") });
+    const list = element("ol", { class: "step-list" });
     done.steps.forEach((step, index) => {
+      const shade = colour(`--step-${index % SHADES}`);
       const part = element("span", { title: `${step.name}: ${microseconds(step.us)}` });
       part.style.flexGrow = step.us / total;
-      part.style.background = colour(SHADES[index % SHADES.length]);
+      part.style.background = shade;
       line.append(part);
+      const key = element("i");
+      key.style.background = shade;
+      list.append(element("li", {}, key, `${step.name}: ${microseconds(step.us)}`));
     });
-    const list = element("ol", { class: "soft" }, ...done.steps.map((step) => element("li", { text: `${step.name}: ${microseconds(step.us)}` })));
     card.append(element("p", { text: `Switchover of attempt ${done.attempt}: writes parked for ${microseconds(done.frozen_us)}, ` +
-      `${bytes(done.bytes_on_wire)} in ${done.seconds.toFixed(1)} s, both sides ${done.equal ? "equal" : "DIFFERENT"}` }), line,
-    element("details", {}, element("summary", { text: "Steps" }), list));
+      `${bytes(done.bytes_on_wire)} in ${done.seconds.toFixed(1)} s, both sides ${done.equal ? "equal" : "DIFFERENT"}` }), line, list);
   }
   return card;
 }
 
 // ---- plots ------------------------------------------------------------------------------------------------------------
 
-function plot(id, series, mark) {
-  const svg = $(id);
-  const values = series.flatMap((line) => line.values).filter((value) => value !== null);
-  const top = Math.max(mark || 0, ...values, 1e-9) * 1.1;
-  const x = (index) => 600 - (history.length - 1 - index) * 600 / (KEPT - 1);
-  const y = (value) => 156 - value / top * 150;
-  const line = (name, attributes) => {
+// A round number that is not below the value: the scale does not jump with each state.
+function roundUp(value) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= value * 0.999);
+}
+
+// `format` is for the scale and the legend, `least` is the lowest top of the scale, `mark` a line across.
+function plot(id, series, { format, least, mark }) {
+  const svg = (name, attributes, ...children) => {
     const made = document.createElementNS("http://www.w3.org/2000/svg", name);
     for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    made.append(...children);
     return made;
   };
-  const drawn = series.map((one) => line("polyline", {
+  const top = roundUp(Math.max(least, ...series.flatMap((line) => line.values)));
+  const span = Math.max(SPAN_MIN, history.length);
+  const x = (index) => 600 - (history.length - 1 - index) * 600 / (span - 1);
+  const y = (value) => 160 - value / top * 158;
+  const fixed = { "vector-effect": "non-scaling-stroke" };
+  const drawn = series.map((one) => svg("polyline", {
     points: one.values.map((value, index) => value === null ? null : `${x(index).toFixed(1)},${y(value).toFixed(1)}`).filter(Boolean).join(" "),
-    fill: "none", stroke: colour(one.colour), "stroke-width": 2, "vector-effect": "non-scaling-stroke",
-    "stroke-dasharray": one.dashed ? "5 4" : "none",
+    fill: "none", stroke: colour(one.colour), "stroke-width": 2, "stroke-dasharray": one.dashed ? "5 4" : "none", ...fixed,
   }));
-  if (mark) drawn.push(line("line", { x1: 0, x2: 600, y1: y(mark), y2: y(mark), stroke: colour("--bad"), "stroke-width": 1, "vector-effect": "non-scaling-stroke" }));
-  svg.replaceChildren(...drawn);
-  const text = series.map((one) => `${one.name}: ${one.text(one.values.at(-1))}`).join("; ");
-  svg.setAttribute("aria-label", text);
-  $(`${id}-legend`).textContent = text;
+  if (mark) drawn.push(svg("line", { x1: 0, x2: 600, y1: y(mark), y2: y(mark), stroke: colour("--bad"), "stroke-width": 1, ...fixed }));
+  const last = (one) => one.values.at(-1);
+  const words = series.map((one) => `${one.name}: ${last(one) === null || last(one) === undefined ? "none" : format(last(one))}`);
+  const picture = svg("svg", { role: "img", viewBox: "0 0 600 160", preserveAspectRatio: "none", "aria-label": words.join("; ") }, ...drawn);
+  const labels = (kind, ...texts) => element("div", { class: kind, "aria-hidden": "true" }, ...texts.map((text) => element("span", { text })));
+  const ago = span < 120 ? `${span} s ago` : `${(span / 60).toFixed(span % 60 ? 1 : 0)} min ago`;
+  $(id).replaceChildren(labels("scale", format(top), format(top / 2), "0"), picture, labels("span", ago, "now"));
+  $(`${id}-legend`).replaceChildren(...series.map((one, index) => {
+    const key = element("i", { class: one.dashed ? "key dashed" : "key" });
+    key.style.borderColor = colour(one.colour);
+    return element("span", {}, key, words[index]);
+  }));
 }
 
 function plots() {
-  const show = (format) => (value) => value === null || value === undefined ? "none" : format(value);
+  const of = (name) => history.map((state) => state[name]);
   plot("plot-requests", [
-    { name: "reads", colour: "--read", values: history.map((state) => state.reads), text: show(number) },
-    { name: "writes", colour: "--write", dashed: true, values: history.map((state) => state.writes), text: show(number) },
-  ]);
+    { name: "reads", colour: "--read", values: of("reads") },
+    { name: "writes", colour: "--write", dashed: true, values: of("writes") },
+  ], { format: number, least: 10 });
   plot("plot-load", [
-    { name: "highest shard", colour: "--read", values: history.map((state) => state.level), text: show(percent) },
-    { name: "expected", colour: "--accent", dashed: true, values: history.map((state) => state.expected), text: show(percent) },
-  ], 1);
+    { name: "highest shard", colour: "--read", values: of("level") },
+    { name: "expected", colour: "--accent", dashed: true, values: of("expected") },
+  ], { format: percent, least: 1, mark: 1 });
   plot("plot-latency", [
-    { name: "reads", colour: "--read", values: history.map((state) => state.readP99), text: show(microseconds) },
-    { name: "writes", colour: "--write", dashed: true, values: history.map((state) => state.writeP99), text: show(microseconds) },
-  ]);
+    { name: "reads", colour: "--read", values: of("readP99") },
+    { name: "writes", colour: "--write", dashed: true, values: of("writeP99") },
+  ], { format: microseconds, least: 1000 });
 }
 
 function remember() {
@@ -277,12 +299,7 @@ function draw() {
   $("sinks-section").hidden = !status.sinks.length;
   $("sinks").replaceChildren(...status.sinks.map(sinkRow));
   if (status.moves.length) {
-    const open = new Set([...document.querySelectorAll(".move details[open]")].map((known) => known.closest(".move").dataset.move));
     $("moves").replaceChildren(...status.moves.map(moveCard));
-    for (const known of document.querySelectorAll(".move")) {
-      const details = known.querySelector("details");
-      if (details && open.has(known.dataset.move)) details.open = true;
-    }
   }
   plots();
 }
@@ -297,6 +314,7 @@ function addEvent(event) {
     element("time", { datetime: new Date(event.at_ms).toISOString(), class: "soft", text: timeOf(event.at_ms) }),
     element("span", { text: event.topic }), element("span", { text: where + event.text }));
   $("events").prepend(row);
+  $("no-events").hidden = true;
   while ($("events").children.length > 500) $("events").lastChild.remove();
 }
 
