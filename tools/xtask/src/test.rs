@@ -51,14 +51,20 @@ pub fn run(with_torch: bool) -> Result<()> {
     conclude(&counts)
 }
 
+/// One of the tests, of the whole workspace: with other features of what it depends on, all that would be built once more.
+fn one_test(name: &str) -> Command {
+    let mut command = cargo();
+    command.args(["test", "--release", "--workspace", "--test", name]);
+    command
+}
+
 /// Runs the set-up and the tests of the status page.
 pub fn browser() -> Result<()> {
     let mut counts = Counts::default();
     setup::run()?;
-    run_counted(
-        cargo().args(["test", "--release", "-p", "antumbra-tools", "--test", "browser", "--", "--show-output"]),
-        &mut counts,
-    )?;
+    let mut command = one_test("browser");
+    add_etcd(&mut command);
+    run_counted(command.args(["--", "--show-output"]), &mut counts)?;
     conclude(&counts)
 }
 
@@ -66,8 +72,7 @@ pub fn browser() -> Result<()> {
 pub fn cluster() -> Result<()> {
     let mut counts = Counts::default();
     setup::run()?;
-    let mut command = cargo();
-    command.args(["test", "--release", "-p", "antumbra-tools", "--test", "namespaces"]);
+    let mut command = one_test("namespaces");
     if !add_etcd(&mut command) {
         return Err("there is no protoc to build etcd's client with, although the set-up fetches it".into());
     }
