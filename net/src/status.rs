@@ -14,7 +14,7 @@ use crate::controller::trend::{HostTrend, METRICS};
 use crate::controller::{Automation, steer};
 use crate::coordinator::embedded::SYSTEM_PARTITION;
 use crate::coordinator::{self, ClusterState, CoordinatorHealth, PartitionRecord};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::host::{Host, Stall};
 use crate::resp::Service;
 use crate::resp::latency::LatencyCounts;
@@ -61,10 +61,34 @@ pub struct Status {
     pub engine: Arc<EngineStats>,
 }
 
+/// The next move of a host that is being emptied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainMove {
+    /// The first of those that the host owns.
+    pub partition: u64,
+    /// The host that answers and owns the least data.
+    pub destination: u32,
+    /// How many the host owns, this one included.
+    pub left: usize,
+}
+
 impl Status {
+    /// What has to move next so that a host owns nothing; `None` when it owns nothing.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when no other host answers.
+    pub fn next_drain_move(&self, host: u32) -> Result<Option<DrainMove>> {
+        let mut owned = self.partitions.iter().map(|known| &known.record).filter(|record| record.owner == host);
+        let Some(first) = owned.next() else {
+            return Ok(None);
+        };
+        let nobody = || Error::Refused { what: "there is no other host that answers".into() };
+        let destination = self.emptiest_but(host).ok_or_else(nobody)?;
+        Ok(Some(DrainMove { partition: first.partition, destination, left: 1 + owned.count() }))
+    }
+
     /// The host that answers and owns the least data, other than `but`.
-    #[must_use]
-    pub fn emptiest_but(&self, but: u32) -> Option<u32> {
+    fn emptiest_but(&self, but: u32) -> Option<u32> {
         let answers = self.hosts.iter().filter(|host| host.host != but && host.trend.is_some());
         answers
             .min_by_key(|host| {

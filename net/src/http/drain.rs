@@ -3,7 +3,7 @@
 use antumbra_engine::types::{HostId, PartitionId};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::events::Topic;
 use crate::shadow::{MoveOptions, SetPoint};
 
@@ -24,14 +24,11 @@ async fn empty(app: &App) -> Result<usize> {
     let id = app.host.id.0;
     let mut moved = 0;
     loop {
-        let status = app.service.status_now(&app.host).await?;
-        let Some(next) = status.partitions.iter().find(|known| known.record.owner == id) else {
+        let Some(next) = app.service.status_now(&app.host).await?.next_drain_move(id)? else {
             return Ok(moved);
         };
-        let nobody = || Error::Refused { what: "there is no other host that answers".into() };
-        let destination = status.emptiest_but(id).ok_or_else(nobody)?;
         let options = MoveOptions { set_point: SetPoint::Quiet, ..MoveOptions::default() };
-        app.host.start_move(PartitionId(next.record.partition), HostId(destination), options)?.wait().await?;
+        app.host.start_move(PartitionId(next.partition), HostId(next.destination), options)?.wait().await?;
         moved += 1;
     }
 }

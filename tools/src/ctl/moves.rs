@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use antumbra_net::status::MoveStatus;
+use antumbra_net::status::{DrainMove, MoveStatus};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -174,20 +174,13 @@ pub async fn drain(cluster: &Cluster, args: &DrainArgs, json: bool) -> Result<Ex
     let mut ended = Vec::new();
     loop {
         let status = cluster.status().await?;
-        let owned: Vec<u64> = status
-            .partitions
-            .iter()
-            .filter(|known| known.record.owner == args.host)
-            .map(|known| known.record.partition)
-            .collect();
-        let Some(partition) = owned.first().copied() else {
+        let Some(DrainMove { partition, destination, left }) = status.next_drain_move(args.host)? else {
             break;
         };
-        let destination = status.emptiest_but(args.host).ok_or("there is no other host that answers")?;
         let source = cluster.host(&status, args.host).await?;
         let how = args.how.words();
         source.command(&format!("ANTUMBRA MOVE {partition} {destination}{how}")).await?;
-        let done = follow(&source, partition, &format!("{} left, partition {partition}", owned.len())).await?;
+        let done = follow(&source, partition, &format!("{left} left, partition {partition}")).await?;
         if !json {
             println!("{}", show::moving(&done));
         }
