@@ -11,16 +11,11 @@ pub mod workload;
 
 /// What figures were measured on.
 pub fn environment() -> serde_json::Value {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let cpu = read("/proc/cpuinfo");
-    let cpu = cpu
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"))
-        .map_or("", |rest| rest.trim_start_matches(['\t', ':', ' ']));
+    let host = antumbra_engine::doctor::HostFacts::read();
     serde_json::json!({
-        "kernel": read("/proc/sys/kernel/osrelease").trim(),
-        "cpu": cpu,
-        "cpus": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
+        "kernel": host.kernel,
+        "cpu": host.cpu,
+        "cpus": host.cpus_allowed,
         "version": env!("CARGO_PKG_VERSION"),
         "network": "loopback, both nodes and the load on one machine",
     })

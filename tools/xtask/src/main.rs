@@ -2,6 +2,8 @@
 
 mod bench;
 mod book;
+#[path = "../../src/bench/report/commit.rs"]
+mod commit;
 mod daemons;
 mod fuzz;
 mod guard;
@@ -34,7 +36,7 @@ cargo xtask bench [--smoke | --quick | --full] [--peers] [--out DIR] [OPTION ...
                               report.json and report.csv (bench-report/): quick takes 10 minutes on 2 cores, full 90 with peers
 cargo xtask guard             instructions of the hot pieces against those kept in benches/instructions.txt; --help for more
 cargo xtask results NAME ...  measures what README and book quote, into benches/results/NAME.json: demo, move, ycsb
-cargo xtask setup --release-tools  builds mdbook, cargo-deny, cargo-semver-checks, cargo-deb and cargo-cyclonedx (in your cache)
+cargo xtask setup --release-tools  mdbook, cargo-deny, cargo-semver-checks, cargo-deb and cargo-cyclonedx, most of them built (in your cache)
 cargo xtask book              the book, as a site; what its pages say is tested by `cargo test -p antumbra-tools --test docs`
 cargo xtask release-check [--quick] [--baseline REVISION]  packing, oldest compiler, licences, sources, advisories, API against the
                               last release or a revision; --quick leaves out what needs those tools or minutes

@@ -1,10 +1,9 @@
-//! The measurements that README and book quote, each by a named command, with what it ran on: `benches/results/NAME.json`.
+//! The measurements that README and book quote, each by a named command, with what was measured: `benches/results/NAME.json`.
 //! The docs' test compares the text with these files.
 
-use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::{Result, antumbra, root};
+use crate::{Result, antumbra, commit, root};
 
 /// Each measurement with the arguments for which `antumbra` prints it as JSON.
 const MEASUREMENTS: &[(&str, &[&str])] = &[
@@ -15,10 +14,6 @@ const MEASUREMENTS: &[(&str, &[&str])] = &[
         &["bench", "ycsb", "--workload", "C,B,A", "--memory-mb", "256", "--rounds", "3", "--seconds", "2", "--json"],
     ),
 ];
-
-/// What the figures depend on.
-const SOURCES: [&str; 7] =
-    ["predictor/src", "engine/src", "net/src", "benches/src", "tools/src/demo", "tools/src/moving", "tools/src/bench"];
 
 /// Runs the measurements that are named.
 pub fn run(names: &[String]) -> Result<()> {
@@ -48,10 +43,9 @@ fn measure(name: &str, args: &[&str]) -> Result<()> {
     let report = without_curves(&String::from_utf8_lossy(&output.stdout));
     let path = root().join("benches/results").join(format!("{name}.json"));
     let text = format!(
-        "{{\n\"command\": {:?},\n\"made_by\": \"cargo xtask results {name}\",\n\"commit\": {:?},\n\"machine\": {:?},\n\"report\": {}\n}}\n",
+        "{{\n\"command\": {:?},\n\"made_by\": \"cargo xtask results {name}\",\n\"commit\": {:?},\n\"report\": {}\n}}\n",
         format!("antumbra {}", args.join(" ")),
-        commit()?,
-        machine(),
+        commit::measured(&root()).unwrap_or_else(|| "unknown".into()),
         report.trim()
     );
     std::fs::write(&path, text).map_err(|cause| format!("{}: {cause}", path.display()))?;
@@ -69,24 +63,4 @@ fn without_curves(report: &str) -> String {
         keeps
     };
     report.lines().filter(keeps).collect::<Vec<_>>().join("\n")
-}
-
-/// What was measured: the last commit that changed it, and whether something has been changed since.
-fn commit() -> Result<String> {
-    let git = |args: &[&str]| -> Result<String> {
-        let output = Command::new("git").args(args).args(SOURCES).current_dir(root()).output();
-        let output = output.map_err(|cause| format!("git: {cause}"))?;
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
-    };
-    let last = git(&["log", "-1", "--format=%h", "--"])?;
-    let changed = git(&["status", "--short", "--"])?;
-    Ok(if changed.is_empty() { last } else { format!("{last} and changes that were not committed") })
-}
-
-fn machine() -> String {
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
-    let kernel = std::fs::read_to_string(Path::new("/proc/sys/kernel/osrelease")).unwrap_or_default();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("{cores} cores, {}, kernel {}", model.trim_start_matches(['\t', ' ', ':']), kernel.trim())
 }

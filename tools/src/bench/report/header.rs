@@ -5,6 +5,7 @@ use std::process::Command;
 
 use antumbra_engine::doctor;
 
+use super::commit;
 use crate::CliError;
 
 /// What the program was built of.
@@ -37,7 +38,7 @@ pub fn read(dir: &Path) -> Result<Vec<(String, String)>, CliError> {
     let governors = if host.governors.is_empty() { "none (virtual machine)".into() } else { host.governors.join(", ") };
     let mut header = vec![
         ("time".into(), said("date", &["-u", "+%Y-%m-%d %H:%M UTC"])),
-        ("commit".into(), commit()),
+        ("commit".into(), known(commit::measured(Path::new(".")))),
         ("kernel".into(), host.kernel.clone()),
         ("CPU".into(), host.cpu.clone()),
         ("CPUs".into(), format!("{} of {} online, governor {governors}", host.cpus_allowed, host.cpus_online)),
@@ -67,12 +68,6 @@ fn said(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().ok().filter(|output| output.status.success());
     let line = output.and_then(|output| String::from_utf8_lossy(&output.stdout).lines().next().map(str::to_string));
     line.unwrap_or_else(|| "unknown".into())
-}
-
-fn commit() -> String {
-    let commit = said("git", &["rev-parse", "--short", "HEAD"]);
-    let changed = said("git", &["status", "--porcelain", "--untracked-files=no"]) != "unknown";
-    if changed { format!("{commit}, with changes") } else { commit }
 }
 
 fn version_of(name: &str, lock: &str) -> Option<String> {

@@ -4,6 +4,7 @@
 //! with what it said.
 
 mod child;
+mod commit;
 mod criterion;
 mod csv;
 mod figures;
