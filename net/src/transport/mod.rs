@@ -7,6 +7,7 @@
 //! (compression, checks) runs [aside], so that a plane always answers its packets: the kernel's buffer holds
 //! less than a window.
 
+mod accept;
 mod call;
 mod class;
 mod plane;

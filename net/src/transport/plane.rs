@@ -9,18 +9,16 @@ use std::time::{Duration, Instant};
 
 use antumbra_engine::types::HostId;
 use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, TransportConfig, VarInt};
-use quinn_proto::{RandomConnectionIdGenerator, TransportErrorCode};
-use rustls::pki_types::CertificateDer;
+use quinn_proto::RandomConnectionIdGenerator;
 
 use crate::error::{Error, Result};
 use crate::tls::{self, Identity};
 
+use super::accept::{accept, is_of_another_release, peer_of, write_preamble};
 use super::class;
 use super::stream::{RecvStream, SendStream};
 use super::version::WireVersions;
 
-/// First bytes of every stream: magic, version, kind.
-const PREAMBLE: [u8; 6] = *b"ANTQ\x01\0";
 /// A peer that is silent for this long is lost.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// The same between threads of the idle class, which a busy machine may keep waiting.
@@ -56,7 +54,7 @@ pub enum StreamKind {
 }
 
 impl StreamKind {
-    fn from_byte(byte: u8) -> Option<StreamKind> {
+    pub(super) fn from_byte(byte: u8) -> Option<StreamKind> {
         use StreamKind::{Bulk, Control, Coordinator, Fetch, Forward, Mirror, Probe, Return, Steer};
         [Control, Mirror, Bulk, Coordinator, Forward, Fetch, Probe, Return, Steer]
             .into_iter()
@@ -287,78 +285,6 @@ fn with_identity(
     Ok((server, client))
 }
 
-async fn accept(endpoint: Endpoint, handler: Handler) {
-    // A host of another release tries again and again.
-    let said: Arc<Mutex<Option<Instant>>> = Arc::default();
-    while let Some(incoming) = endpoint.accept().await {
-        let handler = Arc::clone(&handler);
-        let (from, said) = (incoming.remote_address(), Arc::clone(&said));
-        tokio::spawn(async move {
-            match incoming.await {
-                Ok(connection) => serve_connection(connection, handler).await,
-                Err(cause) if is_of_another_release(&cause) && is_time_to_say(&said) => {
-                    let what = "a host was refused: it speaks no version of the protocol that this release does";
-                    tracing::warn!(%from, "{what}; hosts may be one release apart");
-                }
-                Err(cause) => tracing::debug!(%cause, "handshake failed"),
-            }
-        });
-    }
-}
-
-fn is_time_to_say(said: &Mutex<Option<Instant>>) -> bool {
-    const PAUSE: Duration = Duration::from_secs(60);
-    let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
-    let is_time = said.is_none_or(|last| last.elapsed() > PAUSE);
-    if is_time {
-        *said = Some(Instant::now());
-    }
-    is_time
-}
-
-async fn serve_connection(connection: Connection, handler: Handler) {
-    let Some(peer) = peer_of(&connection) else {
-        connection.close(VarInt::from_u32(1), b"certificate names no host");
-        return;
-    };
-    loop {
-        let (send, recv) = tokio::select! {
-            opened = connection.accept_bi() => match opened {
-                Ok((send, recv)) => (Some(SendStream::Quic(send)), RecvStream::Quic(recv)),
-                Err(_) => return,
-            },
-            opened = connection.accept_uni() => match opened {
-                Ok(recv) => (None, RecvStream::Quic(recv)),
-                Err(_) => return,
-            },
-        };
-        let handler = Arc::clone(&handler);
-        tokio::spawn(async move {
-            match read_preamble(recv).await {
-                Ok((kind, recv)) => handler(Incoming { peer, kind, send, recv }).await,
-                // Only this stream is refused; its streams are dropped here, which resets them.
-                Err(cause) => tracing::warn!(%cause, %peer, "stream refused"),
-            }
-        });
-    }
-}
-
-async fn read_preamble(mut recv: RecvStream) -> Result<(StreamKind, RecvStream)> {
-    let mut preamble = [0; 6];
-    recv.read_exact(&mut preamble).await.map_err(|cause| Error::protocol(format!("stream preamble: {cause}")))?;
-    if preamble[..5] != PREAMBLE[..5] {
-        return Err(Error::protocol("a stream of another protocol or version"));
-    }
-    let kind = StreamKind::from_byte(preamble[5]);
-    Ok((kind.ok_or_else(|| Error::protocol(format!("unknown stream kind {}", preamble[5])))?, recv))
-}
-
-fn peer_of(connection: &Connection) -> Option<HostId> {
-    let identity = connection.peer_identity()?;
-    let certs = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    tls::host_of(certs.first()?)
-}
-
 impl PlaneHandle {
     /// A plane on a simulated network.
     #[cfg(feature = "sim")]
@@ -453,18 +379,6 @@ impl PlaneHandle {
     }
 }
 
-/// Whether a handshake failed since the two offer no version in common.
-fn is_of_another_release(cause: &ConnectionError) -> bool {
-    // The alert "no application protocol" of TLS.
-    const NO_PROTOCOL: u8 = 120;
-    let code = match cause {
-        ConnectionError::TransportError(error) => error.code,
-        ConnectionError::ConnectionClosed(close) => close.error_code,
-        _ => return false,
-    };
-    code == TransportErrorCode::crypto(NO_PROTOCOL)
-}
-
 impl QuicHandle {
     fn explain(&self, peer: SocketAddr, cause: &ConnectionError) -> Error {
         if !is_of_another_release(cause) {
@@ -514,10 +428,4 @@ impl QuicHandle {
             _ => Ok(connection),
         }
     }
-}
-
-async fn write_preamble(send: &mut SendStream, kind: StreamKind) -> Result<()> {
-    let mut preamble = PREAMBLE;
-    preamble[5] = kind as u8;
-    send.write_all(&preamble).await.map_err(|cause| Error::link("peer", cause))
 }

@@ -33,15 +33,18 @@
 
 mod coaccess;
 mod lanes;
+mod runs;
+mod tile;
 
 use std::ops::Range;
 
-use crate::gru::math::ln;
 use crate::simd::{self, for_each_level, multiply_add};
 use crate::window::{SegmentCounts, checked_share};
 pub use coaccess::CoAccess;
 use lanes::Column;
 pub use lanes::{LANES, Lanes};
+use runs::{Run, Side, runs_at};
+use tile::tile_at;
 
 /// Version of the table above; weights are valid for one version only.
 pub const FEATURE_VERSION: u32 = 2;
@@ -52,14 +55,8 @@ const ALPHAS: [f32; 4] = [0.5, 0.15, 0.04, 0.008];
 const FAST: usize = 0;
 const MID: usize = 1;
 const LONGEST: usize = 3;
-/// What passes of a neighbour's activity over one segment of distance.
-const NEIGHBOUR_PASS: f32 = 0.7;
-/// What passes of a front's pull over one segment of distance.
-const FRONT_PASS: f32 = 0.9;
 /// Share of one window in the figures of the whole partition.
 const PARTITION_ALPHA: f32 = 0.1;
-/// What passes of a segment's fast average over one segment of distance, to what a scan will reach.
-const LENT_PASS: f32 = 0.6;
 /// Windows ahead that the second chain of co-access looks: the middle of the usual horizon.
 const FAR_LAG: usize = 4;
 /// What learning a window costs a chain of co-access, in visits of a segment.
@@ -85,103 +82,6 @@ struct Pass {
     /// What goes from segment to segment, left to right and right to left.
     rightward: Run,
     leftward: Run,
-}
-
-/// What is handed on from segment to segment.
-#[derive(Clone, Copy, Debug)]
-struct Run {
-    neighbours: f32,
-    distance: f32,
-    front: f32,
-    lent: f32,
-}
-
-impl Default for Run {
-    fn default() -> Run {
-        Run { neighbours: 0.0, distance: f32::INFINITY, front: 0.0, lent: 0.0 }
-    }
-}
-
-impl Run {
-    /// Past a segment.
-    #[inline(always)]
-    fn hand_on<const FUSED: bool>(&mut self, from: &Handed, lane: usize) {
-        let fma = multiply_add::<FUSED>;
-        self.lent = from.fast[lane].max(LENT_PASS * self.lent);
-        self.neighbours = fma(NEIGHBOUR_PASS, self.neighbours, from.neighbours[lane]);
-        self.distance = if from.count[lane] > 0.0 { 1.0 } else { self.distance + 1.0 };
-        self.front = fma(FRONT_PASS, self.front, from.pull[lane]);
-    }
-}
-
-/// What the segments of a tile hand on.
-struct Handed {
-    count: Lanes,
-    fast: Lanes,
-    neighbours: Lanes,
-    pull: Lanes,
-}
-
-impl Handed {
-    /// Of the front that moves this way: `direction` is 1 to the right, -1 to the left.
-    #[inline(always)]
-    fn of(features: &Features, tile: usize, direction: f32) -> Handed {
-        let (reads, writes) = (&features.reads.tiles[tile], &features.writes_now.tiles[tile]);
-        let (vote, mid) = (&features.vote.tiles[tile], &features.averages[MID].tiles[tile]);
-        let fast = features.averages[FAST].tiles[tile];
-        let mut handed = Handed { count: Lanes::ZERO, fast, neighbours: Lanes::ZERO, pull: Lanes::ZERO };
-        for lane in 0..LANES {
-            handed.count[lane] = reads[lane] + writes[lane];
-            handed.neighbours[lane] = (1.0 - NEIGHBOUR_PASS) * mid[lane];
-            let pull = direction * vote[lane];
-            handed.pull[lane] = (1.0 - FRONT_PASS) * (if pull > 0.0 { pull } else { 0.0 }) * fast[lane];
-        }
-        handed
-    }
-}
-
-/// What has reached each segment from one side.
-#[derive(Clone, Debug)]
-struct Side {
-    neighbours: Column,
-    distance: Column,
-    front: Column,
-    lent: Column,
-}
-
-impl Side {
-    fn new(segments: usize) -> Side {
-        let zeros = || Column::new(segments, 0.0);
-        Side { neighbours: zeros(), distance: Column::new(segments, f32::INFINITY), front: zeros(), lent: zeros() }
-    }
-
-    fn columns(&mut self) -> [&mut Column; 4] {
-        [&mut self.neighbours, &mut self.distance, &mut self.front, &mut self.lent]
-    }
-
-    /// Lets `run` pass a tile by its lanes in this order. Lanes past the last segment are not among them.
-    #[inline(always)]
-    fn pass<const FUSED: bool>(
-        &mut self,
-        tile: usize,
-        order: impl Iterator<Item = usize>,
-        run: &mut Run,
-        from: &Handed,
-    ) {
-        let (mut neighbours, mut distance) = (self.neighbours.tiles[tile], self.distance.tiles[tile]);
-        let (mut front, mut lent) = (self.front.tiles[tile], self.lent.tiles[tile]);
-        for lane in order {
-            neighbours[lane] = run.neighbours;
-            distance[lane] = run.distance;
-            front[lane] = run.front;
-            lent[lane] = run.lent;
-            run.hand_on::<FUSED>(from, lane);
-        }
-        self.neighbours.tiles[tile] = neighbours;
-        self.distance.tiles[tile] = distance;
-        self.front.tiles[tile] = front;
-        self.lent.tiles[tile] = lent;
-    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -480,151 +380,6 @@ fn update_on<const FUSED: bool>(features: &mut Features, range: Range<usize>) {
         (age.tiles[tile], vote.tiles[tile]) = (ages, votes);
         (gap.tiles[tile], writes.tiles[tile]) = (gaps, writings);
         features.coaccess.offer::<FUSED>(tile, &shares);
-    }
-}
-
-for_each_level! {
-    fn runs_at(level, features: &mut Features, range: Range<usize>) = runs_on
-}
-
-/// What reaches the segments of a tile from their left and, as many tiles from the right end, from their right: two
-/// chains of dependent sums side by side.
-#[inline(always)]
-fn runs_on<const FUSED: bool>(features: &mut Features, range: Range<usize>) {
-    let (segments, tiles) = (features.len(), features.reads.tiles.len());
-    let (mut rightward, mut leftward) = (features.pass.rightward, features.pass.leftward);
-    for tile in range {
-        let from = Handed::of(features, tile, 1.0);
-        features.left.pass::<FUSED>(tile, 0..LANES, &mut rightward, &from);
-        let tile = tiles - 1 - tile;
-        let from = Handed::of(features, tile, -1.0);
-        let lanes = 0..LANES.min(segments - tile * LANES);
-        features.right.pass::<FUSED>(tile, lanes.rev(), &mut leftward, &from);
-    }
-    (features.pass.rightward, features.pass.leftward) = (rightward, leftward);
-}
-
-for_each_level! {
-    fn tile_at(level, features: &Features, first: usize, out: &mut [Lanes; FEATURES]) = tile_on
-}
-
-#[inline(always)]
-fn tile_on<const FUSED: bool>(features: &Features, first: usize, out: &mut [Lanes; FEATURES]) {
-    features.tile_on::<FUSED>(first, out);
-}
-
-impl Features {
-    #[inline(always)]
-    fn tile_on<const FUSED: bool>(&self, first: usize, out: &mut [Lanes; FEATURES]) {
-        let segments = self.len() as f32;
-        let expected_accesses = self.accesses_per_window();
-        // relative units: 1 = an average segment of this partition at its present load
-        let relative = segments / expected_accesses.max(1e-6);
-        let mut scale = [0.0; 4];
-        for (average, scale) in scale.iter_mut().enumerate() {
-            *scale = self.corrected(average, relative);
-        }
-        let relative_bytes = segments / self.corrected(MID, self.whole.bytes).max(1e-6);
-        let at = first / LANES;
-        let load = |column: &Column| column.tiles[at];
-        out[0] = load(&self.reads);
-        out[1] = load(&self.writes_now);
-        out[2] = load(&self.bytes);
-        log::<FUSED>(&mut out[0], relative);
-        log::<FUSED>(&mut out[1], relative);
-        log::<FUSED>(&mut out[2], relative_bytes);
-        for (average, scale) in scale.iter().enumerate() {
-            out[3 + average] = load(&self.averages[average]);
-            log::<FUSED>(&mut out[3 + average], *scale);
-        }
-        out[7] = load(&self.age);
-        logarithm::<FUSED>(&mut out[7], std::f32::consts::LOG2_E / 10.0);
-        let (left, right) = (load(&self.left.neighbours), load(&self.right.neighbours));
-        out[8] = left;
-        log::<FUSED>(&mut out[8], scale[MID]);
-        out[9] = right;
-        log::<FUSED>(&mut out[9], scale[MID]);
-        let far = 1.0 / ln::<FUSED>(1.0 + segments);
-        for (row, column) in [(10, &self.left.distance), (11, &self.right.distance)] {
-            out[row] = load(column);
-            // where there is no active segment the distance is infinite
-            out[row].iter_mut().for_each(|distance| *distance = distance.min(1e9));
-            logarithm::<FUSED>(&mut out[row], far);
-            out[row].iter_mut().for_each(|distance| *distance = distance.min(1.0));
-        }
-        for lane in 0..LANES {
-            let (left, right) = (left[lane], right[lane]);
-            out[12][lane] = self.whole.direction * (left - right) / (left + right).max(1e-9);
-        }
-        out[13] = load(&self.left.front);
-        log::<FUSED>(&mut out[13], scale[FAST]);
-        out[14] = load(&self.right.front);
-        log::<FUSED>(&mut out[14], scale[FAST]);
-        out[15] = load(self.coaccess.column(NEXT));
-        log::<FUSED>(&mut out[15], segments);
-        let share = self.corrected(MID, 1.0) / expected_accesses.max(1e-6);
-        let average = load(&self.averages[MID]);
-        for lane in 0..LANES {
-            out[16][lane] = (average[lane] * share).sqrt();
-        }
-        out[17] = Lanes::of(self.whole.from_fast);
-        out[18] = Lanes::of(self.whole.from_longest);
-        out[19] = Lanes::of(self.whole.active);
-        self.scan_rows::<FUSED>(at, &scale, out);
-        self.rhythm_rows::<FUSED>(at, &scale, out);
-        let valid = self.len().saturating_sub(first).min(LANES);
-        for row in out.iter_mut() {
-            row[valid..].fill(0.0);
-        }
-    }
-
-    /// Features 20 to 24: what a scan or co-access will reach.
-    #[inline(always)]
-    fn scan_rows<const FUSED: bool>(&self, at: usize, scale: &[f32; 4], out: &mut [Lanes; FEATURES]) {
-        out[20] = self.left.lent.tiles[at];
-        out[21] = self.right.lent.tiles[at];
-        let fast = &self.averages[FAST].tiles;
-        // the left neighbour of the first segment and the right one of the last do not exist
-        out[22] = Lanes::ZERO;
-        out[22][1..].copy_from_slice(&fast[at][..LANES - 1]);
-        out[22][0] = if at > 0 { fast[at - 1][LANES - 1] } else { 0.0 };
-        out[23] = Lanes::ZERO;
-        out[23][..LANES - 1].copy_from_slice(&fast[at][1..]);
-        out[23][LANES - 1] = fast.get(at + 1).map_or(0.0, |next| next[0]);
-        out[20..24].iter_mut().for_each(|row| log::<FUSED>(row, scale[FAST]));
-        out[24] = self.coaccess.column(FAR).tiles[at];
-        log::<FUSED>(&mut out[24], self.len() as f32);
-    }
-
-    /// Features 25 to 27: how regularly a segment is accessed, and written.
-    #[inline(always)]
-    fn rhythm_rows<const FUSED: bool>(&self, at: usize, scale: &[f32; 4], out: &mut [Lanes; FEATURES]) {
-        let (age, gap) = (self.age.tiles[at], self.gap.tiles[at]);
-        for lane in 0..LANES {
-            out[25][lane] = age[lane] / gap[lane].max(1.0);
-        }
-        logarithm::<FUSED>(&mut out[25], 0.5);
-        out[26] = gap;
-        logarithm::<FUSED>(&mut out[26], std::f32::consts::LOG2_E / 10.0);
-        out[27] = self.writes.tiles[at];
-        log::<FUSED>(&mut out[27], scale[MID]);
-    }
-}
-
-/// Each lane to `ln(1 + 16 v) / 4` of `scale` times it.
-#[inline(always)]
-fn log<const FUSED: bool>(lanes: &mut Lanes, scale: f32) {
-    let scale = 16.0 * scale;
-    for lane in lanes {
-        *lane = 0.25 * ln::<FUSED>(multiply_add::<FUSED>(*lane, scale, 1.0));
-    }
-}
-
-/// Each lane to `ln(1 + v)` times `factor`.
-#[inline(always)]
-fn logarithm<const FUSED: bool>(lanes: &mut Lanes, factor: f32) {
-    for lane in lanes {
-        *lane = factor * ln::<FUSED>(1.0 + *lane);
     }
 }
 
