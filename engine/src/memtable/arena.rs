@@ -220,7 +220,8 @@ impl Arena {
     }
 
     fn add_chunk(&self, len: usize) -> usize {
-        let from_stock = || self.stock.as_ref().filter(|_| (CHUNK_WORDS_MAPPED..=CHUNK_WORDS_MAX).contains(&len))?.take(len);
+        let from_stock =
+            || self.stock.as_ref().filter(|_| (CHUNK_WORDS_MAPPED..=CHUNK_WORDS_MAX).contains(&len))?.take(len);
         let chunk = from_stock().unwrap_or_else(|| Chunk::new(len));
         self.bytes.set(self.bytes.get() + chunk.len * WORD + size_of::<Chunk>());
         let mut chunks = self.chunks.borrow_mut();

@@ -345,13 +345,7 @@ impl Partition {
     }
 
     /// One segment per piece. A run that stays one segment keeps its id, so that tokens and scores stay meaningful.
-    fn segments_of(
-        &self,
-        run: &[Rc<Segment>],
-        pieces: &[Piece],
-        flushed: &Flushed,
-        cut: bool,
-    ) -> Vec<Rc<Segment>> {
+    fn segments_of(&self, run: &[Rc<Segment>], pieces: &[Piece], flushed: &Flushed, cut: bool) -> Vec<Rc<Segment>> {
         let keeps_bounds = run.len() == 1 && pieces.len() == 1;
         pieces
             .iter()
@@ -362,7 +356,13 @@ impl Partition {
                     None => run[run.len() - 1].end.clone(),
                 };
                 let mut erasures = piece.erasures.clone();
-                erasures.extend(erasure::clip_all(&flushed.erasures, &piece.start, end.as_ref(), Lsn(0), Lsn(u64::MAX)));
+                erasures.extend(erasure::clip_all(
+                    &flushed.erasures,
+                    &piece.start,
+                    end.as_ref(),
+                    Lsn(0),
+                    Lsn(u64::MAX),
+                ));
                 Rc::new(Segment {
                     id: if keeps_bounds { run[0].id } else { self.allocate_segment() },
                     start: piece.start.clone(),

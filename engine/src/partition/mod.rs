@@ -51,10 +51,10 @@ use crate::shard::files::Table;
 use crate::types::{AttemptId, Epoch, HostId, KeyRange, Lsn, PartitionId, SegmentId, WalSeq};
 
 use access::Access;
+pub(crate) use compact::SLICES_MAX;
 use layout::Layout;
 use mirror::MirrorTap;
 use progress::Progress;
-pub(crate) use compact::SLICES_MAX;
 pub(crate) use snapshots::Snapshots;
 
 pub use access::Totals;
