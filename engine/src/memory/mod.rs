@@ -93,8 +93,10 @@ impl Region {
     pub fn huge_touched(len: usize) -> Region {
         let region = Region::huge(len);
         for offset in (0..region.len()).step_by(4096) {
-            // SAFETY: the byte lies in the region, whose memory is zeroed and which nobody else knows of.
-            unsafe { region.as_ptr().add(offset).write_volatile(0) };
+            // SAFETY: the byte lies in the region.
+            let byte = unsafe { region.as_ptr().add(offset) };
+            // SAFETY: its memory is zeroed, and nobody else knows of it.
+            unsafe { byte.write_volatile(0) };
         }
         region
     }

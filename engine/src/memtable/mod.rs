@@ -71,7 +71,7 @@ impl Memtable {
         }
     }
 
-    /// As [`Memtable::new`], in memory that earlier tables have left in `stock`.
+    /// As [`Memtable::new`], in what earlier tables left in `stock`.
     pub(crate) fn with_stock(first_seq: WalSeq, stock: &Rc<ChunkStock>) -> Memtable {
         Memtable { arena: Arena::with_stock(Rc::clone(stock)), ..Memtable::new(first_seq) }
     }

@@ -60,9 +60,9 @@ impl Segment {
         self.base.is_none() && self.slices.is_empty() && self.erasures.is_empty()
     }
 
-    /// Bytes of all tables.
+    /// Bytes of all tables; of one that several segments share, an equal part.
     pub fn bytes(&self) -> u64 {
-        self.tables().map(|table| table.location.len).sum()
+        self.tables().map(|table| table.bytes_per_segment()).sum()
     }
 
     /// Bytes of tables that are locked in memory.

@@ -373,26 +373,6 @@ impl Partition {
         active + frozen
     }
 
-    /// Bytes of the memtable that is written to, and of those that wait for their flush.
-    pub(crate) fn active_and_frozen_bytes(&self) -> (usize, usize) {
-        (self.active.borrow().bytes(), self.frozen.borrow().iter().map(|table| table.bytes()).sum())
-    }
-
-    /// Whether the memtables may hold records that are in no log.
-    pub(crate) fn has_unlogged(&self) -> bool {
-        self.unlogged.get()
-    }
-
-    /// Memtables that wait for their flush.
-    pub(crate) fn frozen_memtables(&self) -> usize {
-        self.frozen.borrow().len()
-    }
-
-    /// Whether a memtable waits for its flush.
-    pub(crate) fn has_frozen_memtable(&self) -> bool {
-        !self.frozen.borrow().is_empty()
-    }
-
     /// That it can become two: this host owns it, whole, and nobody copies it.
     ///
     /// # Errors

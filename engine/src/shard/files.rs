@@ -149,6 +149,11 @@ impl Table {
         self.segments.update(|before| before + segments - 1);
     }
 
+    /// Its bytes, divided among the segments that name it.
+    pub fn bytes_per_segment(&self) -> u64 {
+        self.location.len / self.segments.get().max(1) as u64
+    }
+
     /// A segment of the durable manifest no longer names the table. Behind the last one it is *retired*, and the file is
     /// obsolete with the last of its tables.
     pub fn retire(&self) {

@@ -5,7 +5,7 @@
 //! - The manifest changes in one edit: the old ones go, the new ones appear. A crash leaves the ones or the others.
 //! - `INV-SPLIT`: a table that reaches across the bound of a split is a *slice* of either half, never a base: a base may
 //!   travel as it lies. It is opened once for each, so that its file goes with the last. Compaction leaves each half a
-//!   base of its own.
+//!   base of its own. (What is flushed onto a segment while compaction cuts it is a slice of each piece, opened once.)
 
 use std::cell::Cell;
 use std::collections::BTreeMap;

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use antumbra_engine::partition::{CheckedImage, Frozen, MirrorReceiver, SegmentSummary};
-use antumbra_engine::table::verify_image;
 use antumbra_engine::types::{AttemptId, Epoch, HostId, KeyRange, Lsn, SegmentId};
 use antumbra_engine::{Batch, Durability, Engine, Error, PartitionHandle, Serving};
 use bytes::Bytes;
