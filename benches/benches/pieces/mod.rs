@@ -16,7 +16,7 @@ use antumbra_engine::record::{Record, RecordKind};
 use antumbra_engine::table::{
     HashedKey, NoCache, TableBuilder, TableOptions, TableReader, decode_records, encode_records, verify_image,
 };
-use antumbra_engine::types::{Hlc, KeyRange, Lsn, PartitionId, ShardId};
+use antumbra_engine::types::{Epoch, Hlc, KeyRange, Lsn, PartitionId, ShardId};
 use antumbra_engine::{Batch, Durability, Engine, Partition, PartitionHandle, PartitionOptions, PartitionSpec, Write};
 use antumbra_predictor::Model;
 use antumbra_predictor::scorer::{Gru, Scorer, ScorerKind, build};

@@ -329,7 +329,7 @@ impl PlaneHandle {
         };
         fresh.links = Arc::default();
         let shown = fresh.connect(peer, host).await?.peer_identity();
-        let shown = shown.and_then(|shown| shown.downcast::<Vec<CertificateDer<'static>>>().ok());
+        let shown = shown.and_then(|shown| shown.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok());
         Ok(shown.map_or_else(Vec::new, |certs| certs[0].to_vec()))
     }
 
