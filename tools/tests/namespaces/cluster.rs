@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RData, RecordType};
 
+use crate::common::settled::json;
 use crate::common::{try_ask, write_private};
 use crate::daemon::{Daemon, await_port, find};
 use crate::yard::{self, YARD, ip};
@@ -97,6 +98,19 @@ impl Cluster {
             cluster.nodes.push(node);
         }
         Some(cluster)
+    }
+
+    /// Ends all hosts and starts them again on what they have, with `more` arguments.
+    pub fn restart(&mut self, more: &[&str]) {
+        for node in &mut self.nodes {
+            let id = node.id().to_string();
+            assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        }
+        for node in &mut self.nodes {
+            let ended = node.wait().unwrap();
+            assert!(ended.success(), "a host that is told to end: {ended}");
+        }
+        self.nodes = HOSTS.iter().map(|host| self.launch(*host, more)).collect();
     }
 
     fn launch(&self, host: u32, more: &[&str]) -> Child {
@@ -190,18 +204,18 @@ pub fn create(partitions: &[(u64, u16, u16, u32)]) {
         let said = try_ask(resp(1), &words, ASK_MAX).unwrap();
         assert!(said.contains("\"owner\""), "{words}: {said}");
     }
+    let owners: Vec<(u64, u32)> = partitions.iter().map(|(id, .., owner)| (*id, *owner)).collect();
+    await_owners(&owners);
+}
+
+/// Waits until all hosts know all slots, and each partition (id, owner) is served by its owner alone.
+pub fn await_owners(partitions: &[(u64, u32)]) {
     for host in HOSTS {
         await_that(&format!("host {host} knows all slots"), || ask(host, "CLUSTER INFO").contains("cluster_state:ok"));
     }
-    for (id, .., owner) in partitions {
+    for (id, owner) in partitions {
         await_that(&format!("host {owner} serves partition {id}"), || owners_of(*id) == [*owner]);
     }
-}
-
-/// The JSON of a reply; null where there is none.
-pub fn json(reply: &str) -> serde_json::Value {
-    let found = reply.find('{').zip(reply.rfind('}')).map(|(from, to)| &reply[from..=to]);
-    serde_json::from_str(found.unwrap_or("null")).unwrap_or_default()
 }
 
 /// What a host says; nothing where it does not answer.

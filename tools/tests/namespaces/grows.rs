@@ -6,17 +6,26 @@ use std::time::{Duration, Instant};
 use antumbra_net::resp::slot::slot_of;
 use redis::Commands;
 
-use crate::cluster::{Cluster, HOSTS, ask, await_that, create, json, resp, statistics};
+use crate::cluster::{Cluster, HOSTS, ask, await_owners, await_that, create, resp, statistics};
+use crate::common::settled::json;
 use crate::load::{Clients, cluster_client, version};
 use crate::routes::Watcher;
 use crate::yard;
 
-/// Requests per second at which a shard counts as overloaded: less than half of what three clients can send on a machine of two cores
-/// that is building something else meanwhile.
-const LIMIT: f64 = 400.0;
-/// The hot spot's part of that at its beginning and at its end, and the time between them.
+/// A shard counts as overloaded at this part of the requests that the hot spot's clients got answered just before, without a
+/// limit: the rest is for what else the machine may begin to do meanwhile.
+const LIMIT: f64 = 0.4;
+/// Fewer a second show nothing: they are measured again, for a while.
+const FLOOR: f64 = 100.0;
+/// How long they are measured, and how often at most.
+const MEASURED: (Duration, u32) = (Duration::from_secs(4), 10);
+/// The hot spot's part of the limit at its beginning and at its end, and the time between them.
 const GROWTH: (f64, f64, Duration) = (0.15, 1.1, Duration::from_secs(28));
-const CLIENTS: u64 = 3;
+/// Clients that get less than this part of their last rate answered do not show what the cluster does at the limit: they are
+/// measured once more.
+const REACHED: f64 = 0.95;
+const TRIES: u32 = 3;
+const CLIENTS: usize = 3;
 const KEYS: usize = 3000;
 /// Behind the commit, everybody who asks is to be led to the new owner.
 const TOLD_MAX: Duration = Duration::from_secs(1);
@@ -28,47 +37,14 @@ fn hot_spot_is_moved_away_ahead_without_a_failed_request() {
     if !yard::enter("grows::hot_spot_is_moved_away_ahead_without_a_failed_request") {
         return;
     }
-    let limit = LIMIT.to_string();
-    let options = ["--policy", "auto", "--limit-requests", &limit, "--limit-core", "10"];
-    let Some(mut cluster) = Cluster::start(&options) else { return };
+    let Some(mut cluster) = Cluster::start(&[]) else { return };
     create(&[(1, 0, HOT_LAST, 1), (2, HOT_LAST + 1, 10922, 2), (3, 10923, 16383, 3)]);
-
-    let keys = (0..).map(|number| format!("hot:{number}")).filter(|key| slot_of(key.as_bytes()) <= HOT_LAST);
-    let keys: Vec<String> = keys.take(KEYS).collect();
     let is_told = |served: &(u64, String)| *served == (1, resp(1).to_string());
     await_that("the load balancer is told", || statistics().iter().any(is_told));
     let watcher = Watcher::start();
-    let mut clients = Clients::default();
-    for client in 0..CLIENTS as usize {
-        clients.hot(keys.iter().skip(client).step_by(CLIENTS as usize).cloned().collect(), CLIENTS);
-    }
-    clients.plain(1);
-    clients.balanced();
-    clients.redis_cli();
-    clients.redis_benchmark();
-
-    let began = Instant::now();
-    let (from, to, time) = GROWTH;
-    let moved = || HOSTS.iter().any(|host| ask(*host, "ANTUMBRA EVENTS 0 1000").contains("moved to host"));
-    let (mut turn, mut at_full_rate) = (0, None);
-    while turn % 10 != 0 || !moved() {
-        let at = (began.elapsed().as_secs_f64() / time.as_secs_f64()).min(1.0);
-        clients.account.rate.store((LIMIT * (from + (to - from) * at)) as u64, Ordering::Relaxed);
-        if began.elapsed() > 3 * time {
-            let done = clients.account.done.load(Ordering::Relaxed) as f64;
-            let rate = (done - at_full_rate.unwrap_or(done)) / (2 * time).as_secs_f64();
-            panic!(
-                "nothing was moved; all clients made {rate:.0} requests a second, it takes {LIMIT} of one host:\n{}",
-                events()
-            );
-        }
-        if at >= 1.0 && at_full_rate.is_none() {
-            at_full_rate = Some(clients.account.done.load(Ordering::Relaxed) as f64);
-        }
-        std::thread::sleep(Duration::from_millis(50));
-        turn += 1;
-    }
-    let took = began.elapsed();
+    let (clients, limit, took) = (1..=TRIES).find_map(|turn| attempt(&mut cluster, turn)).unwrap_or_else(|| {
+        panic!("{TRIES} times the machine had less for the clients than {REACHED} of what it had just had: nothing is shown")
+    });
     // The rate goes on as it is.
     await_that("the load is shared", || HOSTS.iter().all(|host| level(*host) < 0.9));
     std::thread::sleep(Duration::from_secs(2));
@@ -85,7 +61,7 @@ fn hot_spot_is_moved_away_ahead_without_a_failed_request() {
         let value: Option<String> = connection.get(key).unwrap();
         assert_eq!(version(value.as_deref()), *last, "{key}: not what was acknowledged last");
     }
-    assert!(acked.len() > 300 && done > 3000, "{} keys written, {done} requests", acked.len());
+    assert!(acked.len() > 100 && done as f64 > 5.0 * limit, "{} keys written, {done} requests", acked.len());
     println!("{done} requests, none failed; {} keys as they were acknowledged last; moved {took:.1?} in", acked.len());
 
     let moves = all.iter().filter(|(_, seen)| seen.before.is_some_and(|before| before != seen.owner));
@@ -103,6 +79,81 @@ fn hot_spot_is_moved_away_ahead_without_a_failed_request() {
         lags.push(lag(seen.names).max(lag(seen.balancer)));
     }
     assert!(!lags.is_empty() && lags.iter().all(|lag| *lag < TOLD_MAX), "{lags:?}: {all:#?}");
+}
+
+/// Measures the clients, gives the hosts a limit that suits them, and lets the hot spot grow until it is moved; `None` where the
+/// clients did not reach their rate. The clients that were moved go on.
+fn attempt(cluster: &mut Cluster, turn: u32) -> Option<(Clients, f64, Duration)> {
+    let capacity =
+        (0..MEASURED.1).map(|again| capacity(&format!("measured-{turn}-{again}"))).find(|found| *found >= FLOOR);
+    let capacity = capacity.expect("a cluster that works answers more, whatever else the machine does");
+    let limit = capacity * LIMIT;
+    println!("three clients got {capacity:.0} requests a second answered: a shard's limit is {limit:.0}");
+    let limit_option = limit.to_string();
+    cluster.restart(&["--policy", "auto", "--limit-requests", &limit_option, "--limit-core", "10"]);
+    await_owners(&[(1, 1), (2, 2), (3, 3)]);
+
+    let mut clients = Clients::default();
+    start_hot(&mut clients, &format!("hot-{turn}"));
+    clients.plain(1, turn);
+    clients.balanced(turn);
+    clients.redis_cli();
+    clients.redis_benchmark();
+
+    let began = Instant::now();
+    let (from, to, time) = GROWTH;
+    let mut at_full_rate = None;
+    let mut looks = 0;
+    while looks % 10 != 0 || !events().contains("moved to host") {
+        let at = (began.elapsed().as_secs_f64() / time.as_secs_f64()).min(1.0);
+        clients.account.rate.store((limit * (from + (to - from) * at)) as u64, Ordering::Relaxed);
+        let hot = clients.account.hot.load(Ordering::Relaxed) as f64;
+        if at >= 1.0 && at_full_rate.is_none() {
+            at_full_rate = Some(hot);
+        }
+        if began.elapsed() > 3 * time {
+            let rate = (hot - at_full_rate.unwrap_or(hot)) / (2 * time).as_secs_f64();
+            assert!(
+                rate < limit * to * REACHED,
+                "nothing was moved, although clients got {rate:.0} requests a second answered, {limit:.0} is the limit:\n{}",
+                events()
+            );
+            println!("nothing was moved: the clients came to {rate:.0} requests a second, the limit is {limit:.0}");
+            let account = std::sync::Arc::clone(&clients.account);
+            clients.stop();
+            assert_eq!(account.failed(), Vec::<String>::new());
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        looks += 1;
+    }
+    Some((clients, limit, began.elapsed()))
+}
+
+/// Requests per second that the hot spot's clients get answered when nothing holds them back.
+fn capacity(prefix: &str) -> f64 {
+    let mut clients = Clients::default();
+    clients.account.rate.store(u64::from(u32::MAX), Ordering::Relaxed);
+    start_hot(&mut clients, prefix);
+    let account = std::sync::Arc::clone(&clients.account);
+    // Their first requests learn where slots are.
+    await_that("the clients have begun", || account.hot.load(Ordering::Relaxed) > 30);
+    let (before, began) = (account.hot.load(Ordering::Relaxed), Instant::now());
+    std::thread::sleep(MEASURED.0);
+    let done = account.hot.load(Ordering::Relaxed) - before;
+    let capacity = done as f64 / began.elapsed().as_secs_f64();
+    clients.stop();
+    assert_eq!(account.failed(), Vec::<String>::new());
+    capacity
+}
+
+/// Clients of the hot spot, each with its part of the keys.
+fn start_hot(clients: &mut Clients, prefix: &str) {
+    let keys = (0..).map(|number| format!("{prefix}:{number}")).filter(|key| slot_of(key.as_bytes()) <= HOT_LAST);
+    let keys: Vec<String> = keys.take(KEYS).collect();
+    for client in 0..CLIENTS {
+        clients.hot(keys.iter().skip(client).step_by(CLIENTS).cloned().collect(), CLIENTS as u64);
+    }
 }
 
 /// The highest load of a host, as a part of the limit.

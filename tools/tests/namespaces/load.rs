@@ -15,6 +15,8 @@ use crate::cluster::{BALANCER, HOSTS, resp, yard};
 
 /// Time between two bursts of the hot spot's clients.
 const STEP: Duration = Duration::from_millis(10);
+/// A client that is paced asks at least this often.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Bytes of a value of the hot spot.
 const VALUE: usize = 256;
 
@@ -26,7 +28,10 @@ pub type Acked = BTreeMap<String, u64>;
 pub struct Account {
     /// Requests of the hot spot per second, in all.
     pub rate: AtomicU64,
+    /// Requests, in all.
     pub done: AtomicU64,
+    /// Those of the hot spot.
+    pub hot: AtomicU64,
     failed: Mutex<Vec<String>>,
     stop: AtomicBool,
 }
@@ -38,6 +43,13 @@ impl Account {
 
     pub fn failed(&self) -> Vec<String> {
         self.failed.lock().unwrap().clone()
+    }
+
+    /// Waits so long before the next of a client's requests that all others are few beside the hot spot's: `share` of these come to
+    /// one of it, at most one in `least`.
+    fn pause(&self, share: f64, least: Duration) {
+        let rate = self.rate.load(Ordering::Relaxed).max(1) as f64;
+        std::thread::sleep(Duration::from_secs_f64(share / rate).max(least).min(PAUSE_MAX));
     }
 
     fn fail(&self, what: String) {
@@ -70,13 +82,13 @@ impl Clients {
     }
 
     /// One that knows the old owner only, and nothing of slots.
-    pub fn plain(&mut self, host: u32) {
-        self.start(move |account| counting(account, "a client of the old address", resp(host), false));
+    pub fn plain(&mut self, host: u32, turn: u32) {
+        self.start(move |account| counting(account, &format!("a client of the old address {turn}"), resp(host), false));
     }
 
     /// One that comes through the load balancer, with a connection for each request.
-    pub fn balanced(&mut self) {
-        self.start(move |account| counting(account, "a client of HAProxy", yard(BALANCER), true));
+    pub fn balanced(&mut self, turn: u32) {
+        self.start(move |account| counting(account, &format!("a client of HAProxy {turn}"), yard(BALANCER), true));
     }
 
     pub fn redis_cli(&mut self) {
@@ -87,7 +99,7 @@ impl Clients {
         self.start(|account| {
             while account.goes_on() {
                 redis_benchmark(account);
-                std::thread::sleep(Duration::from_millis(500));
+                account.pause(200.0, Duration::from_millis(500));
             }
             Acked::new()
         });
@@ -124,6 +136,7 @@ fn hot(account: &Account, keys: &[String], part: u64) -> Acked {
         while owed >= 1.0 && account.goes_on() {
             owed -= 1.0;
             turn += 1;
+            account.hot.fetch_add(1, Ordering::Relaxed);
             let key = &keys[turn / 4 * 7 % keys.len()];
             let known = acked.get(key).copied().unwrap_or(0);
             if turn % 4 == 0 {
@@ -142,12 +155,15 @@ fn hot(account: &Account, keys: &[String], part: u64) -> Acked {
     acked
 }
 
-fn counting(account: &Account, who: &'static str, address: SocketAddr, anew: bool) -> Acked {
+fn counting(account: &Account, who: &str, address: SocketAddr, anew: bool) -> Acked {
     let client = redis::Client::open(format!("redis://{address}")).unwrap();
     let mut connection = None;
     let (mut acked, mut turn) = (Acked::new(), 0);
     while account.goes_on() {
-        std::thread::sleep(Duration::from_millis(if anew { 50 } else { 10 }));
+        match anew {
+            true => account.pause(20.0, Duration::from_millis(50)),
+            false => account.pause(10.0, Duration::from_millis(10)),
+        }
         if connection.is_none() {
             connection = account.take(who, client.get_connection_with_timeout(Duration::from_secs(5)));
         }
@@ -180,7 +196,7 @@ fn redis_cli(account: &Account) -> Acked {
     };
     let (mut acked, mut turn) = (Acked::new(), 0_u64);
     while account.goes_on() {
-        std::thread::sleep(Duration::from_millis(150));
+        account.pause(40.0, Duration::from_millis(150));
         turn += 1;
         let key = format!("cli {}", turn % 30);
         let said = run(&["set", &key, &turn.to_string()]);
