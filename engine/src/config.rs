@@ -226,6 +226,11 @@ impl EngineConfig {
         (share / 8).max(MEMTABLE_BYTES_WANTED.min(share / 4))
     }
 
+    /// Bytes at which one partition's memtable is closed, so that the next one fills while it is flushed.
+    pub(crate) fn memtable_bytes_max(&self) -> usize {
+        self.memtable_budget_bytes() / 2
+    }
+
     /// Bytes at which a batch of the log makes writers wait; three of them fit the share for buffers. A batch is sealed in
     /// one go, so it is never large.
     pub(crate) fn wal_batch_bytes(&self) -> usize {

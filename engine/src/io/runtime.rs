@@ -147,8 +147,6 @@ pub(crate) struct Background {
 const WEIGHT: usize = 1000;
 /// What background work weighs: what it gets of a busy core when nobody has to wait for it, and when everybody has.
 const BACKGROUND_WEIGHT: std::ops::RangeInclusive<usize> = 100..=2 * WEIGHT;
-/// Background work that is due gives way to nobody for longer than this: see [`Background::new`].
-const BACKGROUND_PREEMPT: Duration = Duration::from_micros(200);
 
 /// The weight of background work beside that of requests.
 #[derive(Debug)]
@@ -165,10 +163,8 @@ impl SharesManager for Weight {
 }
 
 impl Background {
-    /// A queue whose tasks give way after `preempt`. While it has tasks, requests do so after a short time too: the longer
-    /// their turns, the longer those in between that background work is owed, and what a request waits for that.
+    /// A queue whose tasks give way after `preempt`.
     pub fn new(preempt: Duration) -> Background {
-        let preempt = preempt.min(BACKGROUND_PREEMPT);
         let weight = Rc::new(Weight(Cell::new(*BACKGROUND_WEIGHT.start())));
         #[cfg(any(test, feature = "sim"))]
         if super::sim::current().is_some() {

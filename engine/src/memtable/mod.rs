@@ -2,11 +2,10 @@
 //!
 //! Keys and versions lie in an arena, found by hash (points) and by order (ranges). A key's versions form a chain, newest
 //! first. Writers insert at any LSN (a delta of a shadow may bring an older record after a newer one); readers name the
-//! largest LSN that they may see. What was inserted never changes or moves, so records are lent and not copied, and
-//! iteration survives concurrent inserts: a [`MemtableCursor`] finds its place again when keys were added.
+//! largest LSN that they may see. What was inserted never moves: records are lent, and cursors survive inserts.
 //!
-//! Why two indexes: a lookup that finds nothing, the usual case for all memtables but one, costs one cache miss; and an
-//! update of a key that is there already, the usual write to hot keys, needs no search in the order.
+//! Two indexes, since a lookup that finds nothing, as in all memtables but one, then costs one cache miss, and an update of
+//! a key that is there already no search in the order.
 
 mod arena;
 mod hash;

@@ -33,9 +33,7 @@ impl Partition {
             return Ok(false);
         };
         let flushed = self.flush(memtable).await;
-        if flushed.is_err() {
-            self.shard.note_flushed(0.0);
-        }
+        self.shard.note_flushed(0.0);
         self.shard.note_flush(&flushed);
         flushed.map(|()| true)
     }
@@ -97,7 +95,6 @@ impl Partition {
                 runtime::yield_now().await;
             }
         }
-        self.shard.note_flushed(0.0);
         self.shard.handle_memtable_freed();
         Ok(())
     }

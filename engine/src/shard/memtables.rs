@@ -17,7 +17,7 @@ const FLUSH_FAILURES_MAX: u32 = 2;
 impl Shard {
     /// Bytes at which one partition's active memtable is closed: half the shard's budget, shared by those that write.
     pub(crate) fn memtable_bytes_max(&self) -> usize {
-        self.config.memtable_budget_bytes() / 2
+        self.config.memtable_bytes_max()
     }
 
     /// Memory that memtables leave and take.

@@ -5,8 +5,8 @@
 //! the next one may be full: with everything still to do by [`SLACK`], with nothing wholly. Until writers come near that,
 //! requests have the core; from there on background work gets more and more of it, and in the end writers wait.
 //!
-//! - `INV-PACE-ENDS`: writers are held only while there is work that maintenance does or that has failed: what failed
-//!   is not counted.
+//! - `INV-PACE-ENDS`: writers are held only while work is left that maintenance is at. A compaction that failed is not counted
+//!   until it is tried again; that flushes fail is what writers are told.
 
 use std::cell::Cell;
 
@@ -61,13 +61,14 @@ impl Load {
     fn judge(&self, memtable: f64, done: Done, held: bool) -> Verdict {
         let compaction = self.tables / SLICES_MAX as f64;
         let flush = (self.frozen - done.flush).max(0.0);
-        let owed = self.owed + self.frozen / memtable * compaction - done.compaction;
+        let owed = (self.owed + self.frozen / memtable * compaction - done.compaction).max(0.0);
         let all = flush + (owed - OWED_FREE * compaction).max(0.0);
         // Without the flush there is no room, however little is owed.
         let behind = (flush / memtable).max(all / (memtable + compaction));
         let ahead = self.active / memtable - (1.0 - behind);
         let limit = if held { SLACK - GRAIN } else { SLACK };
-        Verdict { held: behind > 0.0 && ahead > limit, urgency: (ahead / SLACK).max(owed / (owed + compaction)) }
+        let indebted = owed / (owed + compaction).max(f64::MIN_POSITIVE);
+        Verdict { held: behind > 0.0 && ahead > limit, urgency: (ahead / SLACK).max(indebted) }
     }
 }
 
@@ -149,6 +150,16 @@ mod tests {
         let load = Load { active: 3.9 * MIB, frozen: 8.0 * MIB, tables: 48.0 * MIB, owed: 0.0 };
         assert!(load.judge(8.0 * MIB, Done::default(), true).held);
         assert!(!load.judge(8.0 * MIB, Done { flush: MIB, compaction: 0.0 }, true).held);
+    }
+
+    #[test]
+    fn more_done_than_was_owed_is_no_urgency() {
+        // Compactions rewrite more than was counted where segments were cut in between.
+        let load = Load { active: MIB, frozen: 0.0, tables: 6.0 * MIB, owed: 0.0 };
+        let verdict = load.judge(8.0 * MIB, Done { flush: 0.0, compaction: 4.0 * MIB }, false);
+        assert!(!verdict.held && verdict.urgency <= 0.0, "{verdict:?}");
+        let empty = Load { active: MIB, ..Load::default() };
+        assert!(empty.judge(8.0 * MIB, Done::default(), false).urgency <= 0.0);
     }
 
     #[test]

@@ -70,7 +70,7 @@ impl Shard {
             },
         )?;
         let background = Background::new(config.preempt);
-        let memtable_stock = Rc::new(ChunkStock::new(config.memtable_budget_bytes() / 2));
+        let memtable_stock = Rc::new(ChunkStock::new(config.memtable_bytes_max()));
         let next_file = remove_orphans(&dir, &state)?;
         let wal = Wal::open(recovered, background.clone(), config.wal_batch_bytes()).await?;
         let (removals, removed) = async_channel::bounded(REMOVALS_MAX);

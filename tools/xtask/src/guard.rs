@@ -144,9 +144,33 @@ fn listed(program: &Path) -> Result<Vec<String>> {
 
 /// Instructions within the counted region, all threads together.
 fn count(program: &Path, name: &str, planted: bool) -> Result<u64> {
+    // On the disk, since engines write past the page cache.
+    let letters = name.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
+    let dir = crate::target_dir().join(format!("guard-{}-{letters}", std::process::id()));
+    let counted = prepare(program, name, &dir).and_then(|()| count_in(program, name, &dir, planted));
+    let removed = std::fs::remove_dir_all(&dir).map_err(|cause| format!("{}: {cause}", dir.display()));
+    let counted = counted?;
+    removed?;
+    Ok(counted)
+}
+
+/// Makes what the piece works on in `dir`.
+fn prepare(program: &Path, name: &str, dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(|cause| format!("{}: {cause}", dir.display()))?;
+    let out = Command::new(program).arg("--prepare").arg(name).arg(dir).output();
+    match out {
+        Ok(out) if out.status.success() => Ok(()),
+        Ok(out) => Err(format!("'{name}' was not prepared:\n{}", String::from_utf8_lossy(&out.stderr))),
+        Err(cause) => Err(format!("{}: {cause}", program.display())),
+    }
+}
+
+fn count_in(program: &Path, name: &str, dir: &Path, planted: bool) -> Result<u64> {
     let mut command = Command::new("valgrind");
     command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=*counted_region*"]);
-    command.arg(program).arg(name);
+    // A shard that looks for work would keep all other threads from theirs.
+    command.arg("--fair-sched=yes");
+    command.arg(program).arg(name).arg(dir);
     if planted {
         command.arg("--plant");
     }
