@@ -12,8 +12,6 @@ const HELP: &str = "cargo xtask guard [--update | --plant NAME] [NAME ...]
 Counts the instructions of each hot piece (benches/benches/pieces) and fails where they are more than 5 % above those in
 benches/instructions.txt. --update writes the new ones there, for the commit that explains them. --plant does a tenth of one
 piece twice, and fails unless that is noticed.";
-/// Pieces that are counted at the same time.
-const AT_ONCE: usize = 10;
 /// What a piece may cost more.
 const SLACK: f64 = 0.05;
 
@@ -64,8 +62,8 @@ pub fn run(args: &[String]) -> Result<()> {
     }
     let mut worse = Vec::new();
     let chosen: Vec<&String> = names.iter().filter(|name| wanted.is_empty() || wanted.contains(name)).collect();
-    // A shard under callgrind mostly waits, and what else runs changes no count.
-    let counts = in_parallel(&chosen, AT_ONCE, |name| count(&program, name, false));
+    let at_once = std::thread::available_parallelism().map_or(1, usize::from);
+    let counts = in_parallel(&chosen, at_once, |name| count(&program, name, false));
     for (name, counted) in chosen.into_iter().zip(counts) {
         let counted = counted?;
         let before = kept.instructions.get(name).copied();
