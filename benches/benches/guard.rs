@@ -11,9 +11,12 @@ fn main() {
     // cargo adds --bench.
     let (flags, args): (Vec<String>, Vec<String>) =
         std::env::args().skip(1).filter(|arg| arg != "--bench").partition(|arg| arg.starts_with("--"));
+    if flags.iter().any(|flag| flag == "--list") {
+        return PIECES.iter().for_each(|(name, _)| println!("{name}"));
+    }
     let [name, dir] = args.as_slice() else {
-        PIECES.iter().for_each(|(name, _)| println!("{name}"));
-        return;
+        eprintln!("the name of a piece and a folder for what it works on, not {args:?}: see --list for the names");
+        std::process::exit(2);
     };
     let Some((_, make)) = PIECES.iter().find(|(known, _)| known == name) else {
         eprintln!("no piece '{name}': see --list");

@@ -33,7 +33,11 @@ impl Partition {
             return Ok(false);
         };
         let flushed = self.flush(memtable).await;
+        // First, so that whoever is told of the room is not let in by what was flushed before.
         self.shard.note_flushed(0.0);
+        if flushed.is_ok() {
+            self.shard.handle_memtable_freed();
+        }
         self.shard.note_flush(&flushed);
         flushed.map(|()| true)
     }
@@ -95,7 +99,6 @@ impl Partition {
                 runtime::yield_now().await;
             }
         }
-        self.shard.handle_memtable_freed();
         Ok(())
     }
 
