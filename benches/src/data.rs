@@ -1,11 +1,14 @@
 //! Keys and values: the same bytes for every store, checkable when read.
 
+use std::sync::LazyLock;
+
 /// Bytes of a key.
 pub const KEY_BYTES: usize = 24;
 /// Smallest value: it carries the key's number, a version and a last byte that goes with the number.
 pub const VALUE_BYTES_MIN: usize = 17;
 /// Bytes that values are cut from.
 const POOL_BYTES: usize = 1 << 20;
+const POOL_SEED: u64 = 1;
 
 /// A key. Its number is mixed, so that keys of neighbouring numbers lie far apart in key order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,27 +103,37 @@ pub fn part_start(part: usize, parts: usize) -> u64 {
     ((part as u128) << 64).div_ceil(parts as u128) as u64
 }
 
+/// Random bytes, the same for all clients and in every run: one pool each took more memory of a store's process than some budgets.
+static POOL: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut pool = vec![0; POOL_BYTES];
+    fastrand::Rng::with_seed(POOL_SEED).fill(&mut pool);
+    pool
+});
+
 /// Makes values of random bytes that do not compress.
 #[derive(Clone, Debug)]
 pub struct Values {
-    pool: Vec<u8>,
     value: Vec<u8>,
 }
 
 impl Values {
     /// Values of `len` bytes, at least [`VALUE_BYTES_MIN`].
     #[must_use]
-    pub fn new(len: usize, seed: u64) -> Values {
-        let mut pool = vec![0; POOL_BYTES + len];
-        fastrand::Rng::with_seed(seed).fill(&mut pool);
-        Values { pool, value: vec![0; len.max(VALUE_BYTES_MIN)] }
+    pub fn new(len: usize) -> Values {
+        LazyLock::force(&POOL);
+        Values { value: vec![0; len.max(VALUE_BYTES_MIN)] }
     }
 
     /// The value of a key's number at a version.
     pub fn make(&mut self, number: u64, version: u64) -> &[u8] {
-        let from = mix(number ^ version.rotate_left(32)) as usize % POOL_BYTES;
         let len = self.value.len();
-        self.value[16..].copy_from_slice(&self.pool[from..from + len - 16]);
+        let mut from = mix(number ^ version.rotate_left(32)) as usize % POOL_BYTES;
+        let mut rest = &mut self.value[16..];
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at_mut(rest.len().min(POOL_BYTES - from));
+            now.copy_from_slice(&POOL[from..from + now.len()]);
+            (rest, from) = (later, 0);
+        }
         self.value[..8].copy_from_slice(&number.to_le_bytes());
         self.value[8..16].copy_from_slice(&version.to_le_bytes());
         self.value[len - 1] = number as u8;
@@ -196,7 +209,7 @@ mod tests {
 
     #[test]
     fn seen_value_tells_its_key() {
-        let mut values = Values::new(100, 1);
+        let mut values = Values::new(100);
         assert_eq!(Seen::of(values.make(7, 0)), Seen::expected(7, 100));
         assert_ne!(values.make(7, 0).to_vec(), values.make(7, 1).to_vec());
         assert_ne!(Seen::of(b"short").number, 7);

@@ -201,19 +201,12 @@ impl std::fmt::Debug for Runner {
     }
 }
 
-fn merge<'a>(parts: impl Iterator<Item = &'a Histogram<u64>>) -> Result<Histogram<u64>> {
-    let mut sum: Option<Histogram<u64>> = None;
+fn merge<'a>(mut parts: impl Iterator<Item = &'a Histogram<u64>>) -> Result<Histogram<u64>> {
+    let mut sum = parts.next().ok_or_else(|| Error::client("no histogram to merge"))?.clone();
     for part in parts {
-        let sum = match &mut sum {
-            Some(sum) => sum,
-            None => {
-                let empty = Histogram::new_with_bounds(part.low(), part.high(), part.sigfig());
-                sum.insert(empty.map_err(|cause| Error::client(format!("histogram: {cause}")))?)
-            }
-        };
         sum.add(part).map_err(|cause| Error::client(format!("histogram: {cause}")))?;
     }
-    sum.ok_or_else(|| Error::client("no histogram to merge"))
+    Ok(sum)
 }
 
 fn latency_of(histogram: &Histogram<u64>) -> Latency {

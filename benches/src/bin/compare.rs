@@ -11,8 +11,9 @@ use antumbra_benches::store::Candidate;
 use antumbra_benches::{Error, Result, candidates};
 use clap::Parser;
 
-/// Memory beside the budget that a limited process gets: the harness's draws, code, stacks.
-const HARNESS_BYTES: u64 = 256 << 20;
+/// Memory beside the budget that a limited process gets: the harness, code, stacks, holes of the heap. What a store leaves of
+/// it is page cache: more would be memory beyond the budget to those that read through it.
+const HARNESS_BYTES: u64 = 96 << 20;
 
 #[derive(Parser)]
 #[command(about = "Measures stores in turns, each in a process of its own that is stopped while another is measured")]
@@ -20,7 +21,7 @@ struct Cli {
     /// Stores, separated by commas; the first is what the others are compared with.
     #[arg(long, value_delimiter = ',', default_value = "antumbra")]
     engines: Vec<String>,
-    /// Limit each process to the budget and 256 MiB for the harness, page cache included (control groups; needs root).
+    /// Limit each process to the budget and 96 MiB for the harness, page cache included (control groups; needs root).
     #[arg(long)]
     enforce_memory: bool,
     #[command(flatten)]
