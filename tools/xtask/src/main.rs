@@ -182,8 +182,8 @@ fn add_etcd(command: &mut Command) -> bool {
     protoc.is_some()
 }
 
-/// Runs a build; what cargo says of each thing built, a line of JSON each.
-fn artifacts(command: &mut Command) -> Result<String> {
+/// Runs a build; the programs that it made.
+fn built(command: &mut Command) -> Result<Vec<PathBuf>> {
     let out = command
         .args(["--message-format", "json-render-diagnostics"])
         .stderr(std::process::Stdio::inherit())
@@ -192,14 +192,10 @@ fn artifacts(command: &mut Command) -> Result<String> {
     if !out.status.success() {
         return Err(format!("{command:?} ended with {}", out.status));
     }
-    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
-}
-
-/// Runs a build; the programs that it made.
-fn built(command: &mut Command) -> Result<Vec<PathBuf>> {
-    // {"reason":"compiler-artifact",...,"executable":"PATH",...}
+    // A line of JSON each: {"reason":"compiler-artifact",...,"executable":"PATH",...}
+    let text = String::from_utf8_lossy(&out.stdout);
     let path = |line: &str| Some(PathBuf::from(line.split_once("\"executable\":\"")?.1.split_once('"')?.0));
-    Ok(artifacts(command)?.lines().filter_map(path).map(|path| root().join(path)).collect())
+    Ok(text.lines().filter_map(path).map(|path| root().join(path)).collect())
 }
 
 /// Builds one program; its path.
