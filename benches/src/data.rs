@@ -113,6 +113,7 @@ static POOL: LazyLock<Vec<u8>> = LazyLock::new(|| {
 /// Makes values of random bytes that do not compress.
 #[derive(Clone, Debug)]
 pub struct Values {
+    pool: &'static [u8],
     value: Vec<u8>,
 }
 
@@ -120,8 +121,7 @@ impl Values {
     /// Values of `len` bytes, at least [`VALUE_BYTES_MIN`].
     #[must_use]
     pub fn new(len: usize) -> Values {
-        LazyLock::force(&POOL);
-        Values { value: vec![0; len.max(VALUE_BYTES_MIN)] }
+        Values { pool: &POOL, value: vec![0; len.max(VALUE_BYTES_MIN)] }
     }
 
     /// The value of a key's number at a version.
@@ -131,7 +131,7 @@ impl Values {
         let mut rest = &mut self.value[16..];
         while !rest.is_empty() {
             let (now, later) = rest.split_at_mut(rest.len().min(POOL_BYTES - from));
-            now.copy_from_slice(&POOL[from..from + now.len()]);
+            now.copy_from_slice(&self.pool[from..from + now.len()]);
             (rest, from) = (later, 0);
         }
         self.value[..8].copy_from_slice(&number.to_le_bytes());
@@ -213,5 +213,13 @@ mod tests {
         assert_eq!(Seen::of(values.make(7, 0)), Seen::expected(7, 100));
         assert_ne!(values.make(7, 0).to_vec(), values.make(7, 1).to_vec());
         assert_ne!(Seen::of(b"short").number, 7);
+    }
+    #[test]
+    fn value_longer_than_the_pool_goes_on_at_its_beginning() {
+        let len = POOL_BYTES + 100;
+        let value = Values::new(len).make(7, 0).to_vec();
+        assert_eq!(Seen::of(&value), Seen::expected(7, len));
+        assert_eq!(value[16..99], value[16 + POOL_BYTES..99 + POOL_BYTES]);
+        assert_ne!(value[16..99], value[100..183]);
     }
 }
