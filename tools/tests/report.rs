@@ -61,7 +61,8 @@ fn smoke_report_names_every_part_in_page_json_and_csv() {
             "scores",
             "predictor",
             "pass",
-            "move"
+            "move",
+            "copy"
         ]
     );
     let figure = |part: &str, group: &str| {
@@ -79,6 +80,7 @@ fn smoke_report_names_every_part_in_page_json_and_csv() {
         ("replay", "replay"),
         ("predictor", "gap to the oracle that gru closes"),
         ("move", "other keys of the host"),
+        ("copy", "the move"),
     ] {
         assert!(figure(part, group), "{part}: {group}");
     }

@@ -21,7 +21,7 @@ struct Cli {
     /// Stores, separated by commas; the first is what the others are compared with.
     #[arg(long, value_delimiter = ',', default_value = "antumbra")]
     engines: Vec<String>,
-    /// Limit each process to the budget and 96 MiB for the harness, page cache included (control groups; needs root).
+    /// Limit each process to the budget and what the harness needs, page cache included (control groups; needs root).
     #[arg(long)]
     enforce_memory: bool,
     #[command(flatten)]

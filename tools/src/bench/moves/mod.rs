@@ -80,9 +80,9 @@ pub struct MoveOptions {
     #[arg(long, default_value_t = 0.0)]
     throttle_mb_s: f64,
     /// What requests may see beside the copy, as the 99th percentile of how late they run and of the log's writes: in
-    /// microseconds, or `auto` = a tenth more than in quiet. Without it, whatever.
-    #[arg(long)]
-    set_point: Option<String>,
+    /// microseconds, `auto` = a tenth more than in quiet, or `off` = whatever: the copy takes what it can get.
+    #[arg(long, default_value = "auto", value_parser = set_point)]
+    set_point: String,
     /// Switch when the target holds this share of the expected accesses, in percent.
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=100))]
     early: Option<u8>,
@@ -111,6 +111,17 @@ pub struct MoveOptions {
     json: bool,
 }
 
+/// No set-point.
+const OFF: &str = "off";
+
+fn set_point(text: &str) -> Result<String, String> {
+    match text.parse::<u64>() {
+        Ok(1..) => Ok(text.into()),
+        Err(_) if ["auto", OFF].contains(&text) => Ok(text.into()),
+        _ => Err("it is a number of microseconds, `auto`, or `off`".into()),
+    }
+}
+
 /// One run.
 #[derive(Debug, Serialize)]
 struct MoveBench {
@@ -127,6 +138,8 @@ struct MoveBench {
     quic_limit_mb_s: f64,
     coordinator: &'static str,
     partition_mib: u32,
+    /// As asked for; empty for a rival, which knows none.
+    set_point: String,
     capacity_ops_s: f64,
     rate_ops_s: f64,
     /// Of both nodes together, while the partition moved.
@@ -332,6 +345,7 @@ async fn drive(options: &MoveOptions, nodes: &Nodes, bar: &ProgressBar) -> Resul
         quic_limit_mb_s,
         coordinator: if options.rival.is_some() { "its own" } else { "embedded" },
         partition_mib: options.mib,
+        set_point: if options.rival.is_none() { options.set_point.clone() } else { String::new() },
         capacity_ops_s: capacity,
         rate_ops_s: rate,
         cpu_s,
@@ -381,8 +395,8 @@ async fn find_capacity(route: &Arc<Route>, workload: &Arc<Workload>, model: &Arc
 async fn move_now(options: &MoveOptions, admin: &Client, bar: &ProgressBar) -> Result<MoveReport, CliError> {
     let early = options.early.map_or_else(String::new, |percent| format!(" EARLY {percent}"));
     let (id, order, throttle) = (cluster::PARTITION, options.order, options.throttle_mb_s);
-    let set_point = options.set_point.as_ref().map_or_else(String::new, |wish| format!(" SETPOINT {wish}"));
-    admin.json(&format!("ANTUMBRA MOVE {id} 2 ORDER {order} THROTTLE {throttle}{set_point}{early}")).await?;
+    let set_point = if options.set_point == OFF { "0" } else { &options.set_point };
+    admin.json(&format!("ANTUMBRA MOVE {id} 2 ORDER {order} THROTTLE {throttle} SETPOINT {set_point}{early}")).await?;
     loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let progress = admin.json(&format!("ANTUMBRA PROGRESS {id}")).await?;

@@ -276,6 +276,7 @@ fn moves(raw: &Value) -> Result<Read, CliError> {
         ("partition, MiB", "/partition_mib"),
         ("requests/s", "/rate_ops_s"),
         ("copy order", "/order"),
+        ("set-point", "/set_point"),
         ("network", "/environment/network"),
     ];
     Ok((figures.iter().map(of).collect(), facts.iter().filter_map(|(name, field)| fact(name, field)).collect()))

@@ -128,22 +128,27 @@ pub fn jobs(options: &ReportOptions, trace: &Path) -> Result<Vec<Job>, CliError>
     let ycsb = mode.pick(
         "--keys 5000 --memory-mb 64 --workload C,A,E --put-clients 4 --seconds 0.1 --warmup 0 --rounds 1",
         "--memory-mb 256 --put-clients 64 --seconds 1.5 --warmup 1 --rounds 3",
-        "--memory-mb 512 --put-clients 64 --seconds 3 --warmup 1.5 --rounds 5",
+        "--memory-mb 512 --put-clients 64 --seconds 2 --warmup 1 --rounds 5",
     );
     let fills = mode.pick(
         "--keys 5000 --memory-mb 64 --seconds 0.1 --warmup 0 --rounds 1",
         "--memory-mb 256 --seconds 1 --warmup 0.5 --rounds 3",
-        "--memory-mb 256 --seconds 3 --warmup 1 --rounds 5",
+        "--memory-mb 256 --seconds 2 --warmup 1 --rounds 5",
     );
     let replay = mode.pick(
         "--memory-mb 64 --value-bytes 32 --seconds 0.1 --warmup 0 --rounds 1",
         "--memory-mb 256 --value-bytes 1000 --seconds 2 --warmup 1 --rounds 3",
-        "--memory-mb 256 --value-bytes 1000 --seconds 3 --warmup 1 --rounds 5",
+        "--memory-mb 256 --value-bytes 1000 --seconds 2 --warmup 1 --rounds 5",
     );
     let moved = mode.pick(
         "--mib 4 --rate 300 --before-s 1 --after-s 1 --runs 1",
-        "--mib 256 --before-s 6 --after-s 3 --runs 3",
-        "--mib 1024 --before-s 10 --after-s 5 --runs 5",
+        "--mib 64 --before-s 6 --after-s 3 --runs 3",
+        "--mib 256 --before-s 10 --after-s 5 --runs 5",
+    );
+    let copied = mode.pick(
+        "--mib 4 --rate 10 --before-s 1 --after-s 1 --runs 1",
+        "--mib 128 --rate 10 --before-s 1 --after-s 1 --runs 3",
+        "--mib 512 --rate 10 --before-s 1 --after-s 1 --runs 5",
     );
     let eval = mode.pick("--windows 128 --segments 64 --scorer ewma,gru,auto", "", "");
     let bundled = || format!("--trace {}:arrival", trace.display());
@@ -182,7 +187,7 @@ pub fn jobs(options: &ReportOptions, trace: &Path) -> Result<Vec<Job>, CliError>
         job(
             "ycsb-4x",
             "YCSB, data of four times the memory",
-            "As above, each process limited to its budget and 256 MiB, page cache included.",
+            "As above, each process limited to its budget and what the harness needs, page cache included.",
             Reader::Stores,
             20,
             with_peers(if mode == Mode::Full {
@@ -249,10 +254,20 @@ pub fn jobs(options: &ReportOptions, trace: &Path) -> Result<Vec<Job>, CliError>
         job(
             "move",
             "A partition moves under load",
-            "An open-loop load, latency from the intended send time; fresh nodes for each run, both and the load on this machine.",
+            "An open-loop load, latency from the intended send time; fresh nodes for each run, both and the load on this machine. The \
+             copy yields to what requests see.",
             Reader::Move,
             20,
             placed(format!("bench move {moved} --json")),
+        ),
+        job(
+            "copy",
+            "A partition moves as fast as it can",
+            "Ten requests a second beside a copy that yields to nobody; held against what QUIC alone moves between the same two \
+             processes.",
+            Reader::Move,
+            10,
+            placed(format!("bench move {copied} --set-point off --json")),
         ),
     ])
 }
