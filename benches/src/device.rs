@@ -30,6 +30,8 @@ const LOG_BYTES: u64 = 64 << 20;
 const LOG_NAME: &str = "fio-log";
 /// The least that an engine takes: nearly nothing of the data fits.
 const MEMORY_BYTES: usize = 16 << 20;
+/// Memory of the engine whose log is measured: what is put in a round is less than its memtables hold.
+const LOG_MEMORY_BYTES: usize = 2 << 30;
 
 /// Options of a run.
 #[derive(Args, Clone, Debug)]
@@ -123,8 +125,7 @@ fn run_in(dir: &Path, options: &DeviceOptions, progress: &mut impl FnMut(String)
     drop(partition);
     block_on(engine.close()).map_err(failed)?;
 
-    // Memory enough that memtables are seldom flushed meanwhile.
-    let engine = open(dir, LOAD_MEMORY_BYTES, options)?;
+    let engine = open(dir, LOG_MEMORY_BYTES, options)?;
     let partition = engine.partition(PARTITION).map_err(failed)?;
     let log = dir.join(LOG_NAME);
     std::fs::write(&log, vec![0; LOG_BYTES as usize]).map_err(|cause| Error::io(log.display().to_string(), cause))?;

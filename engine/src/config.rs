@@ -92,13 +92,14 @@ pub enum CompactionOrder {
 /// ```
 /// use antumbra_engine::{Compression, PartitionOptions};
 /// let options = PartitionOptions { compression: Compression::Zstd, ..PartitionOptions::default() };
-/// assert_eq!(options.block_bytes, 8 << 10);
+/// assert_eq!(options.block_bytes, 4 << 10);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionOptions {
     /// Segments are split above twice this size and merged below a quarter of it, in bytes.
     pub segment_target_bytes: u64,
-    /// Uncompressed size that a data block is closed at, in bytes.
+    /// Uncompressed size that a data block is closed at, in bytes: as much is read, checked and kept for a key that is not in
+    /// memory. Range reads of large data are faster with more, by little.
     pub block_bytes: u32,
     /// How blocks are stored.
     pub compression: Compression,
@@ -106,7 +107,7 @@ pub struct PartitionOptions {
 
 impl Default for PartitionOptions {
     fn default() -> PartitionOptions {
-        PartitionOptions { segment_target_bytes: 4 << 20, block_bytes: 8 << 10, compression: Compression::None }
+        PartitionOptions { segment_target_bytes: 4 << 20, block_bytes: 4 << 10, compression: Compression::None }
     }
 }
 

@@ -165,20 +165,31 @@ impl Stage {
         Stage { partition, _engine: engine, _scratch: scratch }
     }
 
-    /// A piece whose iterations `once` does on the shard; it must not wait.
-    fn piece(self, work: Work, counted: u64, once: impl FnMut(&Partition, u64) + Send + Clone + 'static) -> Piece {
+    /// A piece whose iterations `step` does on the shard, each told its number. What waits for the device, or lets others run,
+    /// is timed; what is counted (`counted` is not 0) must not.
+    fn piece<S>(self, work: Work, counted: u64, step: S) -> Piece
+    where
+        S: AsyncFn(&Partition, u64) -> antumbra_engine::Result<()> + Clone + Send + 'static,
+    {
         let mut first = 0;
         let run = move |iterations: u64| {
-            let (mut once, start) = (once.clone(), first);
+            let (step, numbers) = (step.clone(), first..first + iterations);
             first += iterations;
-            let loops = move |partition: Rc<Partition>| async move {
-                let mut number = start;
-                Ok(counted_region(iterations, &mut || {
-                    once(&partition, number);
-                    number += 1;
-                }))
+            let steps = move |partition: Rc<Partition>| async move {
+                if KEPT_IN.get().is_some() {
+                    let mut numbers = numbers.into_iter();
+                    let mut once = || now(step(&partition, numbers.next().unwrap())).unwrap();
+                    return Ok(counted_region(iterations, &mut once));
+                }
+                let began = Instant::now();
+                for number in numbers {
+                    step(&partition, number).await?;
+                }
+                Ok(began.elapsed())
             };
-            block_on(self.partition.with(loops)).unwrap()
+            // All of it is captured: the folder goes with it.
+            let stage = &self;
+            block_on(stage.partition.with(steps)).unwrap()
         };
         Piece { work, counted, run: Box::new(run) }
     }
@@ -210,9 +221,10 @@ fn now<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-fn get(partition: &Partition, key: &[u8], found: bool) {
-    let value = now(partition.get_with(key, |value| value.map(|value| value.len()))).unwrap();
+async fn get(partition: &Partition, key: &[u8], found: bool) -> antumbra_engine::Result<()> {
+    let value = partition.get_with(key, |value| value.map(|value| value.len())).await?;
     assert_eq!(value.is_some(), found);
+    Ok(())
 }
 
 /// A key that is read again and again: found by its hash alone. Two cache misses, about 150 ns.
@@ -227,7 +239,7 @@ fn get_hot_row() -> Piece {
         Ok(())
     };
     block_on(partition.with(warm)).unwrap();
-    stage.piece(Work::Elements(1), 20_000, |partition, number| get(partition, &key(number % 64), true))
+    stage.piece(Work::Elements(1), 20_000, async |partition, number| get(partition, &key(number % 64), true).await)
 }
 
 /// Keys all over a table whose blocks are cached: directory, filter, block, six misses, about 500 ns.
@@ -235,15 +247,15 @@ fn get_cached_block() -> Piece {
     let stage = Stage::new(true);
     let partition = stage.partition.clone();
     block_on(partition.with(read_all)).unwrap();
-    stage.piece(Work::Elements(1), 20_000, |partition, number| {
-        get(partition, &key(number * 7919 % KEYS), true);
+    stage.piece(Work::Elements(1), 20_000, async |partition, number| {
+        get(partition, &key(number * 7919 % KEYS), true).await
     })
 }
 
 /// Keys that are in a memtable: a walk down its levels, a miss for each, about 500 ns.
 fn get_memtable() -> Piece {
-    Stage::new(false).piece(Work::Elements(1), 20_000, |partition, number| {
-        get(partition, &key(number * 7919 % KEYS), true);
+    Stage::new(false).piece(Work::Elements(1), 20_000, async |partition, number| {
+        get(partition, &key(number * 7919 % KEYS), true).await
     })
 }
 
@@ -253,69 +265,40 @@ fn get_absent() -> Piece {
     // A key in a hundred is read from its block all the same: all of them are cached.
     let partition = stage.partition.clone();
     block_on(partition.with(read_all)).unwrap();
-    stage.piece(Work::Elements(1), 20_000, |partition, number| {
-        get(partition, &key(KEYS + number % 1_000_000), false);
+    stage.piece(Work::Elements(1), 20_000, async |partition, number| {
+        get(partition, &key(KEYS + number % 1_000_000), false).await
     })
 }
 
-/// The update of a key, another one for each number.
-fn update(number: u64, value: &Bytes) -> Write {
-    Write::put(key(number * 7919 % KEYS).to_vec(), value.clone())
+/// Updates of a key, another one for each number.
+async fn put(partition: &Partition, number: u64, durability: Durability) -> antumbra_engine::Result<()> {
+    static VALUE: [u8; VALUE_BYTES] = [7; VALUE_BYTES];
+    let write = Write::put(key(number * 7919 % KEYS).to_vec(), Bytes::from_static(&VALUE));
+    partition.write(write, durability).await.map(drop)
 }
 
 /// An update that no log holds: mostly the memtable's, as deep as a lookup there, and a copy of the value: about 700 ns.
 /// Where it is timed there are so many that it goes in step with the flushes.
 fn put_memory() -> Piece {
-    if KEPT_IN.get().is_none() {
-        return timed_puts(Work::Elements(1), async |partition, number, value| {
-            partition.write(update(number, value), Durability::Memory).await.map(drop)
-        });
-    }
-    let value = Bytes::from(vec![7; VALUE_BYTES]);
-    Stage::new(false).piece(Work::Elements(1), 10_000, move |partition, number| {
-        now(partition.write(update(number, &value), Durability::Memory)).unwrap();
-    })
-}
-
-/// Steps on the shard, each told its number and the value to put; they wait for the device, so they are timed and not counted.
-fn timed_puts<S>(work: Work, step: S) -> Piece
-where
-    S: AsyncFn(&Partition, u64, &Bytes) -> antumbra_engine::Result<()> + Clone + Send + 'static,
-{
-    let stage = Stage::new(false);
-    let value = Bytes::from(vec![7; VALUE_BYTES]);
-    let mut first = 0;
-    let run = move |iterations: u64| {
-        let (step, value, numbers) = (step.clone(), value.clone(), first..first + iterations);
-        first += iterations;
-        let steps = move |partition: Rc<Partition>| async move {
-            let began = Instant::now();
-            for number in numbers {
-                step(&partition, number, &value).await?;
-            }
-            Ok(began.elapsed())
-        };
-        block_on(stage.partition.with(steps)).unwrap()
-    };
-    Piece { work, counted: 0, run: Box::new(run) }
+    let step = async |partition: &Partition, number| put(partition, number, Durability::Memory).await;
+    Stage::new(false).piece(Work::Elements(1), 10_000, step)
 }
 
 /// An update that the log takes too, unless it is on the device by then: the memtable's part as above, then the record is encoded
 /// into the open batch, a copy of 130 bytes and its share of a checksum, about 50 ns; and the device's time for its share of
 /// a batch, which no more than 200 MB/s of log allow: about 700 ns.
 fn put_buffered() -> Piece {
-    timed_puts(Work::Elements(1), async |partition, number, value| {
-        partition.write(update(number, value), Durability::Buffered).await.map(drop)
-    })
+    let step = async |partition: &Partition, number| put(partition, number, Durability::Buffered).await;
+    Stage::new(false).piece(Work::Elements(1), 0, step)
 }
 
 /// Durable puts of 64 clients at once: they share one batch of 8 KiB and one durable write, 100 us; 64 puts in memory, 50 us,
 /// which run beside the write of the batch before: about 2 us each.
 fn group_commit() -> Piece {
     const CLIENTS: u64 = 64;
-    timed_puts(Work::Elements(CLIENTS), async |partition, round, value| {
-        let put = |client: u64| partition.write(update(round * CLIENTS + client, value), Durability::Durable);
-        futures_util::future::try_join_all((0..CLIENTS).map(put)).await.map(drop)
+    Stage::new(false).piece(Work::Elements(CLIENTS), 0, async |partition, round| {
+        let puts = (0..CLIENTS).map(|client| put(partition, round * CLIENTS + client, Durability::Durable));
+        futures_util::future::try_join_all(puts).await.map(drop)
     })
 }
 
@@ -325,14 +308,14 @@ fn scan_cached() -> Piece {
     let stage = Stage::new(true);
     let partition = stage.partition.clone();
     block_on(partition.with(read_all)).unwrap();
-    stage.piece(Work::Elements(RECORDS), 300, |partition, number| {
+    stage.piece(Work::Elements(RECORDS), 300, async |partition, number| {
         let range = KeyRange { start: key(number * 7919 % (KEYS / 2)).to_vec(), end: None };
         let mut seen = 0;
         let visit = |_: &[u8], _: &[u8]| {
             seen += 1;
             if seen < RECORDS { std::ops::ControlFlow::Continue(()) } else { std::ops::ControlFlow::Break(()) }
         };
-        now(partition.scan_with(&range, visit)).unwrap();
+        partition.scan_with(&range, visit).await
     })
 }
 

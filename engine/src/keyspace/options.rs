@@ -104,8 +104,8 @@ impl Partitioning {
 /// assert_eq!(options.partitioning.partitions(), 4);
 /// let ranges = KeyspaceOptions::new().split_at(["h", "p"]).merge_operator("add");
 /// assert_eq!(ranges.partitioning.partitions(), 3);
-/// let small = KeyspaceOptions::new().partition(PartitionOptions { block_bytes: 4 << 10, ..PartitionOptions::default() });
-/// small.check()?;
+/// let large = KeyspaceOptions::new().partition(PartitionOptions { block_bytes: 16 << 10, ..PartitionOptions::default() });
+/// large.check()?;
 /// # Ok::<(), antumbra_engine::Error>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

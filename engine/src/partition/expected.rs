@@ -16,10 +16,11 @@ use antumbra_predictor::scorer::ScorerKind;
 
 use crate::config::{CompactionOrder, ReadAhead};
 use crate::io::runtime;
+use crate::shard::files::Table;
 
-use super::Partition;
 use super::compact::SLICES_URGENT;
 use super::layout::{Layout, Segment};
+use super::{Hotness, Partition};
 
 /// From here on a segment is read widely; that of residency, for the same reason: scores tremble.
 const WIDE_FACTOR: f32 = 2.0;
@@ -38,11 +39,13 @@ pub(crate) struct Expected {
     concentration: Cell<f32>,
     /// Whether that is far more than it was accessed in the last windows.
     comes: Cell<bool>,
+    /// The share of its accesses in the last window that hot rows did not answer.
+    of_tables: Cell<f32>,
 }
 
 impl Default for Expected {
     fn default() -> Expected {
-        Expected { concentration: Cell::new(1.0), comes: Cell::new(false) }
+        Expected { concentration: Cell::new(1.0), comes: Cell::new(false), of_tables: Cell::new(1.0) }
     }
 }
 
@@ -53,6 +56,13 @@ impl Expected {
         // No bytes, or no accesses at all: nothing to choose by.
         self.concentration.set(if concentration.is_finite() { concentration as f32 } else { 1.0 });
         self.comes.set(expected >= COMES_FACTOR * lately);
+    }
+
+    /// Takes in the accesses of a window, and how many of them hot rows answered; one without any says nothing.
+    fn note_answered(&self, by_rows: u32, accesses: u64) {
+        if accesses > 0 {
+            self.of_tables.set(1.0 - (by_rows as f32 / accesses as f32).min(1.0));
+        }
     }
 
     /// Bytes that a read brings at least, if it has to ask the device.
@@ -94,6 +104,33 @@ impl Urgency {
 }
 
 impl Partition {
+    /// Tells every segment how much of the window just closed its tables answered. At once: what is read from here on belongs
+    /// to the next.
+    pub(super) fn note_answered(&self) {
+        let (access, layout) = (self.access.borrow(), self.layout.borrow());
+        let closed = access.windows.history(0).unwrap_or_default();
+        for (segment, counts) in layout.segments.iter().zip(closed) {
+            segment.expected.note_answered(segment.row_reads.take(), counts.accesses());
+        }
+    }
+
+    /// The segments with what the predictor expects of them, less what hot rows are expected to answer.
+    pub(crate) fn hotness(&self) -> Vec<Hotness> {
+        let access = self.access.borrow();
+        let scores = access.scores(ScorerKind::Auto);
+        let layout = self.layout.borrow();
+        // A segment that is written to will be compacted soon: nothing of it is loaded, what was loaded may stay.
+        let wanted = |segment: &Segment, table: &&Rc<Table>| segment.slices.is_empty() || table.is_resident();
+        let hot = |(segment, score): (&Rc<Segment>, &f32)| Hotness {
+            score: *score * segment.expected.of_tables.get(),
+            bytes: segment.bytes() as usize,
+            tables: segment.tables().filter(|table| wanted(segment, table)).cloned().collect(),
+        };
+        // Compressed blocks are of use only unpacked: those stay the cache's.
+        let in_place = |(segment, _): &(&Rc<Segment>, &f32)| segment.tables().all(|table| table.is_readable_in_place());
+        layout.segments.iter().zip(scores).filter(in_place).map(hot).filter(|hot| !hot.tables.is_empty()).collect()
+    }
+
     /// Tells every segment what the scores of the window just closed make of it, if anybody wants to know. A layout that
     /// changes meanwhile ends it: the next window comes soon.
     pub(super) async fn note_expected(&self) {
@@ -144,6 +181,18 @@ impl Partition {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_hot_rows_answered_is_not_expected_of_tables() {
+        let expected = Expected::default();
+        assert_eq!(expected.of_tables.get(), 1.0);
+        expected.note_answered(75, 100);
+        assert_eq!(expected.of_tables.get(), 0.25);
+        expected.note_answered(0, 0);
+        assert_eq!(expected.of_tables.get(), 0.25, "a window without accesses says nothing");
+        expected.note_answered(120, 100);
+        assert_eq!(expected.of_tables.get(), 0.0);
+    }
 
     #[test]
     fn reads_are_wide_everywhere_or_where_many_come_or_nowhere() {

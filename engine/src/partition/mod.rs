@@ -39,7 +39,6 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use antumbra_predictor::scorer::ScorerKind;
 use bytes::Bytes;
 
 use crate::config::PartitionOptions;
@@ -349,24 +348,6 @@ impl Partition {
         }
     }
 
-    /// The segments with what the predictor expects of them.
-    pub(crate) fn hotness(&self) -> Vec<Hotness> {
-        let access = self.access.borrow();
-        let scores = access.scores(ScorerKind::Auto);
-        let layout = self.layout.borrow();
-        // A segment that is written to will be compacted soon: nothing of it is loaded, what was loaded may stay.
-        let wanted = |segment: &layout::Segment, table: &&Rc<Table>| segment.slices.is_empty() || table.is_resident();
-        let hot = |(segment, score): (&Rc<layout::Segment>, &f32)| Hotness {
-            score: *score,
-            bytes: segment.bytes() as usize,
-            tables: segment.tables().filter(|table| wanted(segment, table)).cloned().collect(),
-        };
-        // Compressed blocks are of use only unpacked: those stay the cache's.
-        let in_place =
-            |(segment, _): &(&Rc<layout::Segment>, &f32)| segment.tables().all(|table| table.is_readable_in_place());
-        layout.segments.iter().zip(scores).filter(in_place).map(hot).filter(|hot| !hot.tables.is_empty()).collect()
-    }
-
     /// Bytes of all memtables, active and waiting for their flush.
     pub(crate) fn memtable_bytes(&self) -> usize {
         let (active, frozen) = self.active_and_frozen_bytes();
@@ -432,6 +413,7 @@ impl Partition {
         /// Segments scored between two chances for other tasks; about 50 us.
         const SCORE_SLICE_SEGMENTS: usize = 256;
         self.access.borrow_mut().close_window();
+        self.note_answered();
         loop {
             let done = self.access.borrow_mut().step(SCORE_SLICE_SEGMENTS);
             if done {

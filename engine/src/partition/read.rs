@@ -104,7 +104,7 @@ impl Partition {
         let key = HashedKey::from(key);
         if let Some(row) = self.shard.rows().find(self.id, key) {
             let value = Bytes::copy_from_slice(row.value());
-            self.count_read(row.segment(), key.bytes, key.bytes.len() + value.len());
+            self.count_row_read(row.segment(), key.bytes, value.len());
             return Some(Ok(Some(value)));
         }
         let (index, found) = self.find_latest_in_memory(key)?;
@@ -125,7 +125,7 @@ impl Partition {
         let key = HashedKey::from(key);
         if let Some(row) = self.shard.rows().find(self.id, key) {
             let result = read(Some(row.value()));
-            self.count_read(row.segment(), key.bytes, key.bytes.len() + row.value().len());
+            self.count_row_read(row.segment(), key.bytes, row.value().len());
             return Ok(result);
         }
         let read = |found: Option<&Found>| {
@@ -412,8 +412,14 @@ impl Partition {
         }
     }
 
-    /// Counts a read; the layout may have changed since `index` was found.
-    fn count_read(&self, index: usize, key: &[u8], bytes: usize) {
+    /// Counts a read that a hot row has answered, of a value of so many bytes.
+    fn count_row_read(&self, index: usize, key: &[u8], value_bytes: usize) {
+        let index = self.count_read(index, key, key.len() + value_bytes);
+        self.layout.borrow().segments[index].row_reads.update(|reads| reads.saturating_add(1));
+    }
+
+    /// Counts a read; the layout may have changed since `index` was found. Returns which segment it is now.
+    fn count_read(&self, index: usize, key: &[u8], bytes: usize) -> usize {
         self.count_fill_read();
         let layout = self.layout.borrow();
         let fits = |segment: &Rc<Segment>| {
@@ -421,6 +427,7 @@ impl Partition {
         };
         let index = if layout.segments.get(index).is_some_and(fits) { index } else { layout.locate(key) };
         self.access.borrow_mut().record_read(index, key, bytes as u64);
+        index
     }
 
     /// A view of what readers see now.

@@ -29,7 +29,7 @@ pub struct TableOptions {
 
 impl Default for TableOptions {
     fn default() -> TableOptions {
-        TableOptions { block_bytes: 8 << 10, compression: Compression::None }
+        TableOptions { block_bytes: 4 << 10, compression: Compression::None }
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! {"antumbra_dump":1}                                                   first
 //! {"partition":{"id":1,"keyspace":"default","start":{"hex":""},"end":null,"epoch":1,
-//!   "segment_target_bytes":4194304,"block_bytes":8192,"zstd":true}}     before its records
+//!   "segment_target_bytes":4194304,"block_bytes":4096,"zstd":true}}     before its records
 //! {"k":"user:1","v":"text","x":1893456000000}                           a record; "x" only with a deadline
 //! {"k":{"hex":"00ff"},"v":{"hex":"80"}}                                  bytes that are no UTF-8
 //! {"end":{"records":2,"crc32c":"1a2b3c4d"}}                             last; of all bytes before this line

@@ -69,7 +69,8 @@ impl Task {
 
     pub fn command(&self, criterion_home: &Path) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(&self.arguments);
+        // What it says when it fails is to be read, not where it was then.
+        command.args(&self.arguments).env("RUST_BACKTRACE", "0");
         if self.criterion {
             command.env("CRITERION_HOME", criterion_home);
         }
