@@ -8,7 +8,7 @@ use crate::{Result, antumbra, commit, root};
 /// Each measurement with the arguments for which `antumbra` prints it as JSON.
 const MEASUREMENTS: &[(&str, &[&str])] = &[
     ("demo", &["demo", "--json"]),
-    ("move", &["bench", "move", "--mib", "512", "--rate", "4000", "--json"]),
+    ("move", &["bench", "move", "--mib", "512", "--rate", "4000", "--set-point", "off", "--json"]),
     (
         "ycsb",
         &["bench", "ycsb", "--workload", "C,B,A", "--memory-mb", "256", "--rounds", "3", "--seconds", "2", "--json"],
