@@ -214,6 +214,7 @@ mod tests {
         assert_ne!(values.make(7, 0).to_vec(), values.make(7, 1).to_vec());
         assert_ne!(Seen::of(b"short").number, 7);
     }
+
     #[test]
     fn value_longer_than_the_pool_goes_on_at_its_beginning() {
         let len = POOL_BYTES + 100;

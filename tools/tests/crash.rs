@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use antumbra_net::failpoint::Failpoint;
 use redis::Commands;
 
+use common::deaths::{every_other_step_of_a_move, wanted};
 use common::registers::{Client, Registers};
 use common::settled::{SETTLE_MAX, json, move_and_wait, settled_owner, wait_died};
 use common::{Node, ask, fill_segments, start_with, wait_for};
@@ -40,12 +41,6 @@ fn die_at(place: &str, nodes: &mut [Node], registers: &Registers) {
     move_and_wait(nodes, owner, if owner == 1 { 2 } else { 1 });
 }
 
-/// How many rounds, and at which place alone if not at all.
-fn wanted() -> (u64, Option<String>) {
-    let rounds = std::env::var("ANTUMBRA_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-    (rounds, std::env::var("ANTUMBRA_CRASH_PLACE").ok())
-}
-
 /// Three nodes; the second has the only partition.
 fn three_with_a_partition(dir: &Path) -> Vec<Node> {
     let nodes = start_with(dir, 3, &["--roll-back-s", "1"]);
@@ -54,11 +49,10 @@ fn three_with_a_partition(dir: &Path) -> Vec<Node> {
     nodes
 }
 
-/// Kills at every other step. Most of the time is waiting, so both halves run beside each other, each on hosts of its own.
+/// Kills at every other step.
 fn kill_at_every_other_step_of_a_move(first: usize) {
     let (rounds, only) = wanted();
-    let places = Failpoint::of_a_move().skip(first).step_by(2);
-    let places: Vec<&str> = places.filter(|place| only.as_ref().is_none_or(|only| only == place)).collect();
+    let places = every_other_step_of_a_move(first, only.as_deref());
     let dir = tempfile::tempdir().unwrap();
     let mut nodes = three_with_a_partition(dir.path());
     let registers = Arc::new(Registers::new());

@@ -8,9 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use antumbra_net::failpoint::Failpoint;
 use redis::Commands;
 
+use common::deaths::{every_other_step_of_a_move, wanted};
 use common::registers::Registers;
 use common::settled::{SETTLE_MAX, json, move_and_wait, settled_owner, wait_died, wait_moved};
 use common::{Node, ask, fill_segments, start_with, wait_for};
@@ -154,12 +154,10 @@ fn die_at(place: &str, nodes: &mut [Node], registers: &Registers) -> bool {
     roll_back(&nodes[owner])["shadow"]["segments_on_base"].as_u64() > Some(0)
 }
 
-/// Kills at every other step. Most of the time is waiting, so both halves run beside each other, each on hosts of its own.
+/// Kills at every other step.
 fn kill_at_every_other_step_of_a_roll_back(first: usize) {
-    let rounds: u64 = std::env::var("ANTUMBRA_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-    let only = std::env::var("ANTUMBRA_CRASH_PLACE").ok();
-    let places = Failpoint::of_a_move().skip(first).step_by(2);
-    let places: Vec<&str> = places.filter(|place| only.as_ref().is_none_or(|only| only == place)).collect();
+    let (rounds, only) = wanted();
+    let places = every_other_step_of_a_move(first, only.as_deref());
     let dir = tempfile::tempdir().unwrap();
     let mut nodes = three_with_data(dir.path(), "600");
     let registers = Arc::new(Registers::new());

@@ -270,7 +270,7 @@ fn get_absent() -> Piece {
     })
 }
 
-/// Updates of a key, another one for each number.
+/// Updates a key, another one for each number.
 async fn put(partition: &Partition, number: u64, durability: Durability) -> antumbra_engine::Result<()> {
     static VALUE: [u8; VALUE_BYTES] = [7; VALUE_BYTES];
     let write = Write::put(key(number * 7919 % KEYS).to_vec(), Bytes::from_static(&VALUE));

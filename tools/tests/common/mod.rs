@@ -1,6 +1,7 @@
 //! Two nodes as processes, for tests.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod deaths;
 pub mod registers;
 pub mod settled;
 
