@@ -156,8 +156,19 @@ async fn page_follows_a_move_that_is_begun_on_it() {
     shot(&page, "overview.png").await;
     assert_eq!(console_errors(&page).await, Vec::<String>::new());
 
+    // What one points at is still there when the page has followed the cluster for a while, its numbers are others.
+    let button = page.find(Locator::Css("tr[data-partition='1'] button")).await.unwrap();
+    let writes = text("tr[data-partition=\"1\"] td:nth-child(9)");
+    let before = until(&page, &writes).await;
+    let began = std::time::Instant::now();
+    while page.execute(&format!("return {writes}"), Vec::new()).await.unwrap() == before {
+        assert!(ask(nodes[0].resp, "SET hello there").contains("OK"));
+        assert!(began.elapsed() < PATIENCE, "writes stay at {before}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+
     // A wrong token moves nothing, and says so.
-    click(&page, "tr[data-partition='1'] button").await;
+    button.click().await.unwrap();
     let input = page.find(Locator::Css("#token")).await.unwrap();
     input.send_keys("guessed by somebody").await.unwrap();
     click(&page, "#confirm-go").await;

@@ -13,11 +13,40 @@ function element(tag, attributes, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes || {})) {
     if (name === "text") made.textContent = value;
-    else if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
     else made.setAttribute(name, value);
   }
   made.append(...children);
   return made;
+}
+
+const alike = (one, other) => one.nodeName === other.nodeName && JSON.stringify(one.dataset) === JSON.stringify(other.dataset);
+
+// Gives a place the children that were made, by changing those it has: a button that somebody points at, or that has the focus, stays the one it is.
+// Children with data attributes are known again by them, others by their kind and order.
+function update(place, made) {
+  made.forEach((wanted, index) => {
+    const rest = [...place.childNodes].slice(index);
+    const known = rest.find((child) => alike(child, wanted));
+    if (!known) {
+      place.insertBefore(wanted, rest[0] || null);
+      return;
+    }
+    if (known !== rest[0]) place.insertBefore(known, rest[0]);
+    if (known.isEqualNode(wanted)) return;
+    if (known.nodeType === Node.TEXT_NODE) {
+      known.data = wanted.data;
+      return;
+    }
+    for (const { name } of [...known.attributes]) if (!wanted.hasAttribute(name)) known.removeAttribute(name);
+    for (const { name, value } of wanted.attributes) if (name !== "style") known.setAttribute(name, value);
+    known.style.cssText = wanted.style.cssText; // the policy of the page forbids the attribute
+    update(known, [...wanted.childNodes]);
+  });
+  while (place.childNodes.length > made.length) place.lastChild.remove();
+}
+
+function button(text, action) {
+  return element("button", { type: "button", "data-action": action, text });
 }
 
 function bytes(count) {
@@ -63,7 +92,7 @@ function hostCard(host) {
   const card = element("li", { "data-host": host.host }, head,
     element("div", { class: "soft", text: `${host.resp}; partitions ${owned.join(", ") || "none"}` }));
   if (host.host === status.host && owned.length && status.hosts.length > 1) {
-    head.append(element("button", { type: "button", text: "Drain", onclick: () => ask("drain") }));
+    head.append(button("Drain", "drain"));
   }
   if (!host.trend || !host.trend.windows) {
     const silence = host.trend ? "no window yet" : host.lapsed ? "lease lapsed" : "does not answer";
@@ -106,12 +135,12 @@ function partitionRow(partition) {
   const moving = status.moves.find((known) => known.partition === partition.partition && known.under_way);
   const actions = element("td", { class: "actions" });
   if (partition.owner === status.host && status.hosts.length > 1 && !moving) {
-    actions.append(element("button", { type: "button", text: "Move", onclick: () => ask("move", partition.partition) }));
+    actions.append(button("Move", "move"));
   }
   if (moving) {
-    actions.append(element("button", { type: "button", text: "Abort", onclick: () => ask("abort", partition.partition) }));
+    actions.append(button("Abort", "abort"));
     if (moving.progress.state === "Ready") {
-      actions.append(" ", element("button", { type: "button", text: "Switch", onclick: () => ask("switch", partition.partition) }));
+      actions.append(" ", button("Switch", "switch"));
     }
   }
   const cells = [partition.partition, `${partition.slots[0]}-${partition.slots[1]}`, `host ${partition.owner}`, partition.epoch, stateOf(partition),
@@ -285,22 +314,11 @@ function draw() {
   if (status.coordinator_error) alarms.unshift(`The coordinator cannot be reached, what is shown of others may be old: ${status.coordinator_error}`);
   $("alarm").hidden = !alarms.length;
   $("alarm").textContent = alarms.join("; ");
-  // A button that has the focus keeps it.
-  const focused = document.activeElement && document.activeElement.closest("tr[data-partition], li[data-host]");
-  const label = focused && document.activeElement.textContent;
-  $("hosts").replaceChildren(...status.hosts.map(hostCard));
-  $("partitions").replaceChildren(...status.partitions.map(partitionRow));
-  if (focused) {
-    const same = focused.dataset.host ? `li[data-host="${focused.dataset.host}"]` : `tr[data-partition="${focused.dataset.partition}"]`;
-    const place = document.querySelector(same);
-    const button = place && [...place.querySelectorAll("button")].find((known) => known.textContent === label);
-    if (button) button.focus();
-  }
+  update($("hosts"), status.hosts.map(hostCard));
+  update($("partitions"), status.partitions.map(partitionRow));
   $("sinks-section").hidden = !status.sinks.length;
-  $("sinks").replaceChildren(...status.sinks.map(sinkRow));
-  if (status.moves.length) {
-    $("moves").replaceChildren(...status.moves.map(moveCard));
-  }
+  update($("sinks"), status.sinks.map(sinkRow));
+  if (status.moves.length) update($("moves"), status.moves.map(moveCard));
   plots();
 }
 
@@ -353,6 +371,13 @@ function ask(action, partition) {
   $("token").value = sessionStorage.getItem("token") || "";
   $("confirm").showModal();
 }
+
+document.addEventListener("click", ({ target }) => {
+  const button = target.closest("button[data-action]");
+  if (!button) return;
+  const row = button.closest("tr[data-partition]");
+  ask(button.dataset.action, row ? Number(row.dataset.partition) : undefined);
+});
 
 $("confirm-go").addEventListener("click", async (event) => {
   event.preventDefault();
