@@ -74,6 +74,8 @@ pub struct Pair {
     pub ratio: f64,
     /// Smallest and largest of those.
     pub spread: [f64; 2],
+    /// Each round, the engine's and fio's.
+    pub rounds: Vec<[f64; 2]>,
 }
 
 /// Everything that was measured.
@@ -120,7 +122,7 @@ fn run_in(dir: &Path, options: &DeviceOptions, progress: &mut impl FnMut(String)
         // Listed anew: maintenance may have replaced some.
         let files = tables_in(&shard)?;
         let fio = fio(&shard, &files, &["--rw=randread", "--bs=4k", &format!("--iodepth={DEPTH}")], options.seconds)?;
-        reads.push((gets as f64 / options.seconds, fio.read.iops));
+        reads.push([gets as f64 / options.seconds, fio.read.iops]);
     }
     drop(partition);
     block_on(engine.close()).map_err(failed)?;
@@ -140,12 +142,12 @@ fn run_in(dir: &Path, options: &DeviceOptions, progress: &mut impl FnMut(String)
         puts_per_second = puts as f64 / options.seconds;
         let (block, depth) = (format!("--bs={batch_bytes}"), format!("--iodepth={LOG_DEPTH}"));
         let written = fio_log(dir, &[&block, &depth], options.seconds)?;
-        commits.push((batches as f64 / options.seconds, written.write.iops));
+        commits.push([batches as f64 / options.seconds, written.write.iops]);
 
         progress(format!("round {round} of {}: a lone durable put", options.rounds));
         let p50_us = on_shard(&partition, async move |at| lone_put_p50_us(at, time).await)?;
         let written = fio_log(dir, &["--bs=4k", "--iodepth=1"], options.seconds)?;
-        lone.push((p50_us, written.write.lat_ns.percentile.p50 / 1e3));
+        lone.push([p50_us, written.write.lat_ns.percentile.p50 / 1e3]);
     }
     progress("an idle engine".into());
     std::thread::sleep(time);
@@ -156,9 +158,9 @@ fn run_in(dir: &Path, options: &DeviceOptions, progress: &mut impl FnMut(String)
     block_on(engine.close()).map_err(failed)?;
     Ok(DeviceReport {
         pairs: vec![
-            pair("random reads, depth 64", "reads/s", &reads),
-            pair("group commit, 64 clients", "batches/s", &commits),
-            pair("lone durable put, p50", "us", &lone),
+            pair("random reads, depth 64", "reads/s", reads),
+            pair("group commit, 64 clients", "batches/s", commits),
+            pair("lone durable put, p50", "us", lone),
         ],
         bytes_per_get,
         batch_bytes,
@@ -170,7 +172,7 @@ fn run_in(dir: &Path, options: &DeviceOptions, progress: &mut impl FnMut(String)
 impl std::fmt::Display for DeviceReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "{:<26} {:>10} {:>10} {:>10}  ratio (spread)", "", "unit", "engine", "fio")?;
-        for Pair { name, unit, engine, fio, ratio, spread: [low, high] } in &self.pairs {
+        for Pair { name, unit, engine, fio, ratio, spread: [low, high], .. } in &self.pairs {
             writeln!(f, "{name:<26} {unit:>10} {engine:>10.0} {fio:>10.0}  {ratio:.2} ({low:.2} to {high:.2})")?;
         }
         writeln!(f, "bytes read for a get       {:>10.0}", self.bytes_per_get)?;
@@ -180,15 +182,16 @@ impl std::fmt::Display for DeviceReport {
     }
 }
 
-fn pair(name: &'static str, unit: &'static str, rounds: &[(f64, f64)]) -> Pair {
-    let ratios: Vec<f64> = rounds.iter().map(|(engine, fio)| engine / fio).collect();
+fn pair(name: &'static str, unit: &'static str, rounds: Vec<[f64; 2]>) -> Pair {
+    let ratios: Vec<f64> = rounds.iter().map(|[engine, fio]| engine / fio).collect();
     Pair {
         name,
         unit,
-        engine: median(rounds.iter().map(|(engine, _)| *engine)),
-        fio: median(rounds.iter().map(|(_, fio)| *fio)),
+        engine: median(rounds.iter().map(|[engine, _]| *engine)),
+        fio: median(rounds.iter().map(|[_, fio]| *fio)),
         spread: spread(&ratios),
         ratio: median(ratios),
+        rounds,
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use antumbra_net::failpoint::Failpoint;
 use redis::Commands;
 
-use common::deaths::{every_other_step_of_a_move, wanted};
+use common::deaths::{every_other_step_of_a_move, order, wanted};
 use common::registers::{Client, Registers};
 use common::settled::{SETTLE_MAX, json, move_and_wait, settled_owner, wait_died};
 use common::{Node, ask, fill_segments, start_with, wait_for};
@@ -31,7 +31,8 @@ fn die_at(place: &str, nodes: &mut [Node], registers: &Registers) {
     assert_eq!(settled_owner(nodes), source, "a restart moves nothing");
     // Steps behind an early switchover are taken only if everything is missing then.
     let early = if place.contains("fetch") { " EARLY 0" } else { "" };
-    assert!(ask(nodes[source].resp, &format!("ANTUMBRA MOVE 1 {}{early}", target + 1)).contains("OK"));
+    let command = format!("ANTUMBRA MOVE 1 {} SETPOINT off{early}", target + 1);
+    order(&nodes[source], &command, "OK", victim == source);
     wait_died(&mut nodes[victim], place);
     // Long enough for the survivors to notice, and to be wrong about it.
     std::thread::sleep(Duration::from_millis(400));

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use redis::Commands;
 
-use common::deaths::{every_other_step_of_a_move, wanted};
+use common::deaths::{every_other_step_of_a_move, order, wanted};
 use common::registers::Registers;
 use common::settled::{SETTLE_MAX, json, move_and_wait, settled_owner, wait_died, wait_moved};
 use common::{Node, ask, fill_segments, start_with, wait_for};
@@ -140,8 +140,7 @@ fn die_at(place: &str, nodes: &mut [Node], registers: &Registers) -> bool {
     assert!(began.elapsed() < Duration::from_secs(8), "{place}: a start of {:?}", began.elapsed());
     assert_eq!(settled_owner(nodes), back_from, "a restart moves nothing");
     let early = if place.contains("fetch") { " EARLY 0" } else { "" };
-    let reply = ask(nodes[back_from].resp, &format!("ANTUMBRA ROLLBACK 1{early}"));
-    assert!(reply.contains("\"to\":"), "{place}: {reply}");
+    order(&nodes[back_from], &format!("ANTUMBRA ROLLBACK 1{early}"), "\"to\":", victim == back_from);
     wait_died(&mut nodes[victim], place);
     std::thread::sleep(Duration::from_millis(400));
     nodes[victim].restart(None);

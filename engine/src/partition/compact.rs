@@ -373,8 +373,7 @@ impl Partition {
                     version: Cell::new(Lsn(0)),
                     cut,
                     detours: Cell::new(0),
-                    row_reads: Cell::new(0),
-                    expected: run[0].expected.clone(),
+                    expected: run[0].expected.inherited(),
                 })
             })
             .collect()

@@ -41,11 +41,14 @@ pub(crate) struct Expected {
     comes: Cell<bool>,
     /// The share of its accesses in the last window that hot rows did not answer.
     of_tables: Cell<f32>,
+    /// Reads that hot rows have answered in the open window.
+    row_reads: Cell<u32>,
 }
 
 impl Default for Expected {
     fn default() -> Expected {
-        Expected { concentration: Cell::new(1.0), comes: Cell::new(false), of_tables: Cell::new(1.0) }
+        let (concentration, comes) = (Cell::new(1.0), Cell::new(false));
+        Expected { concentration, comes, of_tables: Cell::new(1.0), row_reads: Cell::new(0) }
     }
 }
 
@@ -58,8 +61,19 @@ impl Expected {
         self.comes.set(expected >= COMES_FACTOR * lately);
     }
 
-    /// Takes in the accesses of a window, and how many of them hot rows answered; one without any says nothing.
-    fn note_answered(&self, by_rows: u32, accesses: u64) {
+    /// Of what comes of the segment by compaction: a part of its keys, or more than those, is expected to be accessed alike.
+    pub fn inherited(&self) -> Expected {
+        Expected { row_reads: Cell::new(0), ..self.clone() }
+    }
+
+    /// Counts a read that a hot row has answered.
+    pub fn count_row_read(&self) {
+        self.row_reads.update(|reads| reads.saturating_add(1));
+    }
+
+    /// Takes in the accesses of the window that hot rows were counted in; one without any says nothing.
+    fn note_answered(&self, accesses: u64) {
+        let by_rows = self.row_reads.take();
         if accesses > 0 {
             self.of_tables.set(1.0 - (by_rows as f32 / accesses as f32).min(1.0));
         }
@@ -110,7 +124,7 @@ impl Partition {
         let (access, layout) = (self.access.borrow(), self.layout.borrow());
         let closed = access.windows.history(0).unwrap_or_default();
         for (segment, counts) in layout.segments.iter().zip(closed) {
-            segment.expected.note_answered(segment.row_reads.take(), counts.accesses());
+            segment.expected.note_answered(counts.accesses());
         }
     }
 
@@ -186,12 +200,17 @@ mod tests {
     fn what_hot_rows_answered_is_not_expected_of_tables() {
         let expected = Expected::default();
         assert_eq!(expected.of_tables.get(), 1.0);
-        expected.note_answered(75, 100);
-        assert_eq!(expected.of_tables.get(), 0.25);
-        expected.note_answered(0, 0);
-        assert_eq!(expected.of_tables.get(), 0.25, "a window without accesses says nothing");
-        expected.note_answered(120, 100);
-        assert_eq!(expected.of_tables.get(), 0.0);
+        let window = |by_rows: usize, accesses| {
+            (0..by_rows).for_each(|_| expected.count_row_read());
+            expected.note_answered(accesses);
+            expected.of_tables.get()
+        };
+        assert_eq!(window(75, 100), 0.25);
+        assert_eq!(window(0, 0), 0.25, "a window without accesses says nothing");
+        assert_eq!(window(120, 100), 0.0);
+        assert_eq!(window(0, 100), 1.0);
+        expected.count_row_read();
+        assert_eq!(expected.inherited().row_reads.get(), 0);
     }
 
     #[test]

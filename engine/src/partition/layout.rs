@@ -39,8 +39,6 @@ pub(crate) struct Segment {
     pub cut: bool,
     /// Tables that range reads had to open beside the base since the last compaction.
     pub detours: Cell<u64>,
-    /// Reads that hot rows have answered in the open window.
-    pub row_reads: Cell<u32>,
     /// What the predictor expects of it; see [`super::expected`].
     pub expected: Expected,
 }
@@ -98,7 +96,6 @@ impl Segment {
             version: self.version.clone(),
             cut: false,
             detours: self.detours.clone(),
-            row_reads: self.row_reads.clone(),
             expected: self.expected.clone(),
         }
     }

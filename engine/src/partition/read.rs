@@ -415,7 +415,7 @@ impl Partition {
     /// Counts a read that a hot row has answered, of a value of so many bytes.
     fn count_row_read(&self, index: usize, key: &[u8], value_bytes: usize) {
         let index = self.count_read(index, key, key.len() + value_bytes);
-        self.layout.borrow().segments[index].row_reads.update(|reads| reads.saturating_add(1));
+        self.layout.borrow().segments[index].expected.count_row_read();
     }
 
     /// Counts a read; the layout may have changed since `index` was found. Returns which segment it is now.

@@ -322,7 +322,6 @@ impl Partition {
             version: version.into(),
             cut: false,
             detours: Cell::new(0),
-            row_reads: Cell::new(0),
             expected: Expected::default(),
         });
         let add: Vec<SegmentDesc> = vec![segment.desc()];

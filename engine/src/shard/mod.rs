@@ -219,7 +219,6 @@ impl Shard {
                     version: Cell::new(Lsn(0)),
                     cut: false,
                     detours: Cell::new(0),
-                    row_reads: Cell::new(0),
                     expected: Expected::default(),
                 })
             })

@@ -215,7 +215,6 @@ impl Shard {
                 version: Cell::new(version),
                 cut: false,
                 detours: Cell::new(0),
-                row_reads: Cell::new(0),
                 expected: Expected::default(),
             }));
         }

@@ -388,7 +388,6 @@ fn half_of(segment: &Segment, start: Bytes, end: Option<Bytes>, tables: Vec<Rc<T
         version: segment.version.clone(),
         cut: false,
         detours: Cell::new(u64::MAX / 2),
-        row_reads: Cell::new(0),
         expected: Expected::default(),
     })
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::events::Topic;
 use crate::host::Host;
-use crate::shadow::{MoveOptions, Policy, SetPoint};
+use crate::shadow::{MoveOptions, Policy};
 use crate::transport::{Incoming, StreamKind, call, serve_call};
 
 use super::plan::{Action, Decision};
@@ -116,7 +116,6 @@ async fn answer(host: &Arc<Host>, request: Request) -> Response {
                 policy: Policy::Manual,
                 throttle_bytes_s: copy.throttle_bytes_s,
                 early: copy.early,
-                set_point: SetPoint::Quiet,
                 automatic: true,
                 ..MoveOptions::default()
             };

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::error::Error;
-use crate::shadow::{MoveHandle, MoveOptions, SetPoint};
+use crate::shadow::{MoveHandle, MoveOptions};
 
 use super::{App, Refusal, Shared, drain};
 
@@ -35,7 +35,6 @@ pub(super) async fn begin(State(app): Shared, headers: HeaderMap, Json(wanted): 
     check(&app, &headers)?;
     let options = MoveOptions {
         throttle_bytes_s: wanted.throttle_mb_s.filter(|rate| *rate > 0.0).map(|rate| (rate * 1e6) as u64),
-        set_point: SetPoint::Quiet,
         ..MoveOptions::default()
     };
     app.host.start_move(PartitionId(wanted.partition), HostId(wanted.destination), options)?;

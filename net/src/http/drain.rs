@@ -5,7 +5,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::error::Result;
 use crate::events::Topic;
-use crate::shadow::{MoveOptions, SetPoint};
+use crate::shadow::MoveOptions;
 
 use super::App;
 
@@ -27,8 +27,8 @@ async fn empty(app: &App) -> Result<usize> {
         let Some(next) = app.service.status_now(&app.host).await?.next_drain_move(id)? else {
             return Ok(moved);
         };
-        let options = MoveOptions { set_point: SetPoint::Quiet, ..MoveOptions::default() };
-        app.host.start_move(PartitionId(next.partition), HostId(next.destination), options)?.wait().await?;
+        let (partition, destination) = (PartitionId(next.partition), HostId(next.destination));
+        app.host.start_move(partition, destination, MoveOptions::default())?.wait().await?;
         moved += 1;
     }
 }

@@ -18,7 +18,7 @@ use crate::shadow::{MoveOptions, Policy, SetPoint};
 use crate::status;
 
 const USAGE: &str = "STATUS | MOVES | PARTITIONS | CREATE id first-slot last-slot owner | MOVE id host [ORDER auto|gru|ewma|key|random] \
-                     [THROTTLE mb-per-second] [SETPOINT auto|us] [MANUAL] [EARLY percent] | STANDBY id host [ASYNC] | STANDBY id OFF | \
+                     [THROTTLE mb-per-second] [SETPOINT auto|us|off] [MANUAL] [EARLY percent] | STANDBY id host [ASYNC] | STANDBY id OFF | \
                      PROMOTE id [FORCE [POLICY lww|prefer-target|prefer-source|reject-and-keep-both|merge:operator]] | \
                      ABANDON id FORCE | ROLLBACK id [options of MOVE] | SPLIT id slot [new-id] [MOVE host [options of MOVE]] | \
                      MERGE id other-id | SWITCH id | ABORT id | SCRUB id [mb-per-second] | FILL id | LINK host mebibytes | \
@@ -310,11 +310,10 @@ fn move_options(words: &[&str]) -> Result<MoveOptions> {
             }
             "SETPOINT" => {
                 let word = rest.next().copied().ok_or_else(usage)?;
-                options.set_point = match word.parse() {
-                    Ok(0) => SetPoint::Off,
-                    Ok(us) => SetPoint::At(Duration::from_micros(us)),
-                    Err(_) if word.eq_ignore_ascii_case("auto") => SetPoint::Quiet,
-                    Err(_) => return Err(usage()),
+                options.set_point = match word.to_ascii_lowercase().as_str() {
+                    "auto" => SetPoint::Quiet,
+                    "off" => SetPoint::Off,
+                    us => SetPoint::At(Duration::from_micros(us.parse().map_err(|_| usage())?)),
                 };
             }
             "MANUAL" => options.policy = Policy::Manual,

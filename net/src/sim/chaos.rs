@@ -8,7 +8,7 @@ use fastrand::Rng;
 
 use crate::routing::Route;
 use crate::shadow::source::Limits;
-use crate::shadow::{MoveHandle, MoveOptions, Order, Policy};
+use crate::shadow::{MoveHandle, MoveOptions, Order, Policy, SetPoint};
 
 use super::client::key_of;
 use super::network::Place;
@@ -348,7 +348,7 @@ impl World {
         let order = [Order::Auto, Order::Gru, Order::Ewma, Order::Key, Order::Random][self.random.usize(0..5)];
         let limits = Limits { retries_max: self.random.u32(0..3), lag_max: self.shape.lag_max, ..Limits::default() };
         let early = (self.random.u8(0..3) == 0).then(|| self.random.f64());
-        let mut options = MoveOptions { order, limits, early, ..MoveOptions::default() };
+        let mut options = MoveOptions { order, limits, early, set_point: SetPoint::Off, ..MoveOptions::default() };
         if self.profile.promote_every.is_some() && self.random.bool() {
             (options.policy, options.early) = (Policy::Standby { synchronous: self.random.bool() }, None);
         }

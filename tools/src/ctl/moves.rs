@@ -90,8 +90,8 @@ impl How {
         if let Some(percent) = self.early {
             words += &format!(" EARLY {percent}");
         }
-        if !self.rash {
-            words += " SETPOINT auto";
+        if self.rash {
+            words += " SETPOINT off";
         }
         words
     }

@@ -174,7 +174,7 @@ async fn watch_and_move(
     let mut windows = 0;
     let early = options.early.map_or_else(String::new, |percent| format!(" EARLY {percent}"));
     let (id, order, throttle) = (cluster::PARTITION, options.order, options.throttle_mb_s);
-    let start = format!("ANTUMBRA MOVE {id} 2 ORDER {order} THROTTLE {throttle}{early}");
+    let start = format!("ANTUMBRA MOVE {id} 2 ORDER {order} THROTTLE {throttle} SETPOINT off{early}");
     loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let elapsed = began.elapsed().as_secs_f64();

@@ -1,12 +1,22 @@
 //! At which steps processes are to die, and how often.
 #![allow(dead_code, clippy::unwrap_used)]
 
+use std::time::Duration;
+
 use antumbra_net::failpoint::Failpoint;
+
+use super::{Node, try_ask};
 
 /// How many rounds, and at which place alone if not at all.
 pub fn wanted() -> (u64, Option<String>) {
     let rounds = std::env::var("ANTUMBRA_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     (rounds, std::env::var("ANTUMBRA_CRASH_PLACE").ok())
+}
+
+/// Gives a host an order that is taken if the answer holds `wanted`; a host that is to die of it may do so before it answers.
+pub fn order(node: &Node, command: &str, wanted: &str, may_die: bool) {
+    let reply = try_ask(node.resp, command, Duration::from_secs(10)).unwrap_or_default();
+    assert!(reply.contains(wanted) || (may_die && reply.is_empty()), "{command}: {reply}");
 }
 
 /// Every other step of a move, from the `first` on, or what `only` leaves of them. Most of the time of a death is waiting: a

@@ -229,7 +229,7 @@ pub fn create_partitions(nodes: &[Node]) {
 
 /// Moves a partition from one node to the other and waits for the end.
 pub fn move_partition(from: &Node, partition: u32, to: u32) -> String {
-    assert!(ask(from.resp, &format!("ANTUMBRA MOVE {partition} {to}")).contains("OK"));
+    assert!(ask(from.resp, &format!("ANTUMBRA MOVE {partition} {to} SETPOINT off")).contains("OK"));
     let report = wait_for(from.resp, &format!("ANTUMBRA REPORT {partition}"), "\"equal\"");
     assert!(report.contains("\"equal\":true"), "{report}");
     report

@@ -43,7 +43,7 @@ pub fn settled_owner(nodes: &[Node]) -> usize {
 }
 
 pub fn move_and_wait(nodes: &[Node], from: usize, to: usize) {
-    assert!(ask(nodes[from].resp, &format!("ANTUMBRA MOVE 1 {}", to + 1)).contains("OK"));
+    assert!(ask(nodes[from].resp, &format!("ANTUMBRA MOVE 1 {} SETPOINT off", to + 1)).contains("OK"));
     wait_moved(&nodes[from]);
 }
 

@@ -284,7 +284,7 @@ fn rove(shared: &Roving) -> u64 {
         sleep(Duration::from_millis(50));
         let Some(owner) = record(ROVER)["owner"].as_u64() else { continue };
         let to = owner % HOSTS.len() as u64 + 1;
-        let words = format!("ANTUMBRA MOVE {ROVER} {to} THROTTLE {ROVER_MB_S}");
+        let words = format!("ANTUMBRA MOVE {ROVER} {to} THROTTLE {ROVER_MB_S} SETPOINT off");
         let said = ask(owner as u32, &words);
         if !said.contains("OK") {
             *shared.refused.lock().unwrap() = format!("{words} by host {owner}: {said}");

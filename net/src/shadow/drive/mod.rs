@@ -54,11 +54,11 @@ pub enum Policy {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SetPoint {
     /// A tenth more than when the copy began.
+    #[default]
     Quiet,
     /// This, as the 99th percentile of how late requests run and of the log's writes, together.
     At(Duration),
     /// Whatever: only the cap counts.
-    #[default]
     Off,
 }
 

@@ -394,8 +394,8 @@ async fn find_capacity(route: &Arc<Route>, workload: &Arc<Workload>, model: &Arc
 
 async fn move_now(options: &MoveOptions, admin: &Client, bar: &ProgressBar) -> Result<MoveReport, CliError> {
     let early = options.early.map_or_else(String::new, |percent| format!(" EARLY {percent}"));
-    let (id, order, throttle) = (cluster::PARTITION, options.order, options.throttle_mb_s);
-    let set_point = if options.set_point == OFF { "0" } else { &options.set_point };
+    let (id, order, throttle, set_point) =
+        (cluster::PARTITION, options.order, options.throttle_mb_s, &options.set_point);
     admin.json(&format!("ANTUMBRA MOVE {id} 2 ORDER {order} THROTTLE {throttle} SETPOINT {set_point}{early}")).await?;
     loop {
         tokio::time::sleep(Duration::from_millis(50)).await;

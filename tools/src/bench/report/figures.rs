@@ -74,10 +74,11 @@ fn device(raw: &Value) -> Result<Read, CliError> {
     for pair in list(raw, "/pairs")? {
         let (name, unit) = (text(pair, "/name")?, text(pair, "/unit")?);
         let goal = if unit == "us" { Goal::AtMost(1.3) } else { Goal::AtLeast(0.9) };
-        figures.push(Figure::of(name, "engine (io_uring by glommio)", unit, &[number(pair, "/engine")?]));
-        figures.push(Figure::of(name, "fio (io_uring)", unit, &[number(pair, "/fio")?]));
-        let ratio = [number(pair, "/spread/0")?, number(pair, "/ratio")?, number(pair, "/spread/1")?];
-        figures.push(spread(name, "engine by fio", "x", ratio, 0).goal(goal));
+        let rounds = Vec::<[f64; 2]>::deserialize(&pair["rounds"])?;
+        let each = |of: fn(&[f64; 2]) -> f64| rounds.iter().map(of).collect::<Vec<_>>();
+        figures.push(Figure::of(name, "engine (io_uring by glommio)", unit, &each(|[engine, _]| *engine)));
+        figures.push(Figure::of(name, "fio (io_uring)", unit, &each(|[_, fio]| *fio)));
+        figures.push(Figure::of(name, "engine by fio", "x", &each(|[engine, fio]| engine / fio)).goal(goal));
     }
     let idle = number(raw, "/idle_percent")?;
     figures.push(Figure::of("idle engine", "use of a core", "%", &[idle]).goal(Goal::AtMost(1.0)));

@@ -129,12 +129,12 @@ pub fn jobs(options: &ReportOptions, trace: &Path) -> Result<Vec<Job>, CliError>
     let ycsb = mode.pick(
         "--keys 5000 --memory-mb 64 --workload C,A,E --put-clients 4 --seconds 0.1 --warmup 0 --rounds 1",
         "--memory-mb 256 --put-clients 64 --seconds 1.5 --warmup 1 --rounds 3",
-        "--memory-mb 512 --put-clients 64 --seconds 2 --warmup 1 --rounds 5",
+        "--memory-mb 256 --put-clients 64 --seconds 2 --warmup 1 --rounds 5",
     );
     let fills = mode.pick(
         "--keys 5000 --memory-mb 64 --seconds 0.1 --warmup 0 --rounds 1",
         "--memory-mb 256 --seconds 1 --warmup 0.5 --rounds 3",
-        "--memory-mb 256 --seconds 2 --warmup 1 --rounds 5",
+        "--memory-mb 128 --seconds 2 --warmup 1 --rounds 5",
     );
     let replay = mode.pick(
         "--memory-mb 64 --value-bytes 32 --seconds 0.1 --warmup 0 --rounds 1",
@@ -144,7 +144,7 @@ pub fn jobs(options: &ReportOptions, trace: &Path) -> Result<Vec<Job>, CliError>
     let moved = mode.pick(
         "--mib 4 --rate 300 --before-s 1 --after-s 1 --runs 1",
         "--mib 64 --before-s 6 --after-s 3 --runs 3",
-        "--mib 256 --before-s 10 --after-s 5 --runs 5",
+        "--mib 128 --before-s 10 --after-s 5 --runs 5",
     );
     let copied = mode.pick(
         "--mib 4 --rate 10 --before-s 1 --after-s 1 --runs 1",
@@ -233,7 +233,11 @@ pub fn jobs(options: &ReportOptions, trace: &Path) -> Result<Vec<Job>, CliError>
             "Each use against the engine without it; the modes take turns.",
             Reader::Scores,
             20,
-            if mode == Mode::Full { placed("bench scores --json".into()) } else { Err("only in a full report".into()) },
+            if mode == Mode::Full {
+                placed("bench scores --mib 512 --memory-mib 32 --seconds 2 --warm-seconds 3 --json".into())
+            } else {
+                Err("only in a full report".into())
+            },
         ),
         job(
             "predictor",
