@@ -1,7 +1,6 @@
 //! `ANTUMBRA ...`: moves and their state, in JSON.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use antumbra_engine::types::{HostId, PartitionId};
 use antumbra_engine::{PartitionStats, Serving};
@@ -14,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::events::Topic;
 use crate::host::{Host, probe};
 use crate::resp::Service;
-use crate::shadow::{MoveOptions, Policy, SetPoint};
+use crate::shadow::{MoveOptions, Policy};
 use crate::status;
 
 const USAGE: &str = "STATUS | MOVES | PARTITIONS | CREATE id first-slot last-slot owner | MOVE id host [ORDER auto|gru|ewma|key|random] \
@@ -309,12 +308,8 @@ fn move_options(words: &[&str]) -> Result<MoveOptions> {
                 options.throttle_bytes_s = (rate > 0.0).then_some((rate * 1e6) as u64);
             }
             "SETPOINT" => {
-                let word = rest.next().copied().ok_or_else(usage)?;
-                options.set_point = match word.to_ascii_lowercase().as_str() {
-                    "auto" => SetPoint::Quiet,
-                    "off" => SetPoint::Off,
-                    us => SetPoint::At(Duration::from_micros(us.parse().map_err(|_| usage())?)),
-                };
+                let set_point = rest.next().ok_or_else(usage)?.to_ascii_lowercase();
+                options.set_point = set_point.parse().map_err(|what| Error::Refused { what })?;
             }
             "MANUAL" => options.policy = Policy::Manual,
             "EARLY" => {

@@ -373,10 +373,10 @@ function ask(action, partition) {
 }
 
 document.addEventListener("click", ({ target }) => {
-  const button = target.closest("button[data-action]");
-  if (!button) return;
-  const row = button.closest("tr[data-partition]");
-  ask(button.dataset.action, row ? Number(row.dataset.partition) : undefined);
+  const pressed = target.closest("button[data-action]");
+  if (!pressed) return;
+  const row = pressed.closest("tr[data-partition]");
+  ask(pressed.dataset.action, row ? Number(row.dataset.partition) : undefined);
 });
 
 $("confirm-go").addEventListener("click", async (event) => {

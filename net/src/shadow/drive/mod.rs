@@ -13,6 +13,7 @@ mod streams;
 mod switching;
 
 use std::collections::HashSet;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -60,6 +61,19 @@ pub enum SetPoint {
     At(Duration),
     /// Whatever: only the cap counts.
     Off,
+}
+
+impl FromStr for SetPoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<SetPoint, String> {
+        match (text, text.parse()) {
+            ("auto", _) => Ok(SetPoint::Quiet),
+            ("off", _) => Ok(SetPoint::Off),
+            (_, Ok(us @ 1..)) => Ok(SetPoint::At(Duration::from_micros(us))),
+            _ => Err(format!("unknown set-point '{text}': a number of microseconds, auto or off")),
+        }
+    }
 }
 
 /// Options of a move.

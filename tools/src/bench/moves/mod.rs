@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use antumbra_benches::process::{Usage, peak_bytes};
 use antumbra_benches::zipf::Zipf;
 use antumbra_net::resp::slot;
-use antumbra_net::shadow::{MoveReport, Order};
+use antumbra_net::shadow::{MoveReport, Order, SetPoint};
 use clap::Args;
 use indicatif::ProgressBar;
 use serde::Serialize;
@@ -115,11 +115,7 @@ pub struct MoveOptions {
 const OFF: &str = "off";
 
 fn set_point(text: &str) -> Result<String, String> {
-    match text.parse::<u64>() {
-        Ok(1..) => Ok(text.into()),
-        Err(_) if ["auto", OFF].contains(&text) => Ok(text.into()),
-        _ => Err("it is a number of microseconds, `auto`, or `off`".into()),
-    }
+    text.parse::<SetPoint>().map(|_| text.into())
 }
 
 /// One run.
