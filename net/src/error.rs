@@ -50,8 +50,8 @@ pub enum Error {
         /// The difference.
         what: String,
     },
-    /// Whether the coordinator took the change is not known: read the record again.
-    #[error("coordinator did not answer: {what}")]
+    /// Whether a host or the coordinator did what it was asked is not known: read it again.
+    #[error("no answer, so that it is not known whether it took place: {what}")]
     Unknown {
         /// What was asked.
         what: String,

@@ -6,8 +6,7 @@ use std::time::Duration;
 use antumbra_engine::types::HostId;
 
 use crate::error::{Error, Result};
-use crate::time;
-use crate::transport::{PlaneHandle, StreamKind, call};
+use crate::transport::{PlaneHandle, StreamKind, call, call_repeatable};
 
 use super::health::{CoordinatorHealth, CoordinatorKind, Pulse};
 use super::machine::{Answer, Command};
@@ -15,8 +14,6 @@ use super::{Asking, Coordinator, Response};
 
 /// A call that takes longer is of unknown result.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// A call that failed sooner is repeated at once.
-const REPEAT_WITHIN: Duration = Duration::from_secs(1);
 
 /// Asks the node that serves the coordinator.
 #[derive(Clone, Debug)]
@@ -36,10 +33,14 @@ impl Remote {
 }
 
 impl Remote {
-    async fn ask_once(&self, command: &Command) -> Result<Answer> {
+    async fn exchange(&self, command: &Command) -> Result<Answer> {
         let request = serde_json::to_vec(command).map_err(|cause| Error::protocol(cause.to_string()))?;
         let kind = StreamKind::Coordinator;
-        let response = call(&self.plane, self.address, self.host, kind, &request, TIMEOUT).await?;
+        let response = match command {
+            // Given out twice, an attempt would be lost.
+            Command::Begin { .. } => call(&self.plane, self.address, self.host, kind, &request, TIMEOUT).await?,
+            _ => call_repeatable(&self.plane, self.address, self.host, kind, &request, TIMEOUT).await?,
+        };
         let response: Response = serde_json::from_slice(&response)
             .map_err(|cause| Error::Unknown { what: format!("{}: {cause}", self.address) })?;
         response.into_result()
@@ -49,17 +50,7 @@ impl Remote {
 impl Coordinator for Remote {
     fn ask(&self, command: Command) -> Asking<'_> {
         Box::pin(async move {
-            let began = time::now();
-            let result = match self.ask_once(&command).await {
-                // The connection was one to an earlier life of the coordinator, which shows with its first use. Every
-                // command but the one that gives out attempts may be repeated.
-                Err(Error::Unknown { .. } | Error::Link { .. })
-                    if time::since(began) < REPEAT_WITHIN && !matches!(command, Command::Begin { .. }) =>
-                {
-                    self.ask_once(&command).await
-                }
-                result => result,
-            };
+            let result = self.exchange(&command).await;
             match &result {
                 Err(cause @ (Error::Unknown { .. } | Error::Link { .. })) => self.pulse.silent(&cause.to_string()),
                 _ => self.pulse.answered(),

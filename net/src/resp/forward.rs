@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::shadow::frame::{self, Columns, FrameContext, HEADER_LEN};
-use crate::transport::{Incoming, StreamKind, call, serve_call};
+use crate::transport::{Incoming, StreamKind, call, call_repeatable, serve_call};
 
 use super::codec;
 use super::keyed::Deadline;
@@ -29,8 +29,21 @@ pub(crate) async fn send(host: &Host, owner: HostId, partition: PartitionId, ope
     let address = host.routing.load().addresses(owner).map(|addresses| addresses.control);
     let address = address.ok_or_else(|| Error::Refused { what: format!("host {owner} is not known") })?;
     let request = encode_operation(partition, operation)?;
-    let response = call(&host.control, address, owner, StreamKind::Forward, &request, TIMEOUT).await?;
+    let kind = StreamKind::Forward;
+    let response = match writes(operation) {
+        true => call(&host.control, address, owner, kind, &request, TIMEOUT).await?,
+        false => call_repeatable(&host.control, address, owner, kind, &request, TIMEOUT).await?,
+    };
     decode_outcome(&response)
+}
+
+/// Whether it must not take place twice.
+fn writes(operation: &Operation) -> bool {
+    match operation {
+        Operation::Get { .. } | Operation::See { .. } | Operation::Page { .. } => false,
+        Operation::Set { .. } => true,
+        Operation::Step(step) => step.writes(),
+    }
 }
 
 /// Serves an operation that another host forwards.

@@ -12,6 +12,8 @@ use super::{Incoming, PlaneHandle, RecvStream, StreamKind};
 
 /// Largest request and response, in bytes: a value of the largest size fits.
 const CALL_BYTES_MAX: usize = 20 << 20;
+/// A call that failed sooner may be repeated at once.
+const REPEAT_WITHIN: Duration = Duration::from_secs(1);
 
 /// Sends a request and waits for the response.
 ///
@@ -35,6 +37,28 @@ pub async fn call(
     match time::timeout(timeout, exchange).await {
         Some(result) => result,
         None => Err(Error::Unknown { what: format!("{peer} did not answer within {timeout:?}") }),
+    }
+}
+
+/// As [`call`], for a request that may take place twice: it is repeated once when it fails soon, as on a connection to an
+/// earlier life of the peer, which shows with its first use.
+///
+/// # Errors
+/// As [`call`].
+pub async fn call_repeatable(
+    plane: &PlaneHandle,
+    peer: SocketAddr,
+    host: HostId,
+    kind: StreamKind,
+    request: &[u8],
+    timeout: Duration,
+) -> Result<Vec<u8>> {
+    let began = time::now();
+    match call(plane, peer, host, kind, request, timeout).await {
+        Err(Error::Unknown { .. } | Error::Link { .. }) if time::since(began) < REPEAT_WITHIN => {
+            call(plane, peer, host, kind, request, timeout).await
+        }
+        result => result,
     }
 }
 

@@ -44,6 +44,16 @@ fn collecting(identity: &Path) -> (Plane, mpsc::UnboundedReceiver<Vec<u8>>) {
     (plane(identity, handler), receiver)
 }
 
+/// A plane that answers each call with its own name.
+fn answering(identity: &Path, name: &'static str) -> Plane {
+    let handler: Handler = Arc::new(move |incoming| {
+        Box::pin(async move {
+            let _ = serve_call(incoming, |_| async { name.as_bytes().to_vec() }).await;
+        })
+    });
+    plane(identity, handler)
+}
+
 /// Passes packets on to wherever it leads now, and the answers back.
 struct Relay {
     address: SocketAddr,
@@ -149,6 +159,35 @@ fn stream_to_a_peer_that_has_restarted_is_not_delivered_and_the_next_one_is() {
         assert_eq!(received_after.recv().await.unwrap(), b"again");
         assert!(received_before.try_recv().is_err());
     });
+}
+
+#[test]
+fn call_to_a_peer_that_has_restarted_fails_unless_it_may_be_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::open_or_create(&dir.path().join("ca")).unwrap();
+    authority.issue(HostId(1), &dir.path().join("one")).unwrap();
+    authority.issue(HostId(2), &dir.path().join("two")).unwrap();
+    let ours = plane(&dir.path().join("one"), Arc::new(|_| Box::pin(async {})));
+    let relay = Relay::start();
+    let (address, handle, timeout) = (relay.address, ours.handle(), Duration::from_secs(3));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let restart = |name| {
+        let life = answering(&dir.path().join("two"), name);
+        relay.lead_to(Some(life.handle().local_addr()));
+        life
+    };
+    let ask = || runtime.block_on(call(&handle, address, HostId(2), StreamKind::Forward, b"who", timeout));
+    let ask_again =
+        || runtime.block_on(call_repeatable(&handle, address, HostId(2), StreamKind::Forward, b"who", timeout));
+
+    let _first = restart("first");
+    assert_eq!(ask().unwrap(), b"first");
+    let _second = restart("second");
+    let cause = ask().unwrap_err();
+    assert!(matches!(cause, crate::Error::Unknown { .. }), "{cause}");
+    assert_eq!(ask().unwrap(), b"second");
+    let _third = restart("third");
+    assert_eq!(ask_again().unwrap(), b"third");
 }
 
 #[tokio::test]

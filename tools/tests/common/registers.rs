@@ -114,7 +114,9 @@ impl Registers {
         let current = self.current.iter().map(|register| register.lock().unwrap().clone());
         for register in current.chain(self.retired.lock().unwrap().iter().cloned()) {
             let found = client.call(|connection| connection.get::<_, Option<u64>>(&register.name));
-            let found = found.expect("the owner answers").unwrap_or(0);
+            let found =
+                found.unwrap_or_else(|| panic!("{owner} does not answer for {}: {:?}", register.name, client.failures));
+            let found = found.unwrap_or(0);
             let possible = register.floor..=register.issued;
             assert!(possible.contains(&found), "{}: version {found}, {possible:?} may be there", register.name);
         }
