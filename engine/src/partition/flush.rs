@@ -2,6 +2,8 @@
 
 use std::rc::Rc;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
+
 use crate::erasure::Erasure;
 use crate::error::Result;
 use crate::governor::IoClass;
@@ -9,12 +11,16 @@ use crate::io::runtime;
 use crate::manifest::ManifestEdit;
 use crate::memtable::{Memtable, MemtableCursor};
 use crate::merge::{MergeIter, Retain, Source};
+use crate::shard::files::{Table, TableFile};
 use crate::types::{Lsn, WalSeq};
 
 use super::Partition;
 use super::compact::LOOK_RECORDS;
 use super::layout::Layout;
 use super::output::{TableFileWriter, WrittenTable};
+
+/// Slices of a run that are opened at the same time: each takes some reads, one after another.
+const OPENED_AT_ONCE: usize = 16;
 
 impl Partition {
     /// Flushes the oldest closed memtable; false if there is none.
@@ -53,16 +59,7 @@ impl Partition {
             file.mark_obsolete();
         }
         // Opened before the manifest names them: a file that cannot be read back leaves the memtable where it is.
-        let mut tables = Vec::with_capacity(slices.len());
-        for (index, slice) in slices {
-            match slice.open(&self.shard, &file).await {
-                Ok(table) => tables.push((index, table)),
-                Err(cause) => {
-                    file.mark_obsolete();
-                    return Err(cause);
-                }
-            }
-        }
+        let tables = self.open_slices(slices, &file).await.inspect_err(|_| file.mark_obsolete())?;
         let replay_from = self.replay_from_after(&memtable);
         let mut edits = vec![ManifestEdit::AddRun {
             partition: self.id,
@@ -100,6 +97,17 @@ impl Partition {
             }
         }
         Ok(())
+    }
+
+    /// Opens the slices of a run, in their order.
+    async fn open_slices(
+        &self,
+        slices: Vec<(usize, WrittenTable)>,
+        file: &Rc<TableFile>,
+    ) -> Result<Vec<(usize, Rc<Table>)>> {
+        let opening =
+            slices.into_iter().map(|(index, slice)| async move { Ok((index, slice.open(&self.shard, file).await?)) });
+        stream::iter(opening).buffered(OPENED_AT_ONCE).try_collect().await
     }
 
     /// Bytes of the memtable that is written to, and of those that wait for their flush.

@@ -1,6 +1,10 @@
 //! Writes tables one after another into a new table file, in bounded pieces, letting other tasks run in between.
 
+use std::collections::VecDeque;
+use std::pin::Pin;
 use std::rc::Rc;
+
+use futures_lite::future;
 
 use crate::config::{Compression, PartitionOptions};
 use crate::error::{Error, Result};
@@ -20,6 +24,8 @@ const TABLE_ALIGN_BYTES: usize = 4096;
 const YIELD_RECORDS: u32 = 8;
 /// Bytes per write request; bounds how long a foreground request waits behind it at the device.
 const WRITE_CHUNK_BYTES: usize = 256 << 10;
+/// Writes of a file under way at the same time: while the device works on them, the records of the next are merged.
+const WRITES_AT_ONCE: usize = 2;
 
 /// The options of a partition's tables.
 fn table_options(options: PartitionOptions) -> TableOptions {
@@ -54,22 +60,26 @@ pub(super) struct TableFileWriter {
     shard: Rc<Shard>,
     class: IoClass,
     id: FileId,
-    file: DirectFile,
+    file: Rc<DirectFile>,
     unfinished: Unfinished,
     options: PartitionOptions,
     builder: TableBuilder,
     /// Blocks of the open table that are in the cache's memory.
     prepared: Vec<(usize, PreparedBlock)>,
-    /// Where the open table begins, and where its next bytes go.
+    /// Where the open table begins.
     table_start: u64,
+    /// What is written next, and where.
+    chunk: AlignedBuf,
     offset: u64,
+    /// Oldest first.
+    writes: VecDeque<Pin<Box<dyn Future<Output = Result<()>>>>>,
     since_yield: u32,
 }
 
 impl TableFileWriter {
     pub async fn create(shard: &Rc<Shard>, options: PartitionOptions, class: IoClass) -> Result<TableFileWriter> {
         let id = shard.allocate_file();
-        let file = DirectFile::create(&shard.table_path(id)).await?;
+        let file = Rc::new(DirectFile::create(&shard.table_path(id)).await?);
         let unfinished = shard.unfinished(id);
         let builder = TableBuilder::reusing(table_options(options), shard.take_build_buffers());
         let shard = Rc::clone(shard);
@@ -83,7 +93,9 @@ impl TableFileWriter {
             builder,
             prepared: Vec::new(),
             table_start: 0,
+            chunk: AlignedBuf::with_capacity(WRITE_CHUNK_BYTES),
             offset: 0,
+            writes: VecDeque::with_capacity(WRITES_AT_ONCE),
             since_yield: 0,
         })
     }
@@ -96,11 +108,9 @@ impl TableFileWriter {
         let collected = self.builder.take_collected();
         self.prepare(collected).await?;
         self.pack_backlog(false).await?;
-        let mut chunk = None;
-        // All of one size, so that their memory can be used again.
-        self.builder.take_ready(WRITE_CHUNK_BYTES, WRITE_CHUNK_BYTES, |ready| chunk = Some(copy_out(ready)));
-        if let Some(chunk) = chunk {
-            self.write_chunk(chunk).await?;
+        let room = WRITE_CHUNK_BYTES - self.chunk.len();
+        if self.builder.take_ready(room, room, |ready| self.chunk.extend_from_slice(ready)) {
+            self.write_chunk().await?;
         }
         self.since_yield += 1;
         if self.since_yield == YIELD_RECORDS {
@@ -134,11 +144,9 @@ impl TableFileWriter {
         let builder = std::mem::replace(&mut self.builder, TableBuilder::new(table_options(self.options)));
         let mut built = builder.finish()?;
         self.prepare(std::mem::take(&mut built.collected)).await?;
-        self.write_rest(&built.bytes).await?;
-        let location =
-            TableRef { file: self.id, offset: self.table_start, len: built.meta.len, max_lsn: built.meta.max_lsn };
+        let (len, max_lsn) = (built.meta.len, built.meta.max_lsn);
+        let location = self.end_at(&built.bytes, len, max_lsn).await?;
         self.builder = TableBuilder::reusing(table_options(self.options), built.buffers());
-        self.table_start = self.offset;
         Ok(Some(WrittenTable { location, prepared: std::mem::take(&mut self.prepared) }))
     }
 
@@ -154,32 +162,65 @@ impl TableFileWriter {
     /// Writes a complete table (of this builder or of another host).
     pub async fn write_table(&mut self, bytes: &[u8], max_lsn: crate::types::Lsn) -> Result<TableRef> {
         assert!(self.builder.is_empty(), "INV-OUTPUT: tables of a file do not interleave");
-        let location = TableRef { file: self.id, offset: self.offset, len: bytes.len() as u64, max_lsn };
-        self.write_rest(bytes).await?;
-        self.table_start = self.offset;
+        self.end_at(bytes, bytes.len() as u64, max_lsn).await
+    }
+
+    /// Takes the last bytes of a table in, which has `len` of them; the next one begins behind it.
+    async fn end_at(&mut self, mut last: &[u8], len: u64, max_lsn: crate::types::Lsn) -> Result<TableRef> {
+        while !last.is_empty() {
+            let (next, rest) = last.split_at(last.len().min(WRITE_CHUNK_BYTES - self.chunk.len()));
+            self.chunk.extend_from_slice(next);
+            last = rest;
+            if rest.is_empty() {
+                self.chunk.pad_to(TABLE_ALIGN_BYTES);
+            }
+            if self.chunk.len() == WRITE_CHUNK_BYTES {
+                self.write_chunk().await?;
+            }
+        }
+        let location = TableRef { file: self.id, offset: self.table_start, len, max_lsn };
+        self.table_start = self.offset + self.chunk.len() as u64;
         Ok(location)
     }
 
-    async fn write_rest(&mut self, bytes: &[u8]) -> Result<()> {
-        for chunk in bytes.chunks(WRITE_CHUNK_BYTES) {
-            self.write_chunk(copy_out(chunk)).await?;
+    /// Begins to write what has been gathered. What a write fails with is told by a later one, or at the end.
+    async fn write_chunk(&mut self) -> Result<()> {
+        let chunk = std::mem::replace(&mut self.chunk, AlignedBuf::with_capacity(WRITE_CHUNK_BYTES));
+        let (file, offset, len) = (Rc::clone(&self.file), self.offset, chunk.len());
+        self.shard.governor().take(self.class, len).await;
+        self.wait_for_writes(WRITES_AT_ONCE - 1).await?;
+        let mut write: Pin<Box<dyn Future<Output = _>>> = Box::pin(async move { file.write_all(offset, chunk).await });
+        // The device has it from the first look on.
+        match future::poll_once(&mut write).await {
+            Some(written) => written?,
+            None => self.writes.push_back(write),
+        }
+        self.offset += len as u64;
+        Ok(())
+    }
+
+    /// Waits until at most so many writes are under way.
+    async fn wait_for_writes(&mut self, left: usize) -> Result<()> {
+        while self.writes.len() > left
+            && let Some(oldest) = self.writes.pop_front()
+        {
+            oldest.await?;
         }
         Ok(())
     }
 
-    async fn write_chunk(&mut self, chunk: AlignedBuf) -> Result<()> {
-        let len = chunk.len() as u64;
-        self.shard.governor().take(self.class, chunk.len()).await;
-        self.file.write_all(self.offset, chunk).await?;
-        self.offset += len;
-        Ok(())
-    }
-
     /// Makes the file and its name durable and opens it for reading.
-    pub async fn finish(self) -> Result<Rc<TableFile>> {
+    pub async fn finish(mut self) -> Result<Rc<TableFile>> {
+        if self.chunk.len() > 0 {
+            self.write_chunk().await?;
+        }
+        self.wait_for_writes(0).await?;
         self.shard.keep_build_buffers(self.builder.into_buffers());
         let dir = self.shard.dir().to_path_buf();
-        self.file.close_durable().await?;
+        let Ok(file) = Rc::try_unwrap(self.file) else {
+            unreachable!("only writes share the file, and all have ended")
+        };
+        file.close_durable().await?;
         if !planted(Bug::ReorderManifest) {
             runtime::unblock(move || crate::io::fs::sync_dir(&dir)).await?;
         }
@@ -187,12 +228,4 @@ impl TableFileWriter {
         self.unfinished.keep();
         Ok(opened)
     }
-}
-
-/// The bytes in memory that the device can read, padded to whole blocks.
-fn copy_out(bytes: &[u8]) -> AlignedBuf {
-    let mut buffer = AlignedBuf::with_capacity(bytes.len().next_multiple_of(TABLE_ALIGN_BYTES));
-    buffer.extend_from_slice(bytes);
-    buffer.pad_to(TABLE_ALIGN_BYTES);
-    buffer
 }
