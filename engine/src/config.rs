@@ -243,12 +243,21 @@ impl EngineConfig {
         (self.memory_budget_bytes / self.shards / 64).min(4 << 20)
     }
 
+    /// Bytes that log batches being filled and in flight, and tables being read and written, take of one shard.
+    fn buffer_bytes(&self) -> usize {
+        self.memory_budget_bytes / self.shards / 16
+    }
+
+    /// Bytes of them that are kept to be used again.
+    pub(crate) fn idle_buffer_bytes(&self) -> usize {
+        self.buffer_bytes().min(4 << 20)
+    }
+
     /// Bytes that blocks, indexes, filters and memtables of one shard may take together: what buffers and the heap's holes
     /// leave. Blocks give way to the rest, so memory that memtables do not use is the cache's.
     pub(crate) fn cache_budget_bytes(&self) -> usize {
         let share = self.memory_budget_bytes / self.shards;
-        // Log batches being filled and in flight, tables being read and written.
-        let buffers = share / 16;
+        let buffers = self.buffer_bytes();
         // The heap keeps holes between what lives. They come from the metadata of tables and from buffers under way: with
         // more memory there are not more of either for each shard.
         let holes = (share / 16).min(HOLES_BYTES_MAX);

@@ -6,7 +6,7 @@
 //! 4 KiB pages and 0.55 us on 2 MiB pages (busy machine, same process). Many systems give huge pages only to those who
 //! ask (`transparent_hugepage/enabled` = `madvise`), and the general allocator does not.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -114,11 +114,18 @@ impl Region {
 /// Memory of this size and above is taken from the system, not from the general allocator: what lives longer would settle
 /// in the holes that it leaves there.
 pub(crate) const LARGE_BYTES: usize = 64 << 10;
-/// Large memory that a thread keeps to use again.
-const IDLE_BYTES_MAX: usize = 2 << 20;
+/// Large memory that a thread keeps to use again, unless [`keep_idle`] says otherwise.
+const IDLE_BYTES: usize = 2 << 20;
 
 thread_local! {
     static IDLE: RefCell<Vec<Region>> = const { RefCell::new(Vec::new()) };
+    static IDLE_BYTES_MAX: Cell<usize> = const { Cell::new(IDLE_BYTES) };
+}
+
+/// Has this thread keep so much large memory to use again: what is given back costs a page fault a page when it is wanted
+/// anew.
+pub(crate) fn keep_idle(bytes: usize) {
+    IDLE_BYTES_MAX.set(bytes);
 }
 
 /// Large memory for short use, content undefined; the thread that drops it keeps some for the next who asks.
@@ -148,7 +155,7 @@ impl Drop for Lent {
         // Where the thread is ending the memory goes back to the system.
         let _ = IDLE.try_with(|idle| {
             let mut idle = idle.borrow_mut();
-            if idle.iter().map(Region::len).sum::<usize>() + region.len() <= IDLE_BYTES_MAX {
+            if idle.iter().map(Region::len).sum::<usize>() + region.len() <= IDLE_BYTES_MAX.get() {
                 idle.push(region);
             }
         });
@@ -367,6 +374,6 @@ mod tests {
         assert_eq!(again.region().as_ptr(), place);
         let many: Vec<Lent> = (0..100).map(|_| Lent::new(LARGE_BYTES)).collect();
         drop((again, many));
-        IDLE.with_borrow(|idle| assert!(idle.iter().map(Region::len).sum::<usize>() <= IDLE_BYTES_MAX));
+        IDLE.with_borrow(|idle| assert!(idle.iter().map(Region::len).sum::<usize>() <= IDLE_BYTES));
     }
 }

@@ -18,6 +18,7 @@ use crate::event::Event;
 use crate::io::runtime::Background;
 use crate::io::{direct, fs};
 use crate::manifest::{ManifestLog, ManifestState, PartitionState, Role, SegmentDesc};
+use crate::memory::keep_idle;
 use crate::memtable::{ChunkStock, Memtable};
 use crate::partition::expected::Expected;
 use crate::partition::layout::{Layout, Segment};
@@ -52,6 +53,7 @@ impl Shard {
         directory: Arc<Directory>,
     ) -> Result<Rc<Shard>> {
         fs::create_dir(&dir)?;
+        keep_idle(config.idle_buffer_bytes());
         direct::warm_up(&dir).await?;
         let manifest = ManifestLog::open(&dir)?;
         let state = manifest.state().clone();
