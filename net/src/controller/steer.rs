@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::events::Topic;
 use crate::host::Host;
 use crate::shadow::{MoveOptions, Policy};
-use crate::transport::{Incoming, StreamKind, call, serve_call};
+use crate::transport::{Call, Incoming, StreamKind, call, serve_call};
 
 use super::plan::{Action, Decision};
 use super::trend::HostTrend;
@@ -84,7 +84,9 @@ async fn ask(host: &Arc<Host>, of: HostId, request: Request) -> Result<Response>
     let address = addresses.ok_or_else(|| Error::Refused { what: format!("host {of} is not known") })?.control;
     let timeout = if matches!(request, Request::Start { .. }) { START_TIMEOUT } else { TIMEOUT };
     let request = serde_json::to_vec(&request).map_err(|cause| Error::protocol(cause.to_string()))?;
-    let response = call(&host.control, address, of, StreamKind::Steer, &request, timeout).await?;
+    let kind = StreamKind::Steer;
+    let request = Call { peer: address, host: of, kind, request: &request, timeout, may_repeat: false };
+    let response = call(&host.control, request).await?;
     serde_json::from_slice(&response).map_err(|cause| Error::protocol(format!("host {of} answered: {cause}")))
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use antumbra_engine::types::HostId;
 
 use crate::error::{Error, Result};
-use crate::transport::{PlaneHandle, StreamKind, call, call_repeatable};
+use crate::transport::{Call, PlaneHandle, StreamKind, call};
 
 use super::health::{CoordinatorHealth, CoordinatorKind, Pulse};
 use super::machine::{Answer, Command};
@@ -35,12 +35,16 @@ impl Remote {
 impl Remote {
     async fn exchange(&self, command: &Command) -> Result<Answer> {
         let request = serde_json::to_vec(command).map_err(|cause| Error::protocol(cause.to_string()))?;
-        let kind = StreamKind::Coordinator;
-        let response = match command {
+        let request = Call {
+            peer: self.address,
+            host: self.host,
+            kind: StreamKind::Coordinator,
+            request: &request,
+            timeout: TIMEOUT,
             // Given out twice, an attempt would be lost.
-            Command::Begin { .. } => call(&self.plane, self.address, self.host, kind, &request, TIMEOUT).await?,
-            _ => call_repeatable(&self.plane, self.address, self.host, kind, &request, TIMEOUT).await?,
+            may_repeat: !matches!(command, Command::Begin { .. }),
         };
+        let response = call(&self.plane, request).await?;
         let response: Response = serde_json::from_slice(&response)
             .map_err(|cause| Error::Unknown { what: format!("{}: {cause}", self.address) })?;
         response.into_result()

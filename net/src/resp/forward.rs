@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::shadow::frame::{self, Columns, FrameContext, HEADER_LEN};
-use crate::transport::{Incoming, StreamKind, call, call_repeatable, serve_call};
+use crate::transport::{Call, Incoming, StreamKind, call, serve_call};
 
 use super::codec;
 use super::keyed::Deadline;
@@ -29,15 +29,18 @@ pub(crate) async fn send(host: &Host, owner: HostId, partition: PartitionId, ope
     let address = host.routing.load().addresses(owner).map(|addresses| addresses.control);
     let address = address.ok_or_else(|| Error::Refused { what: format!("host {owner} is not known") })?;
     let request = encode_operation(partition, operation)?;
-    let kind = StreamKind::Forward;
-    let response = match writes(operation) {
-        true => call(&host.control, address, owner, kind, &request, TIMEOUT).await?,
-        false => call_repeatable(&host.control, address, owner, kind, &request, TIMEOUT).await?,
+    let request = Call {
+        peer: address,
+        host: owner,
+        kind: StreamKind::Forward,
+        request: &request,
+        timeout: TIMEOUT,
+        may_repeat: !writes(operation),
     };
-    decode_outcome(&response)
+    decode_outcome(&call(&host.control, request).await?)
 }
 
-/// Whether it must not take place twice.
+/// Whether it may change something.
 fn writes(operation: &Operation) -> bool {
     match operation {
         Operation::Get { .. } | Operation::See { .. } | Operation::Page { .. } => false,

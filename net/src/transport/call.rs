@@ -15,19 +15,41 @@ const CALL_BYTES_MAX: usize = 20 << 20;
 /// A call that failed sooner may be repeated at once.
 const REPEAT_WITHIN: Duration = Duration::from_secs(1);
 
+/// A request to a host.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    /// Where the host listens.
+    pub peer: SocketAddr,
+    /// The host.
+    pub host: HostId,
+    /// Who serves it there.
+    pub kind: StreamKind,
+    /// The request.
+    pub request: &'a [u8],
+    /// How long to wait for the response.
+    pub timeout: Duration,
+    /// Whether it may take place twice: then it is repeated once when it fails soon, as on a connection to an earlier life of
+    /// the host, which shows with its first use.
+    pub may_repeat: bool,
+}
+
 /// Sends a request and waits for the response.
 ///
 /// # Errors
-/// [`Error::Link`] when the peer cannot be reached; [`Error::Unknown`] when it may have acted but did not answer within
-/// `timeout`.
-pub async fn call(
-    plane: &PlaneHandle,
-    peer: SocketAddr,
-    host: HostId,
-    kind: StreamKind,
-    request: &[u8],
-    timeout: Duration,
-) -> Result<Vec<u8>> {
+/// [`Error::Link`] when the peer cannot be reached; [`Error::Unknown`] when it may have acted but did not answer within the
+/// timeout.
+pub async fn call(plane: &PlaneHandle, call: Call<'_>) -> Result<Vec<u8>> {
+    let began = time::now();
+    match call_once(plane, call).await {
+        Err(Error::Unknown { .. } | Error::Link { .. }) if call.may_repeat && time::since(began) < REPEAT_WITHIN => {
+            call_once(plane, call).await
+        }
+        result => result,
+    }
+}
+
+async fn call_once(plane: &PlaneHandle, call: Call<'_>) -> Result<Vec<u8>> {
+    let Call { peer, host, kind, request, timeout, .. } = call;
     let (mut send, mut recv) = plane.open_bi(peer, host, kind).await?;
     let exchange = async {
         send.write_all(request).await.map_err(|cause| Error::link(peer, cause))?;
@@ -37,28 +59,6 @@ pub async fn call(
     match time::timeout(timeout, exchange).await {
         Some(result) => result,
         None => Err(Error::Unknown { what: format!("{peer} did not answer within {timeout:?}") }),
-    }
-}
-
-/// As [`call`], for a request that may take place twice: it is repeated once when it fails soon, as on a connection to an
-/// earlier life of the peer, which shows with its first use.
-///
-/// # Errors
-/// As [`call`].
-pub async fn call_repeatable(
-    plane: &PlaneHandle,
-    peer: SocketAddr,
-    host: HostId,
-    kind: StreamKind,
-    request: &[u8],
-    timeout: Duration,
-) -> Result<Vec<u8>> {
-    let began = time::now();
-    match call(plane, peer, host, kind, request, timeout).await {
-        Err(Error::Unknown { .. } | Error::Link { .. }) if time::since(began) < REPEAT_WITHIN => {
-            call(plane, peer, host, kind, request, timeout).await
-        }
-        result => result,
     }
 }
 

@@ -16,7 +16,7 @@ mod stream;
 mod tests;
 mod version;
 
-pub use call::{call, call_repeatable, read_exact_limited, serve_call};
+pub use call::{Call, call, read_exact_limited, serve_call};
 pub(crate) use class::enter_idle_class;
 pub(crate) use plane::aside;
 #[cfg(feature = "sim")]

@@ -176,9 +176,12 @@ fn call_to_a_peer_that_has_restarted_fails_unless_it_may_be_repeated() {
         relay.lead_to(Some(life.handle().local_addr()));
         life
     };
-    let ask = || runtime.block_on(call(&handle, address, HostId(2), StreamKind::Forward, b"who", timeout));
-    let ask_again =
-        || runtime.block_on(call_repeatable(&handle, address, HostId(2), StreamKind::Forward, b"who", timeout));
+    let ask_as = |may_repeat| {
+        let (host, kind) = (HostId(2), StreamKind::Forward);
+        let request = Call { peer: address, host, kind, request: b"who", timeout, may_repeat };
+        runtime.block_on(call(&handle, request))
+    };
+    let (ask, ask_again) = (|| ask_as(false), || ask_as(true));
 
     let _first = restart("first");
     assert_eq!(ask().unwrap(), b"first");
