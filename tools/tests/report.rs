@@ -22,7 +22,7 @@ fn smoke_report_names_every_part_in_page_json_and_csv() {
         assert!(header.contains(&name), "{name} in {header:?}");
     }
     let parts = report["parts"].as_array().unwrap();
-    let (page, table) = (read("report.html"), read("report.csv"));
+    let (page, table, tables) = (read("report.html"), read("report.csv"), read("report.md"));
     let mut seen = Vec::new();
     for part in parts {
         let name = part["name"].as_str().unwrap();
@@ -32,6 +32,7 @@ fn smoke_report_names_every_part_in_page_json_and_csv() {
         match part["outcome"]["state"].as_str().unwrap() {
             "done" => {
                 assert!(!figures.is_empty() && !part["raw"].is_null(), "{name}");
+                assert!(tables.contains(&format!("\n## {}\n", part["title"].as_str().unwrap())), "{name}");
                 assert!(
                     figures.iter().all(|figure| figure["median"].is_number() && figure["unit"].is_string()),
                     "{name}"
@@ -85,6 +86,17 @@ fn smoke_report_names_every_part_in_page_json_and_csv() {
         assert!(figure(part, group), "{part}: {group}");
     }
     assert!(page.matches("<svg").count() >= 3 && page.contains("</html>"));
+
+    let again = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_antumbra"))
+        .args(["bench", "report", "--from"])
+        .arg(out.path().join("report.json"))
+        .arg("--out")
+        .arg(again.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(std::fs::read_to_string(again.path().join("report.md")).unwrap(), tables);
 }
 
 #[test]

@@ -33,7 +33,7 @@ cargo xtask sim --cluster [--seeds N]  whole hosts, their clients and moves on s
 cargo xtask crash [--rounds N]  kill -9 under load on the real device, N times (100)
 cargo xtask fuzz [--seconds N] [--target NAME]  every decoder under libFuzzer, N seconds each (60)
 cargo xtask bench [--smoke | --quick | --full] [--peers] [--out DIR] [OPTION ...]  every benchmark in one run, as report.html,
-                              report.json and report.csv (bench-report/): quick takes 10 minutes on 2 cores, full 90 with peers
+                              report.json, report.csv and report.md (bench-report/): quick takes 10 minutes on 2 cores, full 90 with peers
 cargo xtask guard             instructions of the hot pieces against those kept in benches/instructions.txt; --help for more
 cargo xtask results NAME ...  measures what README and book quote, into benches/results/NAME.json: demo, move, ycsb
 cargo xtask setup --release-tools  mdbook, cargo-deny, cargo-semver-checks, cargo-deb and cargo-cyclonedx, most of them built (in your cache)

@@ -1,4 +1,4 @@
-//! `antumbra bench report`: every benchmark in one run, as one page, one JSON and one CSV.
+//! `antumbra bench report`: every benchmark in one run, as one page, one JSON, one CSV and one Markdown.
 //!
 //! Each part is a command of its own, so that one that fails, hangs or dies takes nothing else with it; it is shown as failed,
 //! with what it said.
@@ -10,6 +10,7 @@ mod csv;
 mod figures;
 mod header;
 mod html;
+mod markdown;
 pub mod model;
 mod parts;
 mod plots;
@@ -40,9 +41,12 @@ pub struct ReportOptions {
     /// Some parts alone, by name.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Folder of report.html, report.json and report.csv.
+    /// Folder of report.html, report.json, report.csv and report.md.
     #[arg(long, default_value = "bench-report")]
     out: PathBuf,
+    /// Measures nothing: writes the pages of this report.json anew.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["smoke", "quick", "full", "only", "dir", "compare", "hot", "predictor", "traces"])]
+    from: Option<PathBuf>,
     /// Folder for the data, whose device is measured; a temporary one without it.
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -72,6 +76,17 @@ impl ReportOptions {
 
 /// Runs all parts and writes the report; fails if a part failed, not if a goal is missed.
 pub fn run(options: &ReportOptions) -> Result<ExitCode, CliError> {
+    let make_folder = || {
+        let made = std::fs::create_dir_all(&options.out);
+        made.map_err(|cause| format!("--out {}: {cause}", options.out.display()))
+    };
+    if let Some(kept) = &options.from {
+        let suite = read(kept).map_err(|cause| format!("--from {}: {cause}", kept.display()))?;
+        make_folder()?;
+        write(&suite, &options.out)?;
+        print(&suite, &options.out);
+        return Ok(ExitCode::SUCCESS);
+    }
     let work = tempfile::Builder::new().prefix("antumbra-report-").tempdir()?;
     let trace = figures::bundled_trace(work.path())?;
     let mut jobs = parts::jobs(options, &trace)?;
@@ -80,7 +95,7 @@ pub fn run(options: &ReportOptions) -> Result<ExitCode, CliError> {
         return Err(format!("--only {unknown}: the parts are {}", names.join(", ")).into());
     }
     jobs.retain(|job| options.only.is_empty() || options.only.iter().any(|wanted| wanted == job.name));
-    std::fs::create_dir_all(&options.out).map_err(|cause| format!("--out {}: {cause}", options.out.display()))?;
+    make_folder()?;
     let dir = options.dir.clone().unwrap_or_else(std::env::temp_dir);
     let mut suite =
         Suite { format: FORMAT, mode: options.mode().name().into(), header: header::read(&dir)?, parts: Vec::new() };
@@ -146,10 +161,20 @@ fn measure(job: &Job, task: &Task, home: &Path, bar: &ProgressBar, part: &mut Pa
     }
 }
 
+/// A report that was written before.
+fn read(path: &Path) -> Result<Suite, CliError> {
+    let suite: Suite = serde_json::from_slice(&std::fs::read(path)?)?;
+    if suite.format != FORMAT {
+        return Err(format!("a report of format {}; this program knows {FORMAT}", suite.format).into());
+    }
+    Ok(suite)
+}
+
 fn write(suite: &Suite, out: &Path) -> Result<(), CliError> {
     let texts = [
         ("report.json", serde_json::to_string_pretty(suite)?),
         ("report.csv", csv::table(suite)),
+        ("report.md", markdown::page(suite)),
         ("report.html", html::page(suite)?),
     ];
     for (name, text) in texts {

@@ -52,6 +52,24 @@ fn csv_has_a_line_a_figure_and_json_comes_back() {
     assert!(suite.failed());
 }
 
+#[test]
+fn markdown_has_stores_side_by_side_and_a_line_a_figure_of_the_rest() {
+    let mut suite = kept();
+    let ycsb = suite.parts.iter_mut().find(|part| part.name == "ycsb").unwrap();
+    let tail = model::Figure::of("C", "lmdb", "us p99.9", &[3.5]);
+    ycsb.figures.extend([tail, model::Figure::of("A|B", "antumbra", "op/s", &[1_000.0])]);
+    let page = markdown::page(&suite);
+    for line in [
+        "| thousand a second (p99.9 in us) | antumbra | lmdb | antumbra by the best peer | p99.9 by the best peer's |",
+        "| C | **5,200** | 3,100 (3.50) | 1.68 (1.50 to 1.80); >= 1.5 | 2.50 (2.00 to 3.00); <= 1: **missed** |",
+        "| A\\|B | **1.00** |  |  |  |",
+        "| loopback TCP: one connection | 3,120 (2,900 to 3,300) | MB/s |  |",
+        "| copy: requests failed, stale or lost | 0 |  | <= 0 |",
+    ] {
+        assert!(page.lines().any(|shown| shown == line), "{line}\nis not in\n{page}");
+    }
+}
+
 fn result(store: &str, phase: serde_json::Value, round: u32, ops: f64, p999: f64) -> Value {
     let latency = json!({ "count": 1, "mean_us": 1.0, "p50_us": 1.0, "p99_us": 1.0, "p999_us": p999, "max_us": 9.0 });
     json!({
