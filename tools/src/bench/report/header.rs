@@ -71,9 +71,10 @@ fn said(program: &str, arguments: &[&str]) -> String {
 }
 
 fn version_of(name: &str, lock: &str) -> Option<String> {
-    let wanted = format!("name = \"{name}\"");
-    let mut lines = lock.lines().skip_while(|line| *line != wanted);
-    Some(lines.nth(1)?.strip_prefix("version = \"")?.trim_end_matches('"').to_string())
+    let wanted = format!("name = \"{name}\"\nversion = \"");
+    // The last one: an older version, of some dependency, stands before what Antumbra uses.
+    let (_, version) = lock.rsplit_once(&wanted)?;
+    Some(version.split_once('"')?.0.to_string())
 }
 
 #[cfg(test)]
@@ -89,6 +90,7 @@ mod tests {
         for name in ["glommio", "quinn-proto", "rocksdb"] {
             assert!(value("libraries").contains(&format!("{name} ")), "{name}");
         }
+        assert!(value("libraries").contains("zstd 0.14."), "of two, the one of Antumbra");
         assert!(value("direct I/O").contains("aligned to"));
     }
 }
