@@ -55,7 +55,7 @@ fn crossed(part: &Part, corner: &str, units: &[&str], cell: impl Fn(&Figure, &[&
         };
         let judged_as = |name: &&str| {
             let found = beside.iter().find(|figure| figure.goal.is_some() && figure.name == *name);
-            found.map_or(String::new(), |figure| format!("{}{}", median_and_spread(figure), goal(figure)))
+            found.map_or(String::new(), |figure| format!("{}; {}", median_and_spread(figure), goal(figure)))
         };
         let cells: Vec<String> =
             std::iter::once(escape(group)).chain(names.iter().map(of)).chain(judged.iter().map(judged_as)).collect();
@@ -69,9 +69,7 @@ fn list(part: &Part) -> String {
     let mut table = head(["", "median (spread)", "unit", "goal"].into_iter());
     for figure in &part.figures {
         let what = format!("{}: {}", figure.group, figure.name);
-        let judged = goal(figure);
-        let judged = judged.strip_prefix("; ").unwrap_or_default();
-        line(&mut table, &[escape(&what), median_and_spread(figure), escape(&figure.unit), judged.into()]);
+        line(&mut table, &[escape(&what), median_and_spread(figure), escape(&figure.unit), goal(figure)]);
     }
     table
 }
@@ -86,7 +84,7 @@ fn median_and_spread(figure: &Figure) -> String {
 
 fn goal(figure: &Figure) -> String {
     let missed = if figure.met() == Some(false) { ": **missed**" } else { "" };
-    figure.goal.map_or(String::new(), |goal| format!("; {goal}{missed}"))
+    figure.goal.map_or(String::new(), |goal| format!("{goal}{missed}"))
 }
 
 /// In the order in which they come, each once.

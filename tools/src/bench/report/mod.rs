@@ -45,7 +45,11 @@ pub struct ReportOptions {
     #[arg(long, default_value = "bench-report")]
     out: PathBuf,
     /// Measures nothing: writes the pages of this report.json anew.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["smoke", "quick", "full", "only", "dir", "compare", "hot", "predictor", "traces"])]
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["smoke", "quick", "full", "only", "dir", "compare", "hot", "predictor", "traces"]
+    )]
     from: Option<PathBuf>,
     /// Folder for the data, whose device is measured; a temporary one without it.
     #[arg(long)]
