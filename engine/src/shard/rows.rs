@@ -22,6 +22,12 @@ use crate::types::PartitionId;
 const ROW_BYTES_MAX: usize = 344;
 /// Uses that a row is credited with at most.
 const USES_MAX: u8 = 15;
+/// Reads that look for a row before it is decided whether the next ones do too.
+const LOOKS: u32 = 4096;
+/// As many of them have to find one: a look in vain costs a ninth of a read from a cached block, and a row saves half of it.
+const FOUND_MIN: u32 = LOOKS / 8;
+/// Reads that do without a look where fewer did.
+const PAUSE: u32 = 15 * LOOKS;
 
 #[repr(align(64))]
 #[derive(Debug)]
@@ -82,13 +88,43 @@ pub(crate) struct HotRows {
     /// Made with the first row, and charged to the cache.
     rows: OnceCell<(Box<[Row]>, Charge)>,
     cache: Rc<ShardBlockCache>,
+    attention: Attention,
+}
+
+/// Whether reads look for rows: where keys are alike they find none, and only some try.
+#[derive(Debug)]
+struct Attention {
+    looks: Cell<bool>,
+    /// Reads until that is decided anew.
+    left: Cell<u32>,
+    /// Rows found since it was.
+    found: Cell<u32>,
+}
+
+impl Attention {
+    /// Counts a read; whether it is to look.
+    fn is_due(&self) -> bool {
+        if self.left.get() == 0 {
+            self.decide();
+        }
+        self.left.set(self.left.get() - 1);
+        self.looks.get()
+    }
+
+    #[cold]
+    fn decide(&self) {
+        let looks = !self.looks.get() || self.found.take() >= FOUND_MIN;
+        self.looks.set(looks);
+        self.left.set(if looks { LOOKS } else { PAUSE });
+    }
 }
 
 impl HotRows {
     /// Up to `bytes` of rows.
     pub fn new(bytes: usize, cache: Rc<ShardBlockCache>) -> HotRows {
         let count = (bytes / size_of::<Row>()).max(2);
-        HotRows { count: 1 << count.ilog2(), rows: OnceCell::new(), cache }
+        let attention = Attention { looks: Cell::new(true), left: Cell::new(LOOKS), found: Cell::new(0) };
+        HotRows { count: 1 << count.ilog2(), rows: OnceCell::new(), cache, attention }
     }
 
     fn row(&self, partition: PartitionId, hash: u64) -> Option<&Row> {
@@ -102,8 +138,11 @@ impl HotRows {
         mixed as usize & (self.count - 1)
     }
 
-    /// The row of a key.
+    /// The row of a key; `None` also while rows are found too rarely to look for them.
     pub fn find(&self, partition: PartitionId, key: HashedKey<'_>) -> Option<HotRow<'_>> {
+        if !self.attention.is_due() {
+            return None;
+        }
         let row = self.row(partition, key.hash)?;
         if row.tag.get() != tag_of(key.hash) || row.partition.get() != partition {
             return None;
@@ -115,12 +154,13 @@ impl HotRows {
             return None;
         }
         row.uses.set((row.uses.get() + 1).min(USES_MAX));
+        self.attention.found.update(|found| found + 1);
         Some(HotRow { bytes, key_len, value_len, segment: row.segment.get() as usize })
     }
 
     /// Notes that a key was read from a table; whether its row is to come in.
     pub fn wants(&self, partition: PartitionId, key: HashedKey<'_>, value_len: usize) -> bool {
-        if key.bytes.len() + value_len > ROW_BYTES_MAX {
+        if key.bytes.len() + value_len > ROW_BYTES_MAX || !self.attention.looks.get() {
             return false;
         }
         let (rows, _) = self.rows.get_or_init(|| {
@@ -221,6 +261,18 @@ mod tests {
         take_in(&rows, b"k", b"w");
         rows.forget_all();
         assert_eq!(value_of(&rows, PARTITION, b"k"), None);
+    }
+
+    #[test]
+    fn only_some_reads_look_while_they_find_nothing() {
+        let rows = rows();
+        take_in(&rows, b"hot", b"v");
+        let finds = |key: &[u8], reads: u32| (0..reads).filter(|_| value_of(&rows, PARTITION, key).is_some()).count();
+        assert_eq!(finds(b"hot", FOUND_MIN) + finds(b"cold", LOOKS - FOUND_MIN), FOUND_MIN as usize);
+        assert_eq!(finds(b"cold", LOOKS), 0, "enough were found before");
+        assert_eq!(finds(b"hot", PAUSE), 0);
+        assert!(!rows.wants(PARTITION, b"hot"[..].into(), 1) || finds(b"hot", 1) == 1, "nor does one come in");
+        assert_eq!(finds(b"hot", 3 * LOOKS), 3 * LOOKS as usize, "found again");
     }
 
     #[test]
