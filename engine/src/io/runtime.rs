@@ -235,6 +235,7 @@ impl<T> Future for Sliced<T> {
         BACKGROUND_TURNS.set(BACKGROUND_TURNS.get() + 1);
         let polled = self.task.as_mut().poll(context);
         SLICE_END.set(None);
+        super::ring::take_up();
         polled
     }
 }

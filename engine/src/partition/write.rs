@@ -13,6 +13,7 @@ use crate::clock;
 use crate::config::Durability;
 use crate::erasure::Erasure;
 use crate::error::{Error, Result};
+use crate::io::ring::LogAwaited;
 use crate::limits;
 use crate::memtable::Memtable;
 use crate::record::{Record, RecordKind, RecordView};
@@ -247,7 +248,7 @@ impl Partition {
 
     /// Whether a write that was let through may still be appended.
     fn may_write_now(&self) -> bool {
-        matches!(self.gate(), Some(Ok(()))) && self.shard.wal().has_room() && !self.shard.holds_writers()
+        matches!(self.gate(), Some(Ok(()))) && self.shard.wal().has_room() && !self.shard.stops_writers()
     }
 
     /// Waits until this host accepts writes and the WAL and the memtables have room.
@@ -258,6 +259,9 @@ impl Partition {
                 self.shard.wal().wait_room().await?;
             } else if self.shard.holds_writers() {
                 self.shard.wait_memtable_room().await?;
+                if self.may_write_now() {
+                    return Ok(());
+                }
             } else {
                 return Ok(());
             }
@@ -368,6 +372,7 @@ impl Partition {
 
     /// Waits until `lsn` is durable, at the target of a synchronous mirror too.
     pub(super) async fn wait_confirmed(&self, lsn: Lsn) -> Result<()> {
+        let _awaited = LogAwaited::new();
         poll_fn(|context| {
             let mut progress = self.progress.borrow_mut();
             if progress.confirmed() >= lsn {

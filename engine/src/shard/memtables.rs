@@ -51,15 +51,16 @@ impl Shard {
         self.memtable_bytes() >= self.config.memtable_budget_bytes()
     }
 
-    /// Waits until background work has made room, and sees to it that it comes: many partitions may fill the budget with
-    /// memtables none of which has reached its own share.
+    /// Waits until background work has made room, or until writers that stand may go once, and sees to it that room comes: many
+    /// partitions may fill the budget with memtables none of which has reached its own share.
     pub(crate) async fn wait_memtable_room(&self) -> Result<()> {
+        let turns = self.turns_of_writers();
         self.memtable_room
             .wait_for(|| {
                 if let Some(cause) = self.wal.failure() {
                     return Some(Err(cause));
                 }
-                if !self.holds_writers() {
+                if !self.holds_writers() || (turns != self.turns_of_writers() && !self.stops_writers()) {
                     return Some(Ok(()));
                 }
                 // Whoever waited would wait for as long as the device is full.

@@ -9,7 +9,9 @@
 //!   until it is tried again; that flushes fail is what writers are told.
 
 use std::cell::Cell;
+use std::time::Duration;
 
+use crate::clock;
 use crate::partition::SLICES_MAX;
 
 use super::Shard;
@@ -21,6 +23,8 @@ const SLACK: f64 = 0.5;
 const OWED_FREE: f64 = 1.0;
 /// How much room writers that were held get at a time, in full memtables: they stand and go in turns of this.
 const GRAIN: f64 = 1.0 / 24.0;
+/// How long writers stand at a time where memtables have room: then each may go once, so that none waits for a whole turn.
+const STAND_MAX: Duration = Duration::from_millis(2);
 
 /// Where the work stands.
 #[derive(Debug, Default)]
@@ -28,6 +32,30 @@ pub(super) struct Pace {
     done: Cell<Done>,
     /// Whether writers are to wait.
     held: Cell<bool>,
+    /// Whether memtables have no room, so that nobody may write.
+    full: Cell<bool>,
+    /// Since when they stand.
+    since: Cell<Duration>,
+    /// How often those that stood might go once.
+    turns: Cell<u64>,
+}
+
+impl Pace {
+    /// Takes in whether writers are to wait and whether memtables are full; true if some may go.
+    fn settle(&self, held: bool, full: bool, now: Duration) -> bool {
+        let (before, held) = (self.held.replace(held || full), held || full);
+        self.full.set(full);
+        if !before {
+            self.since.set(now);
+            return false;
+        }
+        if held && !full && now.saturating_sub(self.since.get()) >= STAND_MAX {
+            self.since.set(now);
+            self.turns.update(|turns| turns + 1);
+            return true;
+        }
+        !held
+    }
 }
 
 /// What is done of the flush and of the compaction under way, in bytes as [`Load`] counts them.
@@ -78,6 +106,16 @@ impl Shard {
         self.pace.held.get()
     }
 
+    /// Whether nobody may write until memtables have been flushed.
+    pub(crate) fn stops_writers(&self) -> bool {
+        self.pace.full.get()
+    }
+
+    /// How often writers that stood might go once.
+    pub(super) fn turns_of_writers(&self) -> u64 {
+        self.pace.turns.get()
+    }
+
     /// Notes how much of the flush under way is done, in bytes of the memtable.
     pub(crate) fn note_flushed(&self, bytes: f64) {
         self.pace.done.update(|done| Done { flush: bytes, ..done });
@@ -104,9 +142,8 @@ impl Shard {
         let before = pace.held.get();
         let Verdict { held, urgency } = load.judge(self.memtable_bytes_max() as f64, pace.done.get(), before);
         let full = load.active + load.frozen >= self.config.memtable_budget_bytes() as f64;
-        pace.held.set(held || full);
         self.background.set_urgency(urgency);
-        if before && !pace.held.get() {
+        if pace.settle(held, full, clock::monotonic()) {
             self.memtable_room.notify_all();
         }
     }
@@ -150,6 +187,20 @@ mod tests {
         let load = Load { active: 3.9 * MIB, frozen: 8.0 * MIB, tables: 48.0 * MIB, owed: 0.0 };
         assert!(load.judge(8.0 * MIB, Done::default(), true).held);
         assert!(!load.judge(8.0 * MIB, Done { flush: MIB, compaction: 0.0 }, true).held);
+    }
+
+    #[test]
+    fn writers_go_once_for_every_while_that_they_stand_unless_memtables_are_full() {
+        let pace = Pace::default();
+        let at = |tenths: u32| STAND_MAX * tenths / 10;
+        assert!(!pace.settle(true, false, at(100)) && !pace.settle(true, false, at(109)));
+        assert!(pace.settle(true, false, at(110)) && !pace.settle(true, false, at(119)));
+        assert!(pace.settle(true, false, at(120)));
+        assert_eq!((pace.turns.get(), pace.held.get()), (2, true));
+        assert!(!pace.settle(true, true, at(200)) && pace.full.get(), "no room");
+        assert!(pace.settle(false, false, at(201)) && !pace.held.get() && !pace.full.get());
+        assert!(!pace.settle(false, false, at(300)) && !pace.settle(true, false, at(305)), "they stand from here on");
+        assert!(!pace.settle(true, false, at(314)) && pace.settle(true, false, at(315)));
     }
 
     #[test]

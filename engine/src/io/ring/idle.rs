@@ -12,13 +12,20 @@ use crate::io::runtime;
 /// The longest time that the thread waits for the device without sleeping. To sleep and to be woken costs a thread of glommio more
 /// than 100 us of its core, and delays the answer by 40 us.
 const SPIN_MAX: Duration = Duration::from_micros(100);
+/// The same while somebody waits for the log: a durable write takes the device longer than a read.
+const SPIN_MAX_LOG: Duration = Duration::from_micros(400);
+/// The longest time without a sleep, however soon answers come: the executor looks at glommio's rings before it sleeps.
+const AWAKE_MAX: Duration = Duration::from_micros(500);
 /// Waits in a row that took longer, behind which only one in some is tried.
 const VAIN_MAX: u32 = 8;
 const VAIN_RETRY: u32 = 64;
 
 /// Waits without sleep, as long as that is worth it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Patience {
+    /// When the thread last had nothing to do.
+    awake_since: Instant,
+    /// Since when it waits for the next answer.
     since: Option<Instant>,
     background_turns: u64,
     /// Waits that were in vain since the last one that was not.
@@ -26,9 +33,26 @@ struct Patience {
 }
 
 impl Patience {
+    fn new() -> Patience {
+        Patience { awake_since: Instant::now(), since: None, background_turns: 0, vain: 0 }
+    }
+
+    /// The thread has work again.
+    fn begin(&mut self) {
+        self.awake_since = Instant::now();
+        self.since = None;
+    }
+
     /// Whether to look for answers once more.
     fn lasts(&mut self, ring: &Ring) -> bool {
-        if ring.urgent.get() == 0 || is_interrupted() {
+        let spin_max = if ring.is_log_awaited() {
+            SPIN_MAX_LOG
+        } else if ring.urgent_reads.get() > 0 {
+            SPIN_MAX
+        } else {
+            return false;
+        };
+        if is_interrupted() || self.awake_since.elapsed() >= AWAKE_MAX {
             return false;
         }
         let turns = runtime::background_turns();
@@ -43,7 +67,7 @@ impl Patience {
                 return true;
             }
             None => self.vain = self.vain.wrapping_add(1),
-            Some(since) if since.elapsed() < SPIN_MAX => {
+            Some(since) if since.elapsed() < spin_max => {
                 if ring.writes.get() > 0 {
                     std::thread::yield_now();
                 }
@@ -64,7 +88,7 @@ impl Patience {
 /// Runs behind all tasks that are ready: hands over what they have asked for, looks for answers as long as nobody else wants the
 /// core, and arms the bell before the thread sleeps.
 pub(super) async fn idle(ring: Weak<Ring>) {
-    let mut patience = Patience::default();
+    let mut patience = Patience::new();
     loop {
         let due = std::future::poll_fn(|context| match ring.upgrade() {
             Some(ring) if !ring.is_due.replace(false) => {
@@ -76,7 +100,7 @@ pub(super) async fn idle(ring: Weak<Ring>) {
         if !due.await {
             return;
         }
-        patience.since = None;
+        patience.begin();
         while let Some(ring) = ring.upgrade() {
             if ring.waiting() > 0 {
                 ring.turn();

@@ -16,6 +16,7 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::Future;
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
@@ -54,6 +55,24 @@ static STROKE: [u8; 1] = [1];
 thread_local! {
     static OF_THREAD: OnceCell<Rc<Ring>> = const { OnceCell::new() };
     static INTERRUPTS: RefCell<Vec<Box<dyn Fn() -> bool>>> = const { RefCell::new(Vec::new()) };
+    static LOG_AWAITED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// While there is one, somebody of this thread goes on as soon as the log is written: the thread waits for its writes as it
+/// does for reads.
+pub(crate) struct LogAwaited(PhantomData<Rc<()>>);
+
+impl LogAwaited {
+    pub fn new() -> LogAwaited {
+        LOG_AWAITED.set(LOG_AWAITED.get() + 1);
+        LogAwaited(PhantomData)
+    }
+}
+
+impl Drop for LogAwaited {
+    fn drop(&mut self) {
+        LOG_AWAITED.set(LOG_AWAITED.get() - 1);
+    }
 }
 
 /// A thread that waits for the device does so without sleeping for a while; it stops when `is_wanted` says that something has
@@ -104,7 +123,8 @@ pub(super) async fn request(request: Request) -> io::Result<(Pages, usize)> {
         let kind = match verb {
             Verb::Read if runtime::is_in_background() => Kind::BackgroundRead,
             Verb::Read => Kind::UrgentRead,
-            Verb::Write => Kind::Write,
+            Verb::Write if runtime::is_in_background() => Kind::BackgroundWrite,
+            Verb::Write => Kind::LogWrite,
         };
         let started = ring.start(entry, pages, kind)?;
         if matches!(verb, Verb::Write) {
@@ -133,6 +153,17 @@ pub(super) fn hurry() {
     });
 }
 
+/// Takes up the answers that there are. For background work, which the ring's own task may be kept waiting by.
+pub(super) fn take_up() {
+    OF_THREAD.with(|ring| {
+        if let Some(ring) = ring.get()
+            && ring.unanswered.get() > 0
+        {
+            ring.take_answers();
+        }
+    });
+}
+
 fn of_thread() -> io::Result<Rc<Ring>> {
     OF_THREAD.with(|ring| match ring.get() {
         Some(ring) => Ok(Rc::clone(ring)),
@@ -155,8 +186,9 @@ enum Kind {
     /// Somebody waits for it to go on.
     UrgentRead,
     BackgroundRead,
-    /// Workers of the kernel finish it, on this very core.
-    Write,
+    /// Workers of the kernel finish a write, on this very core.
+    LogWrite,
+    BackgroundWrite,
 }
 
 #[derive(Debug)]
@@ -175,7 +207,8 @@ struct Ring {
     in_flight: RefCell<Slab<InFlight>>,
     /// Requests without an answer, and how many of them are what.
     unanswered: Cell<usize>,
-    urgent: Cell<usize>,
+    urgent_reads: Cell<usize>,
+    log_writes: Cell<usize>,
     writes: Cell<usize>,
     /// Since when the oldest request waits that the kernel does not have yet.
     since: Cell<Instant>,
@@ -195,7 +228,8 @@ impl Ring {
             uring: RefCell::new(IoUring::new(ENTRIES)?),
             in_flight: RefCell::default(),
             unanswered: Cell::new(0),
-            urgent: Cell::new(0),
+            urgent_reads: Cell::new(0),
+            log_writes: Cell::new(0),
             writes: Cell::new(0),
             since: Cell::new(Instant::now()),
             is_due: Cell::new(false),
@@ -234,12 +268,13 @@ impl Ring {
     }
 
     fn count(&self, kind: Kind, more: isize) {
-        let of_kind = match kind {
-            Kind::UrgentRead => Some(&self.urgent),
-            Kind::Write => Some(&self.writes),
-            Kind::BackgroundRead => None,
+        let of_kind: &[&Cell<usize>] = match kind {
+            Kind::UrgentRead => &[&self.urgent_reads],
+            Kind::BackgroundRead => &[],
+            Kind::LogWrite => &[&self.log_writes, &self.writes],
+            Kind::BackgroundWrite => &[&self.writes],
         };
-        for count in std::iter::once(&self.unanswered).chain(of_kind) {
+        for count in of_kind.iter().chain([&&self.unanswered]) {
             count.update(|requests| requests.saturating_add_signed(more));
         }
     }
@@ -251,6 +286,11 @@ impl Ring {
             uring.submit()?;
         }
         Ok(())
+    }
+
+    /// Whether somebody goes on as soon as a write that is under way is done.
+    fn is_log_awaited(&self) -> bool {
+        self.log_writes.get() > 0 && LOG_AWAITED.get() > 0
     }
 
     /// Requests that the kernel does not have yet.

@@ -90,6 +90,63 @@ fn thread_cpu() -> Duration {
 }
 
 #[test]
+fn write_of_the_log_that_hangs_keeps_no_core() {
+    let used = on_executor(|| async {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let late = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            io::copy(&mut reader, &mut io::sink()).unwrap();
+        });
+        let (begin, cpu) = (Instant::now(), thread_cpu());
+        let awaited = LogAwaited::new();
+        // More than a pipe holds.
+        let bytes = [7; 1 << 18];
+        let mut left = &bytes[..];
+        while !left.is_empty() {
+            left = &left[write(&writer, u64::MAX, left).await.unwrap()..];
+        }
+        drop((awaited, writer));
+        assert!(begin.elapsed() >= Duration::from_millis(250));
+        late.join().unwrap();
+        thread_cpu() - cpu
+    });
+    assert!(used < Duration::from_millis(100), "{used:?} of the core for a wait of 300 ms");
+}
+
+#[test]
+fn answers_are_taken_up_while_background_work_keeps_the_core() {
+    on_executor(|| async {
+        let background = runtime::Background::new(Duration::from_micros(500));
+        background.set_urgency(2.0);
+        let is_over = Rc::new(Cell::new(false));
+        let ends = Rc::clone(&is_over);
+        background.spawn_detached(async move {
+            while !ends.get() {
+                runtime::yield_now().await;
+            }
+        });
+        let (reader, mut writer) = io::pipe().unwrap();
+        let begin = Instant::now();
+        let sender = std::thread::spawn(move || {
+            for _ in 0..200 {
+                std::thread::sleep(Duration::from_millis(1));
+                writer.write_all(&(begin.elapsed().as_micros() as u64).to_le_bytes()).unwrap();
+            }
+        });
+        let mut late = Vec::new();
+        for _ in 0..200 {
+            let sent = read(&reader, u64::MAX, 8).await.unwrap();
+            let sent = Duration::from_micros(u64::from_le_bytes(sent.try_into().unwrap()));
+            late.push(begin.elapsed().saturating_sub(sent));
+        }
+        is_over.set(true);
+        sender.join().unwrap();
+        late.sort_unstable();
+        assert!(late[180] < Duration::from_millis(10), "a tenth came {:?} late and more", late[180]);
+    });
+}
+
+#[test]
 fn other_tasks_run_while_one_waits_for_the_device() {
     on_executor(|| async {
         let (reader, mut writer) = io::pipe().unwrap();
