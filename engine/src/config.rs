@@ -8,6 +8,7 @@ use antumbra_predictor::model::Model;
 
 use crate::error::{Error, Result};
 use crate::governor::Governor;
+use crate::io::direct::BLOCK_BYTES;
 use crate::merge_operator::MergeOperators;
 use crate::types::HostId;
 
@@ -138,7 +139,7 @@ pub struct EngineConfig {
     /// How long the tasks of a queue may run before those of others get their turn, unless something from outside comes
     /// first. A turn costs some 25 us of system calls.
     pub preempt: Duration,
-    /// Size of one WAL file, in bytes.
+    /// Size of one WAL file, in bytes: whole blocks of 4,096.
     pub wal_file_bytes: u64,
     /// Bytes of memory for everything that grows with the data: memtables, cached and resident blocks, indexes and
     /// filters of open tables, buffers of the log. Divided evenly over the shards. Enforced: writers wait when memtables
@@ -208,6 +209,9 @@ impl EngineConfig {
         if self.wal_file_bytes < WAL_FILE_BYTES_MIN {
             return invalid(format!("wal_file_bytes = {}: at least {WAL_FILE_BYTES_MIN}", self.wal_file_bytes));
         }
+        if !self.wal_file_bytes.is_multiple_of(BLOCK_BYTES as u64) {
+            return invalid(format!("wal_file_bytes = {}: a multiple of {BLOCK_BYTES}", self.wal_file_bytes));
+        }
         if self.memory_budget_bytes < MEMORY_BUDGET_BYTES_MIN {
             return invalid(format!(
                 "memory_budget_bytes = {}: at least {MEMORY_BUDGET_BYTES_MIN}",
@@ -272,5 +276,22 @@ impl EngineConfig {
     /// Bytes that resident tables of one shard may take: half of what full memtables leave.
     pub(crate) fn resident_budget_bytes(&self) -> usize {
         (self.cache_budget_bytes() - self.memtable_budget_bytes()) / 2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn check_log_files_that_cannot_work_are_refused_by_name() {
+        let refused = |bytes: u64| {
+            let mut config = EngineConfig::new("data");
+            config.wal_file_bytes = bytes;
+            config.check().err().map(|cause| cause.to_string()).unwrap_or_default()
+        };
+        assert_eq!(refused(64 << 20), "");
+        assert!(refused(1 << 20).contains("wal_file_bytes = 1048576: at least"), "{}", refused(1 << 20));
+        assert!(refused((64 << 20) + 1).contains("a multiple of 4096"), "{}", refused((64 << 20) + 1));
     }
 }

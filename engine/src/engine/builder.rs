@@ -70,7 +70,7 @@ impl EngineBuilder {
         self
     }
 
-    /// Size of one file of the write-ahead log, in bytes. The largest batch is a little smaller.
+    /// Size of one file of the write-ahead log, in bytes: whole blocks of 4,096. The largest batch is a little smaller.
     #[must_use]
     pub fn wal_file(mut self, bytes: u64) -> EngineBuilder {
         self.config.wal_file_bytes = bytes;

@@ -4,6 +4,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub(super) enum Mode {
     Ensure,
     /// For writing; created when missing, emptied otherwise.
     Create,
+    /// The same, past the page cache where the file system can: whole blocks are written, from memory aligned to them.
+    CreateDirect,
 }
 
 impl File {
@@ -57,6 +60,11 @@ impl File {
         File::with_mode(path, Mode::Create)
     }
 
+    /// As [`File::create`], to write past the page cache where the file system can: whole blocks, from memory aligned to them.
+    pub fn create_direct(path: &Path) -> Result<File> {
+        File::with_mode(path, Mode::CreateDirect)
+    }
+
     fn with_mode(path: &Path, mode: Mode) -> Result<File> {
         let place = |cause| Error::io("open", path, cause);
         #[cfg(any(test, feature = "sim"))]
@@ -70,8 +78,15 @@ impl File {
             Mode::Write => options.read(true).write(true),
             Mode::Ensure => options.read(true).write(true).create(true).truncate(false),
             Mode::Create => options.write(true).create(true).truncate(true),
+            Mode::CreateDirect => options.write(true).create(true).truncate(true).custom_flags(libc::O_DIRECT),
         };
-        let file = options.open(path).map_err(place)?;
+        let opened = match options.open(path) {
+            Err(cause) if mode == Mode::CreateDirect && cause.raw_os_error() == Some(libc::EINVAL) => {
+                options.custom_flags(0).open(path)
+            }
+            opened => opened,
+        };
+        let file = opened.map_err(place)?;
         Ok(File { handle: Handle::System(file), path: path.to_path_buf() })
     }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::io::direct::AlignedBuf;
 use crate::io::fs;
 
 /// Zeros written at a time.
@@ -44,12 +45,13 @@ pub(super) fn prepare(dir: &Path, generation: u64, file_bytes: u64, retired: Opt
 fn create_zeroed(path: &Path, bytes: u64) -> Result<()> {
     // Under another name until it is whole: a file with a log's name has the full size.
     let temporary = path.with_extension("new");
-    let mut file = fs::File::create(&temporary)?;
-    let zeros = vec![0; ZERO_CHUNK_BYTES];
+    let mut file = fs::File::create_direct(&temporary)?;
+    let mut zeros = AlignedBuf::with_capacity(ZERO_CHUNK_BYTES);
+    zeros.extend_from_slice(&vec![0; ZERO_CHUNK_BYTES]);
     let mut left = bytes;
     while left > 0 {
         let chunk = left.min(ZERO_CHUNK_BYTES as u64);
-        file.write_all(&zeros[..chunk as usize])?;
+        file.write_all(&zeros.as_slice()[..chunk as usize])?;
         left -= chunk;
     }
     file.sync()?;

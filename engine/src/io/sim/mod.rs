@@ -404,12 +404,12 @@ impl Machine {
 
     fn open(self: &Rc<Machine>, path: &Path, mode: Mode, durable: bool) -> io::Result<SimFile> {
         self.step(Op::Open, 0, 0)?;
-        let create = matches!(mode, Mode::Create | Mode::Ensure);
+        let create = matches!(mode, Mode::Create | Mode::CreateDirect | Mode::Ensure);
         let mut disk = self.disk.borrow_mut();
         if create && self.faults.borrow().full && disk.find(path).is_err() {
             return Err(self.injected(libc::ENOSPC));
         }
-        let handle = disk.open(path, create, mode == Mode::Create, durable)?;
+        let handle = disk.open(path, create, matches!(mode, Mode::Create | Mode::CreateDirect), durable)?;
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(SimFile::new(self, handle, name))
     }
