@@ -168,7 +168,8 @@ fn request_that_is_given_up_hits_its_own_file_and_no_memory_of_others() {
         let file = scratch();
         let again = file.try_clone().unwrap();
         let mut abandoned = Box::pin(write(&file, 0, b"kept"));
-        assert!(futures_lite::future::poll_once(&mut abandoned).await.is_none());
+        // A worker of the kernel may have been fast enough to answer.
+        let _ = futures_lite::future::poll_once(&mut abandoned).await;
         drop(abandoned);
         drop(file);
         let mut abandoned = Box::pin(read(&reader, 0, 4096));
