@@ -47,10 +47,6 @@ impl Shard {
         self.flush_failures.borrow().is_some()
     }
 
-    fn memtables_full(&self) -> bool {
-        self.memtable_bytes() >= self.config.memtable_budget_bytes()
-    }
-
     /// Waits until background work has made room, or until writers that stand may go once, and sees to it that room comes: many
     /// partitions may fill the budget with memtables none of which has reached its own share.
     pub(crate) async fn wait_memtable_room(&self) -> Result<()> {
@@ -67,7 +63,7 @@ impl Shard {
                 if let Some((FLUSH_FAILURES_MAX.., cause)) = &*self.flush_failures.borrow() {
                     return Some(Err(Error::NoRoom { cause: cause.to_string().into() }));
                 }
-                if self.memtables_full() {
+                if self.stops_writers() {
                     self.freeze_largest_memtable();
                 }
                 self.request_maintenance();

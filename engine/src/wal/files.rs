@@ -47,7 +47,8 @@ fn create_zeroed(path: &Path, bytes: u64) -> Result<()> {
     let temporary = path.with_extension("new");
     let mut file = fs::File::create_direct(&temporary)?;
     let mut zeros = AlignedBuf::with_capacity(ZERO_CHUNK_BYTES);
-    zeros.extend_from_slice(&vec![0; ZERO_CHUNK_BYTES]);
+    zeros.extend_from_slice(&[0]);
+    zeros.pad_to(ZERO_CHUNK_BYTES);
     let mut left = bytes;
     while left > 0 {
         let chunk = left.min(ZERO_CHUNK_BYTES as u64);

@@ -68,7 +68,7 @@ impl Patience {
             }
             None => self.vain = self.vain.wrapping_add(1),
             Some(since) if since.elapsed() < spin_max => {
-                if ring.writes.get() > 0 {
+                if ring.is_writing() {
                     std::thread::yield_now();
                 }
                 return true;

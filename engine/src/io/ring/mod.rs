@@ -144,10 +144,8 @@ pub(super) async fn request(request: Request) -> io::Result<(Pages, usize)> {
 
 /// Hands over what has waited long enough. For tasks that keep the core.
 pub(super) fn hurry() {
-    OF_THREAD.with(|ring| {
-        if let Some(ring) = ring.get()
-            && ring.is_overdue()
-        {
+    if_there(|ring| {
+        if ring.is_overdue() {
             ring.turn();
         }
     });
@@ -155,11 +153,17 @@ pub(super) fn hurry() {
 
 /// Takes up the answers that there are. For background work, which the ring's own task may be kept waiting by.
 pub(super) fn take_up() {
-    OF_THREAD.with(|ring| {
-        if let Some(ring) = ring.get()
-            && ring.unanswered.get() > 0
-        {
+    if_there(|ring| {
+        if ring.unanswered.get() > 0 {
             ring.take_answers();
+        }
+    });
+}
+
+fn if_there(work: impl FnOnce(&Ring)) {
+    OF_THREAD.with(|ring| {
+        if let Some(ring) = ring.get() {
+            work(ring);
         }
     });
 }
@@ -209,7 +213,7 @@ struct Ring {
     unanswered: Cell<usize>,
     urgent_reads: Cell<usize>,
     log_writes: Cell<usize>,
-    writes: Cell<usize>,
+    background_writes: Cell<usize>,
     /// Since when the oldest request waits that the kernel does not have yet.
     since: Cell<Instant>,
     /// Whether there is something to do for the task that runs behind all that are ready.
@@ -230,7 +234,7 @@ impl Ring {
             unanswered: Cell::new(0),
             urgent_reads: Cell::new(0),
             log_writes: Cell::new(0),
-            writes: Cell::new(0),
+            background_writes: Cell::new(0),
             since: Cell::new(Instant::now()),
             is_due: Cell::new(false),
             idler: RefCell::default(),
@@ -268,13 +272,13 @@ impl Ring {
     }
 
     fn count(&self, kind: Kind, more: isize) {
-        let of_kind: &[&Cell<usize>] = match kind {
-            Kind::UrgentRead => &[&self.urgent_reads],
-            Kind::BackgroundRead => &[],
-            Kind::LogWrite => &[&self.log_writes, &self.writes],
-            Kind::BackgroundWrite => &[&self.writes],
+        let of_kind = match kind {
+            Kind::UrgentRead => Some(&self.urgent_reads),
+            Kind::BackgroundRead => None,
+            Kind::LogWrite => Some(&self.log_writes),
+            Kind::BackgroundWrite => Some(&self.background_writes),
         };
-        for count in of_kind.iter().chain([&&self.unanswered]) {
+        for count in std::iter::once(&self.unanswered).chain(of_kind) {
             count.update(|requests| requests.saturating_add_signed(more));
         }
     }
@@ -286,6 +290,10 @@ impl Ring {
             uring.submit()?;
         }
         Ok(())
+    }
+
+    fn is_writing(&self) -> bool {
+        self.log_writes.get() + self.background_writes.get() > 0
     }
 
     /// Whether somebody goes on as soon as a write that is under way is done.
