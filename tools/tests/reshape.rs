@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use antumbra_net::failpoint::Failpoint;
 
 use common::registers::Registers;
-use common::settled::{SETTLE_MAX, json, wait_died};
+use common::settled::{SETTLE_MAX, json, partitions_at, wait_died};
 use common::{Node, ask, start_with, wait_for};
 
 const OWNER: usize = 1;
@@ -21,8 +21,7 @@ const OWNER: usize = 1;
 fn wait_served(node: &Node, wanted: &[u64]) {
     let deadline = Instant::now() + SETTLE_MAX;
     loop {
-        let said = json(&ask(node.resp, "ANTUMBRA PARTITIONS"));
-        let partitions = said["partitions"].as_array().unwrap();
+        let partitions = partitions_at(node);
         let served = |id: &u64| {
             let owned =
                 |partition: &serde_json::Value| partition["partition"] == *id && partition["serving"] == "owner";
@@ -31,7 +30,7 @@ fn wait_served(node: &Node, wanted: &[u64]) {
         if wanted.iter().all(served) && partitions.len() == wanted.len() {
             return;
         }
-        assert!(Instant::now() < deadline, "{wanted:?} are not served: {said}");
+        assert!(Instant::now() < deadline, "{wanted:?} are not served: {partitions:?}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -146,10 +145,8 @@ fn upper_half_moves_in_one_command_and_becomes_one_again() {
     let report = wait_for(nodes[2].resp, "ANTUMBRA REPORT 2", "\"equal\"");
     assert!(report.contains("\"equal\":true"), "{report}");
     wait_served(&nodes[OWNER], &[1, 2]);
-    let said = json(&ask(nodes[OWNER].resp, "ANTUMBRA PARTITIONS"));
-    let shards: Vec<&serde_json::Value> =
-        said["partitions"].as_array().unwrap().iter().map(|partition| &partition["shard"]).collect();
-    assert_ne!(shards[0], shards[1], "{said}");
+    let partitions = partitions_at(&nodes[OWNER]);
+    assert_ne!(partitions[0]["shard"], partitions[1]["shard"], "{partitions:?}");
     // As if the host died when the lower half's shard had taken the tables, and the other one still named them.
     let shard = dir.path().join("node-2/data/shard-000");
     let kept = dir.path().join("kept");

@@ -1,8 +1,9 @@
 //! `ANTUMBRA ...`: moves and their state, in JSON.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use antumbra_engine::types::{HostId, PartitionId};
+use antumbra_engine::types::{HostId, PartitionId, ShardId};
 use antumbra_engine::{PartitionStats, Serving};
 use bytes::Bytes;
 use serde::Serialize;
@@ -111,12 +112,13 @@ fn find_unfinished(host: &Host, words: &[&str]) -> Result<crate::shadow::MoveHan
     Ok(known)
 }
 
+/// Those that are here now: one may be dropped while its shard is asked.
 async fn partitions(host: &Host) -> Result<Value> {
-    let mut found = Vec::new();
-    for (id, shard) in host.engine.partitions() {
-        let stats = host.engine.partition(id)?.stats().await?;
-        found.push(describe(&stats, shard.0));
-    }
+    let shards: HashMap<PartitionId, ShardId> = host.engine.partitions().into_iter().collect();
+    let mut stats = host.engine.stats().await?.partitions;
+    stats.sort_unstable_by_key(|partition| partition.id);
+    stats.dedup_by_key(|partition| partition.id);
+    let found: Vec<Value> = stats.iter().filter_map(|stats| Some(describe(stats, shards.get(&stats.id)?.0))).collect();
     Ok(json!({ "host": host.id.0, "partitions": found }))
 }
 

@@ -14,10 +14,16 @@ pub fn json(reply: &str) -> serde_json::Value {
     serde_json::from_str(found.unwrap_or("null")).unwrap()
 }
 
-/// What a node says of partition 1.
+/// What a node says of its partitions.
+pub fn partitions_at(node: &Node) -> Vec<serde_json::Value> {
+    let reply = ask(node.resp, "ANTUMBRA PARTITIONS");
+    let said = json(&reply);
+    said["partitions"].as_array().unwrap_or_else(|| panic!("no list of partitions: {reply}")).clone()
+}
+
+/// How a node serves partition 1.
 fn serving(node: &Node) -> Option<String> {
-    let said = json(&ask(node.resp, "ANTUMBRA PARTITIONS"));
-    let partitions = said["partitions"].as_array().unwrap();
+    let partitions = partitions_at(node);
     let ours = partitions.iter().find(|partition| partition["partition"] == 1);
     ours.map(|partition| partition["serving"].as_str().unwrap().to_string())
 }
