@@ -319,7 +319,7 @@ impl Partition {
                 (change(beside, theirs.value, theirs.expires_at_ms), Some(*hlc))
             }
         };
-        self.wait_writable().await?;
+        self.wait_writable(Durability::Durable).await?;
         // Without an await from here to the append.
         let decides_key = change.key == *key;
         if decides_key && !self.unchanged_since(key, judged.base) {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::chain::{ChainState, CopyDigest, Seal};
+use crate::config::Durability;
 use crate::erasure::Erasure;
 use crate::error::{Error, Result};
 use crate::governor::IoClass;
@@ -96,10 +97,7 @@ impl Partition {
     /// [`Error::Stale`] for another attempt or a gap (nothing behind the gap is taken), [`Error::ReadOnly`].
     pub async fn apply_mirror(&self, attempt: AttemptId, items: Vec<MirrorItem>) -> Result<Applied> {
         for item in items {
-            while !self.shard.wal().has_room() || self.shard.holds_writers() {
-                self.shard.wal().wait_room().await?;
-                self.shard.wait_memtable_room().await?;
-            }
+            self.shard.wait_room(Durability::Durable).await?;
             if self.fold(attempt, &item)?
                 && let MirrorItem::Record { record, .. } = item
             {

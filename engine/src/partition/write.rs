@@ -108,7 +108,7 @@ impl Partition {
         if let Some(value) = &write.value {
             limits::check_value(value)?;
         }
-        self.wait_writable().await?;
+        self.wait_writable(durability).await?;
         let written = self.append(write.into(), durability)?;
         self.freeze_if_full();
         self.settle(written.lsn, durability).await?;
@@ -126,7 +126,7 @@ impl Partition {
     pub async fn commit(&self, batch: Batch, durability: Durability) -> Result<Commit> {
         batch.check(|key| self.check_key(key))?;
         let changes = loop {
-            self.wait_writable().await?;
+            self.wait_writable(durability).await?;
             if !batch.reads() {
                 break self.changes_of(&batch, &Resolved::default())?;
             }
@@ -248,21 +248,15 @@ impl Partition {
 
     /// Whether a write that was let through may still be appended.
     fn may_write_now(&self) -> bool {
-        matches!(self.gate(), Some(Ok(()))) && self.shard.wal().has_room() && !self.shard.stops_writers()
+        matches!(self.gate(), Some(Ok(()))) && self.shard.has_room()
     }
 
     /// Waits until this host accepts writes and the WAL and the memtables have room.
-    pub(super) async fn wait_writable(&self) -> Result<()> {
+    pub(super) async fn wait_writable(&self, durability: Durability) -> Result<()> {
         loop {
             self.serving_changed.wait_for(|| self.gate()).await?;
-            if !self.shard.wal().has_room() {
-                self.shard.wal().wait_room().await?;
-            } else if self.shard.holds_writers() {
-                self.shard.wait_memtable_room().await?;
-                if self.may_write_now() {
-                    return Ok(());
-                }
-            } else {
+            self.shard.wait_room(durability).await?;
+            if self.may_write_now() {
                 return Ok(());
             }
         }

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use crate::config::Durability;
 use crate::error::{Error, Result};
 use crate::memtable::ChunkStock;
 use crate::table::Charge;
@@ -47,16 +48,39 @@ impl Shard {
         self.flush_failures.borrow().is_some()
     }
 
+    /// Whether the log and the memtables can take a write of somebody who has waited for his turn.
+    pub(crate) fn has_room(&self) -> bool {
+        self.wal.has_room() && !self.stops_writers()
+    }
+
+    /// Waits until the log and the memtables have room and writers go, or until those of this class that stand may go once.
+    ///
+    /// Errors: the failure that latched the log, [`Error::NoRoom`].
+    pub(crate) async fn wait_room(&self, durability: Durability) -> Result<()> {
+        loop {
+            if !self.wal.has_room() {
+                self.wal.wait_room().await?;
+            } else if self.holds_writers() {
+                self.wait_memtable_room(durability).await?;
+                if self.has_room() {
+                    return Ok(());
+                }
+            } else {
+                return Ok(());
+            }
+        }
+    }
+
     /// Waits until background work has made room, or until writers that stand may go once, and sees to it that room comes: many
     /// partitions may fill the budget with memtables none of which has reached its own share.
-    pub(crate) async fn wait_memtable_room(&self) -> Result<()> {
-        let turns = self.turns_of_writers();
+    async fn wait_memtable_room(&self, durability: Durability) -> Result<()> {
+        let turn = self.next_turn_of_writers(durability);
         self.memtable_room
             .wait_for(|| {
                 if let Some(cause) = self.wal.failure() {
                     return Some(Err(cause));
                 }
-                if !self.holds_writers() || (turns != self.turns_of_writers() && !self.stops_writers()) {
+                if !self.holds_writers() || (self.turns_of_writers() >= turn && !self.stops_writers()) {
                     return Some(Ok(()));
                 }
                 // Whoever waited would wait for as long as the device is full.

@@ -12,6 +12,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use crate::clock;
+use crate::config::Durability;
 use crate::partition::SLICES_MAX;
 
 use super::Shard;
@@ -25,6 +26,9 @@ const OWED_FREE: f64 = 1.0;
 const GRAIN: f64 = 1.0 / 24.0;
 /// How long writers stand at a time where memtables have room: then each may go once, so that none waits for a whole turn.
 const STAND_MAX: Duration = Duration::from_millis(2);
+/// Those that do not wait for the device go at every so many of these times: they are so fast that one in a thousand of their
+/// writes would wait for 2 ms.
+const TURNS_BUFFERED: u64 = 5;
 
 /// Where the work stands.
 #[derive(Debug, Default)]
@@ -102,18 +106,23 @@ impl Load {
 
 impl Shard {
     /// Whether writers are to wait until background work has come on.
-    pub(crate) fn holds_writers(&self) -> bool {
+    pub(super) fn holds_writers(&self) -> bool {
         self.pace.held.get()
     }
 
     /// Whether nobody may write until memtables have been flushed.
-    pub(crate) fn stops_writers(&self) -> bool {
+    pub(super) fn stops_writers(&self) -> bool {
         self.pace.full.get()
     }
 
     /// How often writers that stood might go once.
     pub(super) fn turns_of_writers(&self) -> u64 {
         self.pace.turns.get()
+    }
+
+    /// When a writer that begins to stand now may go once.
+    pub(super) fn next_turn_of_writers(&self, durability: Durability) -> u64 {
+        self.turns_of_writers() + if durability == Durability::Durable { 1 } else { TURNS_BUFFERED }
     }
 
     /// Notes how much of the flush under way is done, in bytes of the memtable.

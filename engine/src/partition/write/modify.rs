@@ -32,7 +32,7 @@ impl Partition {
     ) -> Result<T> {
         keys.iter().try_for_each(|key| self.check_key(key))?;
         loop {
-            self.wait_writable().await?;
+            self.wait_writable(durability).await?;
             let base = self.read_base();
             let now_ms = clock::wall_ms();
             // Older versions go as newer ones become visible.

@@ -11,7 +11,7 @@ use antumbra_predictor::scorer::ScorerKind;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::model::{Figure, Goal};
+use super::model::{Figure, Goal, unit};
 use crate::CliError;
 
 /// Figures, and facts beside them.
@@ -82,7 +82,7 @@ fn device(raw: &Value) -> Result<Read, CliError> {
     }
     let idle = number(raw, "/idle_percent")?;
     figures.push(Figure::of("idle engine", "use of a core", "%", &[idle]).goal(Goal::AtMost(1.0)));
-    figures.push(Figure::of("durable puts", "64 clients", "op/s", &[number(raw, "/puts_per_second")?]));
+    figures.push(Figure::of("durable puts", "64 clients", unit::OPERATIONS, &[number(raw, "/puts_per_second")?]));
     let facts = ["bytes_per_get", "batch_bytes"].map(|name| (name.replace('_', " "), raw[name].to_string()));
     Ok((figures, facts.to_vec()))
 }
@@ -157,7 +157,7 @@ fn phase_figures(report: &Stores, phase: Phase) -> Vec<Figure> {
         by_store.entry(&result.store).or_default().push(result);
     }
     let group = phase.to_string();
-    let unit = if phase == Phase::ReadSequential { "rows/s" } else { "op/s" };
+    let unit = if phase == Phase::ReadSequential { unit::ROWS } else { unit::OPERATIONS };
     let all = |of: &dyn Fn(&PhaseResult) -> f64, results: &[&PhaseResult]| -> Vec<f64> {
         results.iter().map(|result| of(result)).collect()
     };
@@ -165,7 +165,7 @@ fn phase_figures(report: &Stores, phase: Phase) -> Vec<Figure> {
     for (store, results) in &by_store {
         figures.push(Figure::of(&group, store, unit, &all(&rate, results)));
         figures.push(Figure::of(&group, store, "us p50", &all(&|result| result.latency.p50_us, results)));
-        figures.push(Figure::of(&group, store, "us p99.9", &all(&|result| result.latency.p999_us, results)));
+        figures.push(Figure::of(&group, store, unit::TAIL, &all(&|result| result.latency.p999_us, results)));
         figures.push(Figure::of(&group, store, "us CPU/op", &all(&|result| result.cpu_us_per_op, results)));
         let resident = all(&|result| result.resident_bytes as f64 / f64::from(1 << 20), results);
         figures.push(Figure::of(&group, store, "MiB resident", &resident));
@@ -204,7 +204,7 @@ fn scores(raw: &Value) -> Result<Read, CliError> {
     let rounds = raw["rounds"].as_u64().unwrap_or_default() as usize;
     for row in list(raw, "/rows")? {
         let (group, mode) = (format!("{}, {}", text(row, "/use")?, text(row, "/load")?), text(row, "/mode")?);
-        figures.push(Figure::of(&group, mode, "op/s", &[number(row, "/ops_per_second")?]));
+        figures.push(Figure::of(&group, mode, unit::OPERATIONS, &[number(row, "/ops_per_second")?]));
         if mode != "off" {
             let ratio = [number(row, "/spread/0")?, number(row, "/ratio")?, number(row, "/spread/1")?];
             figures.push(spread(&group, &format!("{mode} by off"), "x", ratio, rounds));
@@ -223,7 +223,7 @@ fn predictor(raw: &Value) -> Result<Read, CliError> {
         let scorers = report["scorers"].as_object().ok_or("its JSON has no scorers")?;
         for (name, scorer) in scorers.iter().filter(|(name, _)| *name != "oracle") {
             let share = [number(scorer, "/ci95/0")?, number(scorer, "/pct_of_oracle")?, number(scorer, "/ci95/1")?];
-            figures.push(spread(&group, name, "% of oracle", share, 0).note("95 % interval"));
+            figures.push(spread(&group, name, unit::SHARE, share, 0).note("95 % interval"));
         }
         let of = |kind: &ScorerKind| scorers.get(kind.as_str())?["pct_of_oracle"].as_f64();
         let best = ScorerKind::ALL.iter().filter(|kind| kind.is_rule()).filter_map(of).max_by(f64::total_cmp);

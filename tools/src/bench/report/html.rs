@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Deserialize;
 
-use super::model::{Figure, Outcome, Part, Suite};
+use super::model::{Figure, Outcome, Part, Suite, unit};
 use super::plots;
 use crate::CliError;
 use crate::moving::plot;
@@ -159,16 +159,18 @@ pub fn digits(value: f64) -> String {
 fn plots(part: &Part) -> Result<String, CliError> {
     let mut text = String::new();
     for (unit, label) in [
-        ("op/s", "Operations a second, by the best of the phase"),
-        ("us p99.9", "99.9th percentile, microseconds, logarithmic"),
-        ("% of oracle", "Percent of the oracle's share"),
+        (unit::OPERATIONS, "Operations a second, by the best of the phase"),
+        (unit::TAIL, "99.9th percentile, microseconds, logarithmic"),
+        (unit::SHARE, "Percent of the oracle's share"),
     ] {
         let figures: Vec<&Figure> = part.figures.iter().filter(|figure| figure.unit == unit).collect();
         if figures.len() > 1 && plots::worth(&figures) {
             let (scale, label) = match unit {
-                "op/s" if plots::alone(&figures) => (plots::Scale::Logarithmic, "Operations a second, logarithmic"),
-                "op/s" => (plots::Scale::OfTheBest, label),
-                "us p99.9" => (plots::Scale::Logarithmic, label),
+                unit::OPERATIONS if plots::alone(&figures) => {
+                    (plots::Scale::Logarithmic, "Operations a second, logarithmic")
+                }
+                unit::OPERATIONS => (plots::Scale::OfTheBest, label),
+                unit::TAIL => (plots::Scale::Logarithmic, label),
                 _ => (plots::Scale::Percent, label),
             };
             text.push_str(&figure(label, &plots::bars(&figures, scale, label)?));

@@ -3,11 +3,9 @@
 use std::fmt::Write as _;
 
 use super::html::digits;
-use super::model::{Figure, Part, Suite};
+use super::model::{Figure, Part, Suite, unit};
 
-const RATES: [&str; 2] = ["op/s", "rows/s"];
-const TAIL: &str = "us p99.9";
-const SHARE: &str = "% of oracle";
+const RATES: [&str; 2] = [unit::OPERATIONS, unit::ROWS];
 
 /// The header, and a table for each part that has figures.
 pub fn page(suite: &Suite) -> String {
@@ -18,9 +16,9 @@ pub fn page(suite: &Suite) -> String {
     }
     for part in suite.parts.iter().filter(|part| !part.figures.is_empty()) {
         let has = |units: &[&str]| part.figures.iter().any(|figure| units.contains(&figure.unit.as_str()));
-        let table = if has(&[SHARE]) {
-            crossed(part, "% of the oracle's", &[SHARE], |share, _| digits(share.median))
-        } else if has(&RATES) && has(&[TAIL]) {
+        let table = if has(&[unit::SHARE]) {
+            crossed(part, "% of the oracle's", &[unit::SHARE], |share, _| digits(share.median))
+        } else if has(&RATES) && has(&[unit::TAIL]) {
             crossed(part, "thousand a second (p99.9 in us)", &RATES, rate_and_tail)
         } else {
             list(part)
@@ -31,7 +29,7 @@ pub fn page(suite: &Suite) -> String {
 }
 
 fn rate_and_tail(rate: &Figure, beside: &[&Figure]) -> String {
-    let tail = beside.iter().find(|figure| figure.name == rate.name && figure.unit == TAIL);
+    let tail = beside.iter().find(|figure| figure.name == rate.name && figure.unit == unit::TAIL);
     digits(rate.median / 1e3) + &tail.map_or(String::new(), |tail| format!(" ({})", digits(tail.median)))
 }
 

@@ -6,6 +6,14 @@ use serde_json::Value;
 /// Version of the JSON.
 pub const FORMAT: u32 = 1;
 
+/// Units by which pages tell what kind of figure it is.
+pub mod unit {
+    pub const OPERATIONS: &str = "op/s";
+    pub const ROWS: &str = "rows/s";
+    pub const TAIL: &str = "us p99.9";
+    pub const SHARE: &str = "% of oracle";
+}
+
 /// The report.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Suite {

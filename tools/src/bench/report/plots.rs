@@ -136,14 +136,15 @@ pub fn bars(figures: &[&Figure], scale: Scale, label: &str) -> Result<String, Cl
 
 #[cfg(test)]
 mod tests {
+    use super::super::model::unit;
     use super::*;
 
     #[test]
     fn bars_name_their_groups_and_every_series() -> Result<(), CliError> {
         let figures = [
-            Figure::of("C", "antumbra", "op/s", &[4.0, 5.0, 6.0]),
-            Figure::of("C", "lmdb", "op/s", &[3.0]),
-            Figure::of("A", "antumbra", "op/s", &[1.0]),
+            Figure::of("C", "antumbra", unit::OPERATIONS, &[4.0, 5.0, 6.0]),
+            Figure::of("C", "lmdb", unit::OPERATIONS, &[3.0]),
+            Figure::of("A", "antumbra", unit::OPERATIONS, &[1.0]),
         ];
         let figures: Vec<&Figure> = figures.iter().collect();
         assert!(worth(&figures));

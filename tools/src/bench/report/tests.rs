@@ -56,8 +56,8 @@ fn csv_has_a_line_a_figure_and_json_comes_back() {
 fn markdown_has_stores_side_by_side_and_a_line_a_figure_of_the_rest() {
     let mut suite = kept();
     let ycsb = suite.parts.iter_mut().find(|part| part.name == "ycsb").unwrap();
-    let tail = model::Figure::of("C", "lmdb", "us p99.9", &[3.5]);
-    ycsb.figures.extend([tail, model::Figure::of("A|B", "antumbra", "op/s", &[1_000.0])]);
+    let tail = model::Figure::of("C", "lmdb", model::unit::TAIL, &[3.5]);
+    ycsb.figures.extend([tail, model::Figure::of("A|B", "antumbra", model::unit::OPERATIONS, &[1_000.0])]);
     let page = markdown::page(&suite);
     for line in [
         "| thousand a second (p99.9 in us) | antumbra | lmdb | antumbra by the best peer | p99.9 by the best peer's |",
