@@ -74,13 +74,13 @@ impl Shard {
     /// Waits until background work has made room, or until writers that stand may go once, and sees to it that room comes: many
     /// partitions may fill the budget with memtables none of which has reached its own share.
     async fn wait_memtable_room(&self, durability: Durability) -> Result<()> {
-        let turn = self.next_turn_of_writers(durability);
+        let turn = self.pace.next_turn(durability);
         self.memtable_room
             .wait_for(|| {
                 if let Some(cause) = self.wal.failure() {
                     return Some(Err(cause));
                 }
-                if !self.holds_writers() || (self.turns_of_writers() >= turn && !self.stops_writers()) {
+                if self.pace.lets_go(turn) {
                     return Some(Ok(()));
                 }
                 // Whoever waited would wait for as long as the device is full.

@@ -60,6 +60,16 @@ impl Pace {
         }
         !held
     }
+
+    /// The turn at which a writer of this class that begins to stand now may go once.
+    pub(super) fn next_turn(&self, durability: Durability) -> u64 {
+        self.turns.get() + if durability == Durability::Durable { 1 } else { TURNS_BUFFERED }
+    }
+
+    /// Whether a writer may go whose turn is `turn`.
+    pub(super) fn lets_go(&self, turn: u64) -> bool {
+        !self.held.get() || (self.turns.get() >= turn && !self.full.get())
+    }
 }
 
 /// What is done of the flush and of the compaction under way, in bytes as [`Load`] counts them.
@@ -113,16 +123,6 @@ impl Shard {
     /// Whether nobody may write until memtables have been flushed.
     pub(super) fn stops_writers(&self) -> bool {
         self.pace.full.get()
-    }
-
-    /// How often writers that stood might go once.
-    pub(super) fn turns_of_writers(&self) -> u64 {
-        self.pace.turns.get()
-    }
-
-    /// When a writer that begins to stand now may go once.
-    pub(super) fn next_turn_of_writers(&self, durability: Durability) -> u64 {
-        self.turns_of_writers() + if durability == Durability::Durable { 1 } else { TURNS_BUFFERED }
     }
 
     /// Notes how much of the flush under way is done, in bytes of the memtable.
@@ -210,6 +210,26 @@ mod tests {
         assert!(pace.settle(false, false, at(201)) && !pace.held.get() && !pace.full.get());
         assert!(!pace.settle(false, false, at(300)) && !pace.settle(true, false, at(305)), "they stand from here on");
         assert!(!pace.settle(true, false, at(314)) && pace.settle(true, false, at(315)));
+    }
+
+    #[test]
+    fn writers_that_wait_for_no_device_stand_longer_but_go_as_soon_as_nobody_stands() {
+        let pace = Pace::default();
+        let at = |turns: u32| STAND_MAX * (100 + turns);
+        assert!(!pace.settle(true, false, at(0)));
+        let (durable, buffered) = (pace.next_turn(Durability::Durable), pace.next_turn(Durability::Buffered));
+        assert_eq!(pace.next_turn(Durability::Memory), buffered);
+        let lets_go = |turns: u32, held, full| {
+            pace.settle(held, full, at(turns));
+            (pace.lets_go(durable), pace.lets_go(buffered))
+        };
+        assert_eq!(lets_go(0, true, false), (false, false));
+        assert_eq!(lets_go(1, true, false), (true, false));
+        assert_eq!(lets_go(2, true, true), (false, false), "no room");
+        assert_eq!((3..6).map(|turns| lets_go(turns, true, false)).max(), Some((true, false)));
+        assert_eq!(lets_go(6, true, false), (true, true));
+        assert!(!pace.lets_go(pace.next_turn(Durability::Durable)), "whoever has gone stands anew");
+        assert!(lets_go(7, false, false) == (true, true) && pace.lets_go(pace.next_turn(Durability::Buffered)));
     }
 
     #[test]

@@ -44,6 +44,7 @@ fn hot_spot_is_moved_away_ahead_without_a_failed_request() {
     let is_told = |served: &(u64, String)| *served == (1, resp(1).to_string());
     await_that("the load balancer is told", || statistics().iter().any(is_told));
     let watcher = Watcher::start();
+    // Turns of their own: whoever counts begins with keys that nobody has counted.
     let capacity = (0..MEASURED.1).map(|again| capacity(TRIES + 1 + again)).find(|found| *found >= FLOOR);
     let capacity = capacity.expect("a cluster that works answers more, whatever else the machine does");
     println!("three clients got {capacity:.0} requests a second answered beside all others");
