@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use antumbra_net::resp::codec::{self, ClientReply};
@@ -18,6 +19,23 @@ type Waiting = Arc<Mutex<VecDeque<oneshot::Sender<ClientReply>>>>;
 #[derive(Clone)]
 pub struct Client {
     requests: mpsc::UnboundedSender<(Vec<u8>, oneshot::Sender<ClientReply>)>,
+    outstanding: Arc<AtomicUsize>,
+}
+
+/// A request that is waited for, until it is dropped.
+struct Outstanding<'a>(&'a AtomicUsize);
+
+impl<'a> Outstanding<'a> {
+    fn begin(count: &'a AtomicUsize) -> Outstanding<'a> {
+        count.fetch_add(1, Ordering::Relaxed);
+        Outstanding(count)
+    }
+}
+
+impl Drop for Outstanding<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Client {
@@ -64,14 +82,20 @@ impl Client {
             // Whoever still waits learns that the connection is gone.
             waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
         });
-        Ok(Client { requests })
+        Ok(Client { requests, outstanding: Arc::default() })
     }
 
     /// Sends a command and waits for its reply.
     pub async fn call(&self, args: &[&[u8]]) -> Result<ClientReply, CliError> {
+        let _outstanding = Outstanding::begin(&self.outstanding);
         let (answer, answered) = oneshot::channel();
         self.requests.send((codec::encode_command(args), answer)).map_err(|_| "connection lost")?;
         answered.await.map_err(|_| "connection lost".into())
+    }
+
+    /// Requests that are waited for.
+    pub fn outstanding(&self) -> usize {
+        self.outstanding.load(Ordering::Relaxed)
     }
 
     /// Sends a command given as words; an error reply is an error.

@@ -1,18 +1,25 @@
 //! Digests of what two hosts should hold alike: every live record at the last LSN before the hand-over.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::chain::RecordDigest;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::io::runtime;
 use crate::merge::Retain;
 use crate::types::{AttemptId, Lsn};
 
 use super::Partition;
+use super::scrub::Pace;
 use super::snapshots::SnapshotPin;
+
+/// What waited for the hand-over is served before the digests begin.
+const REST: Duration = Duration::from_millis(100);
+/// Records are read this fast at most, in bytes a second: readers and writers are not to notice that somebody looks after what
+/// the hand-over has brought.
+const BYTES_S: u64 = 200_000_000;
 
 /// Keeps the state at the hand-over readable on either side.
 #[derive(Debug)]
@@ -47,7 +54,7 @@ impl Partition {
     }
 
     /// Digests of the state at the hand-over, one for each range that begins at one of `starts` and ends at the next
-    /// (the last at the partition's end). Reads everything, in the background and with pauses.
+    /// (the last at the partition's end). Reads everything, in the background and paced.
     ///
     /// # Errors
     /// [`Error::Stale`] when nothing is kept for this attempt, [`Error::Corruption`], [`Error::Io`].
@@ -61,6 +68,7 @@ impl Partition {
         let Some((_, lsn, wall_ms)) = kept.filter(|(held, ..)| *held == attempt) else {
             return Err(self.stale(format!("digest of attempt {attempt}: its final state is not kept")));
         };
+        let mut pace = Pace::after(REST, BYTES_S);
         let mut digests = Vec::with_capacity(starts.len());
         for (index, start) in starts.iter().enumerate() {
             let end = starts.get(index + 1).or(self.range.end.as_ref()).map(|end| Bytes::copy_from_slice(end));
@@ -69,9 +77,11 @@ impl Partition {
             let mut records = self.iterate_in_background(&view, Bytes::copy_from_slice(start), end, retain);
             let (mut digest, mut count) = (RecordDigest::default(), 0);
             while records.advance().await? {
-                digest.update(records.current());
+                let record = records.current();
+                let bytes = (record.key.len() + record.value.len()) as u64;
+                digest.update(record);
                 count += 1;
-                runtime::yield_now().await;
+                pace.pay(bytes).await;
             }
             digests.push(RangeDigest { start: start.clone(), records: count, digest: digest.finish() });
         }

@@ -31,7 +31,7 @@ pub struct ScrubReport {
 }
 
 /// Keeps reading at a rate.
-struct Pace {
+pub(super) struct Pace {
     bytes_per_second: Option<u64>,
     /// When the bytes read so far are paid for, on the monotonic clock.
     due: Duration,
@@ -42,8 +42,13 @@ impl Pace {
         Pace { bytes_per_second: bytes_per_second.map(|rate| rate.max(1)), due: clock::monotonic() }
     }
 
+    /// A pace that begins after a rest.
+    pub fn after(rest: Duration, bytes_per_second: u64) -> Pace {
+        Pace { bytes_per_second: Some(bytes_per_second), due: clock::monotonic() + rest }
+    }
+
     /// Waits until the bytes just read are paid for.
-    async fn pay(&mut self, bytes: u64) {
+    pub async fn pay(&mut self, bytes: u64) {
         runtime::yield_now().await;
         let Some(rate) = self.bytes_per_second else {
             return;

@@ -3,7 +3,7 @@
 //! | state | reads | writes | left by |
 //! |---|---|---|---|
 //! | `Opening` | source | source | the target's `Opened` |
-//! | `Copying` | source | source | every segment held (or enough of them, if early), the mirror's lag within budget |
+//! | `Copying` | source | source | every segment held (or enough of them, if early) and all that was written until then, the mirror's lag within budget |
 //! | `Reconnecting` | source | source | the target's `Resumed` |
 //! | `Ready` | source | source, acknowledged when both have it | the policy lets it switch |
 //! | `Freezing` | source | parked | the engine stands still at LSN F |
@@ -203,6 +203,9 @@ pub struct Source {
     /// Looks since the target holds enough.
     waited_looks: u32,
     last: Option<Lsn>,
+    /// What was assigned when the target came to hold enough: until it has that, it stands behind by what gathers while
+    /// nobody is in a hurry, and writers would wait for that.
+    due: Option<Lsn>,
     enough: bool,
     allowed: bool,
     /// Requests answered with a newer token.
@@ -223,6 +226,7 @@ impl Source {
             looks: VecDeque::new(),
             waited_looks: 0,
             last: None,
+            due: None,
             enough: false,
             allowed: false,
             token_retries: 0,
@@ -384,18 +388,24 @@ impl Source {
         vec![Action::SendSegment(wanted.segment)]
     }
 
-    fn holds_enough(&self) -> bool {
+    /// Whether the target holds what it is to hold at the switchover: from then on its lag is what is waited for.
+    #[must_use]
+    pub fn holds_enough(&self) -> bool {
         self.missing.is_empty() || self.enough
     }
 
     /// What follows from the counters.
     fn advance(&mut self) -> Vec<Action> {
         let mut actions = Vec::new();
+        if self.holds_enough() {
+            self.due.get_or_insert(self.assigned);
+        }
+        let caught_up = self.due.is_some_and(|due| self.acked >= due);
         let patient = self.waited_looks >= self.limits.patience_looks;
         let near = self.lag() <= self.limits.lag_max
             || patient && self.looks.front().is_some_and(|assigned| self.acked >= *assigned);
         let wanted = self.allowed || !self.limits.asynchronous;
-        if self.state == State::Copying && self.holds_enough() && near && wanted {
+        if self.state == State::Copying && self.holds_enough() && caught_up && near && wanted {
             self.become_state(State::Ready);
             actions.push(Action::SetSynchronous);
         }

@@ -93,7 +93,7 @@ pub fn run(options: DemoOptions) -> Result<ExitCode, CliError> {
     }
     let temporary = tempfile::Builder::new().prefix("antumbra-demo-").tempdir()?;
     let dir = options.dir.clone().unwrap_or_else(|| temporary.path().to_path_buf());
-    let nodes = cluster::start(&dir, NODES)?;
+    let nodes = cluster::start(&dir, NODES, moving::cpus::halves())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = runtime.block_on(drive(&options, &requests, &nodes))?;
     drop(nodes);
@@ -146,7 +146,7 @@ async fn drive(options: &DemoOptions, requests: &[Request], nodes: &[cluster::No
         order: options.order.to_string(),
         keys: u64::from(workload.keys()),
         durability: "durable on both hosts before the acknowledgement".into(),
-        environment: moving::environment(),
+        environment: moving::environment(moving::cpus::halves().is_some()),
         signal,
         early: options.early.map(|percent| fill.report(f64::from(percent), moved.switchover.missing)),
         ..Report::default()

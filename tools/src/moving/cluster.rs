@@ -9,6 +9,8 @@ use std::time::Duration;
 use crate::CliError;
 use crate::client::Client;
 
+use super::cpus::Cpus;
+
 /// How nodes are started.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeConfig {
@@ -39,17 +41,19 @@ impl Drop for Node {
     }
 }
 
-/// Starts the nodes: the first one serves the coordinator.
-pub fn start(dir: &Path, config: NodeConfig) -> Result<Vec<Node>, CliError> {
+/// Starts the nodes, each on its CPUs if some are given: the first one serves the coordinator.
+pub fn start(dir: &Path, config: NodeConfig, cpus: Option<[Cpus; 2]>) -> Result<Vec<Node>, CliError> {
+    let [on_first, on_second] = cpus.map_or([None; 2], |cpus| cpus.map(Some));
     let control = free_udp()?;
-    let first = start_node(dir, config, 1, control, None)?;
-    let second = start_node(dir, config, 2, free_udp()?, Some(format!("1@{control}")))?;
+    let first = start_node(dir, config, on_first, 1, control, None)?;
+    let second = start_node(dir, config, on_second, 2, free_udp()?, Some(format!("1@{control}")))?;
     Ok(vec![first, second])
 }
 
 fn start_node(
     dir: &Path,
     config: NodeConfig,
+    cpus: Option<Cpus>,
     host: u32,
     control: SocketAddr,
     coordinator: Option<String>,
@@ -67,6 +71,9 @@ fn start_node(
         .stdout(Stdio::piped());
     if let Some(coordinator) = coordinator {
         command.args(["--coordinator", &coordinator]);
+    }
+    if let Some(cpus) = cpus {
+        cpus.confine(&mut command);
     }
     let mut child = command.spawn()?;
     let mut line = String::new();

@@ -13,8 +13,9 @@ use crate::client::Client;
 use super::model::Model;
 use super::workload::{Ramp, Step, Workload};
 
-/// Connections to each node.
-const CONNECTIONS: usize = 8;
+/// Connections to each node. Replies of a connection come in the order of its requests, so that a read behind a write waits for
+/// the device: a request takes a connection that nobody waits on while there is one, as clients with a pool do.
+const CONNECTIONS: usize = 64;
 /// Requests outstanding at most: an open loop that is not bounded would take all memory when a node stands still.
 const OUTSTANDING_MAX: usize = 20_000;
 /// Times that a request follows MOVED.
@@ -36,7 +37,6 @@ pub struct Route {
     pools: Vec<Vec<Client>>,
     addresses: Vec<std::net::SocketAddr>,
     owner: AtomicUsize,
-    next: AtomicUsize,
 }
 
 impl Route {
@@ -52,13 +52,22 @@ impl Route {
             }
             pools.push(pool);
         }
-        Ok(Route { pools, addresses: addresses.to_vec(), owner: AtomicUsize::new(0), next: AtomicUsize::new(0) })
+        Ok(Route { pools, addresses: addresses.to_vec(), owner: AtomicUsize::new(0) })
     }
 
-    /// A connection to the owner.
+    /// A connection to the owner: the first one that nobody waits on, or the one with the fewest who do.
     fn pick(&self) -> &Client {
         let pool = &self.pools[self.owner.load(Ordering::Relaxed)];
-        &pool[self.next.fetch_add(1, Ordering::Relaxed) % pool.len()]
+        let mut best = &pool[0];
+        for client in pool {
+            if client.outstanding() == 0 {
+                return client;
+            }
+            if client.outstanding() < best.outstanding() {
+                best = client;
+            }
+        }
+        best
     }
 
     /// Sends a command to the owner, following MOVED.

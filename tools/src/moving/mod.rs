@@ -2,6 +2,7 @@
 //! move under it.
 
 pub mod cluster;
+pub mod cpus;
 pub mod fill;
 pub mod load;
 pub mod model;
@@ -9,13 +10,14 @@ pub mod plot;
 pub mod report;
 pub mod workload;
 
-/// What figures were measured on.
-pub fn environment() -> serde_json::Value {
+/// What figures were measured on; whether each node had CPUs of its own.
+pub fn environment(apart: bool) -> serde_json::Value {
     let host = antumbra_engine::doctor::HostFacts::read();
     serde_json::json!({
         "kernel": host.kernel,
         "cpu": host.cpu,
         "cpus": host.cpus_allowed,
+        "nodes": if apart { "each on its half of the CPUs, the load on all" } else { "all on the same CPUs" },
         "version": env!("CARGO_PKG_VERSION"),
         "network": "loopback, both nodes and the load on one machine",
     })

@@ -16,6 +16,11 @@ const SPIN_MAX: Duration = Duration::from_micros(100);
 const SPIN_MAX_LOG: Duration = Duration::from_micros(400);
 /// The longest time without a sleep, however soon answers come: the executor looks at glommio's rings before it sleeps.
 const AWAKE_MAX: Duration = Duration::from_micros(500);
+/// A thread that looks lets the kernel's workers run, whose work the log's answer may be. When that took longer, another thread
+/// computes on this core, and was given a slice of the scheduler's (3 to 5 ms) each time.
+const GIVEN_WAY_MAX: Duration = Duration::from_micros(300);
+/// For how long the thread sleeps at once behind that: who is woken comes sooner than who has given way.
+const CROWDED: Duration = Duration::from_millis(50);
 /// Waits in a row that took longer, behind which only one in some is tried.
 const VAIN_MAX: u32 = 8;
 const VAIN_RETRY: u32 = 64;
@@ -30,11 +35,13 @@ struct Patience {
     background_turns: u64,
     /// Waits that were in vain since the last one that was not.
     vain: u32,
+    /// When giving way last took long.
+    crowded_at: Option<Instant>,
 }
 
 impl Patience {
     fn new() -> Patience {
-        Patience { awake_since: Instant::now(), since: None, background_turns: 0, vain: 0 }
+        Patience { awake_since: Instant::now(), since: None, background_turns: 0, vain: 0, crowded_at: None }
     }
 
     /// The thread has work again.
@@ -68,15 +75,26 @@ impl Patience {
             }
             None => self.vain = self.vain.wrapping_add(1),
             Some(since) if since.elapsed() < spin_max => {
-                if ring.is_writing() {
-                    std::thread::yield_now();
+                if !ring.is_writing() || self.gives_way() {
+                    return true;
                 }
-                return true;
             }
             Some(_) => self.vain = self.vain.wrapping_add(1),
         }
         self.since = None;
         false
+    }
+
+    /// Lets the kernel's workers run, unless others would.
+    fn gives_way(&mut self) -> bool {
+        if self.crowded_at.is_some_and(|crowded| crowded.elapsed() < CROWDED) {
+            return false;
+        }
+        let before = Instant::now();
+        std::thread::yield_now();
+        let now = Instant::now();
+        self.crowded_at = (now - before > GIVEN_WAY_MAX).then_some(now);
+        true
     }
 
     fn pays(&mut self) {

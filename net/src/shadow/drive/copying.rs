@@ -92,6 +92,17 @@ impl Driver<'_> {
         actions
     }
 
+    /// What has been assigned, if the next segment that the target holds may be the last: it is due before the switchover.
+    pub(super) async fn look_before_last(&mut self) -> Vec<Action> {
+        if self.machine.missing() != 1 {
+            return Vec::new();
+        }
+        match self.partition.with(|partition| async move { Ok(partition.assigned()) }).await {
+            Ok(assigned) => self.machine.handle(Event::Assigned(assigned)),
+            Err(cause) => self.note_and_handle(Event::Failed(cause.to_string())),
+        }
+    }
+
     /// Share of the accesses expected now that would hit what the target holds, 0..1.
     fn held_share(&self, summaries: &[SegmentSummary]) -> f64 {
         let expected = |segment: &SegmentSummary| f64::from(plan::expected(self.options.order, segment));

@@ -204,6 +204,9 @@ impl<'a> Driver<'a> {
                     pending.extend(self.note_and_handle(event));
                 }
             }
+            if self.machine.holds_enough() {
+                self.link.hurry();
+            }
             self.handle.note_state(self.machine.state());
             match self.machine.state() {
                 State::Complete => return Ok(std::mem::take(&mut self.report)),
@@ -240,7 +243,8 @@ impl<'a> Driver<'a> {
                     self.note_requested(wanted).await
                 }
                 Message::Held(segment) => {
-                    let actions = self.machine.handle(Event::Held(segment));
+                    let mut actions = self.look_before_last().await;
+                    actions.extend(self.machine.handle(Event::Held(segment)));
                     let missing = self.machine.missing();
                     self.progressed = time::now();
                     self.handle.note(|progress| progress.held = progress.segments - missing);
@@ -403,6 +407,7 @@ impl<'a> Driver<'a> {
             Action::SendSeal => {
                 self.end_step("tail");
                 self.report.shadow.token_retries = self.machine.token_retries;
+                (self.report.shadow.mirrored_records, self.report.shadow.elided_records) = self.link.mirrored();
                 self.report.switchover.missing = self.machine.missing() as u64;
                 let sealing = self.sealing.clone().ok_or_else(|| Error::protocol("no seal"))?;
                 self.link.send(&Message::Seal(sealing)).await?;

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use antumbra_engine::partition::{MirrorItem, MirrorReceiver};
@@ -21,8 +22,12 @@ use super::sending::Signal;
 
 /// Records in one mirror frame.
 const MIRROR_BATCH: usize = 512;
+const MIRROR_BATCH_BYTES: u64 = 1 << 20;
 /// Bytes of the mirror that are kept until the target has acknowledged them; beyond, the mirror queues where it is counted.
 const UNACKED_MAX: u64 = 16 << 20;
+/// Between two pieces of the mirror while nobody waits for the target to have them: each costs both hosts some ten wake-ups of
+/// threads and the target a write of its log, as much for one record as for a hundred.
+const UNHURRIED_PAUSE: Duration = Duration::from_millis(10);
 /// For how long a lost link is sought; the target waits longer (see `receiving`).
 const RECONNECT_MAX: Duration = Duration::from_secs(10);
 /// What the target may take to answer.
@@ -50,6 +55,16 @@ pub(super) struct Link {
     number: u32,
     acked: watch::Sender<Lsn>,
     mirrors: mpsc::UnboundedSender<(SendStream, u32, Lsn)>,
+    /// Whether the mirror's records travel at once.
+    hurry: watch::Sender<bool>,
+    counts: Arc<MirrorCounts>,
+}
+
+/// What has travelled over the mirror.
+#[derive(Debug, Default)]
+pub(super) struct MirrorCounts {
+    records: AtomicU64,
+    elided: AtomicU64,
 }
 
 impl Link {
@@ -68,10 +83,20 @@ impl Link {
         let (acked, acks) = watch::channel(receiver.from);
         let (mirrors, next) = mpsc::unbounded_channel();
         host.control.spawn(listen(incoming, context, 0, signal.clone()));
-        let sender = MirrorSender { context, receiver, acks, unacked: VecDeque::new(), unacked_bytes: 0 };
+        let (hurry, hurries) = watch::channel(false);
+        let counts = Arc::<MirrorCounts>::default();
+        let sender = MirrorSender {
+            context,
+            receiver,
+            acks,
+            hurries,
+            counts: Arc::clone(&counts),
+            unacked: VecDeque::new(),
+            unacked_bytes: 0,
+        };
         host.control.spawn(sender.run(mirror, next, signal.clone()));
         let control = Some(control);
-        Ok(Link { context, address, destination, signal, control, number: 0, acked, mirrors })
+        Ok(Link { context, address, destination, signal, control, number: 0, acked, mirrors, hurry, counts })
     }
 
     /// Sends a message.
@@ -95,6 +120,16 @@ impl Link {
     /// The target has everything up to here on its device.
     pub fn note_acked(&self, lsn: Lsn) {
         self.acked.send_if_modified(|acked| std::mem::replace(acked, lsn.max(*acked)) < lsn);
+    }
+
+    /// From now on the mirror's records travel at once.
+    pub fn hurry(&self) {
+        self.hurry.send_if_modified(|hurry| !std::mem::replace(hurry, true));
+    }
+
+    /// Records that have been put on the mirror, and those elided from it.
+    pub fn mirrored(&self) -> (u64, u64) {
+        (self.counts.records.load(Ordering::Relaxed), self.counts.elided.load(Ordering::Relaxed))
     }
 
     /// Whether this is news of the present link.
@@ -188,6 +223,8 @@ struct MirrorSender {
     context: FrameContext,
     receiver: MirrorReceiver,
     acks: watch::Receiver<Lsn>,
+    hurries: watch::Receiver<bool>,
+    counts: Arc<MirrorCounts>,
     /// Ascending.
     unacked: VecDeque<Unacked>,
     unacked_bytes: u64,
@@ -222,6 +259,7 @@ impl MirrorSender {
 
     /// Sends the pieces from the one at `sent` on, and what comes behind them.
     async fn stream(&mut self, stream: &mut SendStream, sent: &mut usize) -> Result<()> {
+        let mut more_waits = true;
         loop {
             while let Some(piece) = self.unacked.get(*sent) {
                 message::send(stream, self.context, &piece.message).await?;
@@ -236,26 +274,47 @@ impl MirrorSender {
                 }
                 continue;
             }
+            if !more_waits {
+                self.pause().await;
+            }
+            // Whoever ends this future loses nothing: an item that was taken is in a piece before anything is waited for.
             let Some(item) = self.receiver.recv().await else { return Ok(()) };
-            self.gather(item);
+            more_waits = self.gather(item);
         }
     }
 
-    /// A piece of this item and what waits behind it.
-    fn gather(&mut self, item: MirrorItem) {
+    /// Lets records gather, unless they are in a hurry.
+    async fn pause(&mut self) {
+        if *self.hurries.borrow_and_update() {
+            return;
+        }
+        tokio::select! {
+            // A driver that is gone has closed the tap, or will.
+            _ = self.hurries.changed() => {}
+            () = time::sleep(UNHURRIED_PAUSE) => {}
+        }
+    }
+
+    /// A piece of this item and what waits behind it; whether more does.
+    fn gather(&mut self, item: MirrorItem) -> bool {
         let mut bytes = item.queued_bytes();
         let mut last = item.lsn();
         let mut items = vec![item];
         while items.len() < MIRROR_BATCH
-            && bytes < 1 << 20
+            && bytes < MIRROR_BATCH_BYTES
             && let Some(item) = self.receiver.try_recv()
         {
             bytes += item.queued_bytes();
             last = item.lsn();
             items.push(item);
         }
+        let elided = items.iter().filter(|item| matches!(item, MirrorItem::Elided { .. })).count();
+        self.counts.elided.fetch_add(elided as u64, Ordering::Relaxed);
+        self.counts.records.fetch_add((items.len() - elided) as u64, Ordering::Relaxed);
+        let full = items.len() == MIRROR_BATCH || bytes >= MIRROR_BATCH_BYTES;
         self.unacked_bytes += bytes;
         self.unacked.push_back(Unacked { last, bytes, message: Message::Mirror(items) });
+        full
     }
 
     /// Forgets what the target has; returns how many pieces.

@@ -25,10 +25,12 @@ fn happy_path_takes_every_step_once() {
     assert_eq!(source.handle(request(token(1, 1), token(1, 1))), [Action::SendSegment(SegmentId(1))]);
     assert_eq!(source.handle(Event::Assigned(Lsn(20))), []);
     assert_eq!(source.handle(Event::Held(SegmentId(1))), [], "the lag is too large");
-    assert_eq!(source.handle(Event::Acked(Lsn(16))), [Action::SetSynchronous]);
+    assert_eq!(source.handle(Event::Acked(Lsn(19))), [], "not all that was assigned when it came to hold enough");
+    assert_eq!(source.handle(Event::Assigned(Lsn(25))), []);
+    assert_eq!(source.handle(Event::Acked(Lsn(20))), [Action::SetSynchronous]);
     assert_eq!(source.handle(Event::Allowed), [Action::Freeze]);
-    assert_eq!(source.handle(Event::Frozen(Lsn(20))), []);
-    assert_eq!(source.handle(Event::Acked(Lsn(20))), [Action::SendSeal]);
+    assert_eq!(source.handle(Event::Frozen(Lsn(25))), []);
+    assert_eq!(source.handle(Event::Acked(Lsn(25))), [Action::SendSeal]);
     assert_eq!(source.handle(Event::SealOk), [Action::Commit]);
     assert_eq!(source.handle(Event::Failed("link lost".into())), [], "only the record decides now");
     assert_eq!(source.handle(Event::Committed), [Action::HandOver]);

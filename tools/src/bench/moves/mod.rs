@@ -23,6 +23,7 @@ use crate::CliError;
 use crate::client::Client;
 use crate::moving;
 use crate::moving::cluster::{self, NodeConfig};
+use crate::moving::cpus::{self, Cpus};
 use crate::moving::load::{self, Route, Sample};
 use crate::moving::model::Model;
 use crate::moving::report::{self, Latency, Report};
@@ -91,6 +92,9 @@ pub struct MoveOptions {
     before_s: u32,
     #[arg(long, default_value_t = 5)]
     after_s: u32,
+    /// Let both nodes run on all CPUs. Otherwise each has its half of them, as hosts have their own, and the load all.
+    #[arg(long)]
+    shared_cpus: bool,
     /// Runs, each with fresh nodes; the median of each figure is printed.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
@@ -109,6 +113,13 @@ pub struct MoveOptions {
     /// Print JSON: the report of the run, or of each run and the medians.
     #[arg(long)]
     json: bool,
+}
+
+impl MoveOptions {
+    /// Those of each node, unless they share all.
+    fn cpus(&self) -> Option<[Cpus; 2]> {
+        if self.shared_cpus { None } else { cpus::halves() }
+    }
 }
 
 /// No set-point.
@@ -154,10 +165,12 @@ enum Nodes {
 
 impl Nodes {
     fn start(options: &MoveOptions, dir: &Path) -> Result<Nodes, CliError> {
+        let cpus = options.cpus();
         match options.rival {
-            None => Ok(Nodes::Antumbra(cluster::start(dir, NODES)?)),
+            None => Ok(Nodes::Antumbra(cluster::start(dir, NODES, cpus)?)),
             Some(rival) => {
-                let servers = rival::Servers::start(rival, options.rival_bin.as_deref(), &options.rival_fsync, dir)?;
+                let program = options.rival_bin.as_deref();
+                let servers = rival::Servers::start(rival, program, &options.rival_fsync, dir, cpus)?;
                 Ok(Nodes::Rival(servers))
             }
         }
@@ -325,7 +338,7 @@ async fn drive(options: &MoveOptions, nodes: &Nodes, bar: &ProgressBar) -> Resul
         order: options.order.to_string(),
         keys: keys.into(),
         durability: nodes.durability(options),
-        environment: moving::environment(),
+        environment: moving::environment(options.cpus().is_some()),
         ..Report::default()
     };
     match nodes {

@@ -15,6 +15,7 @@ use clap::ValueEnum;
 
 use crate::CliError;
 use crate::client::Client;
+use crate::moving::cpus::Cpus;
 
 /// What two nodes need to agree.
 const AGREE_MAX: Duration = Duration::from_secs(60);
@@ -79,8 +80,14 @@ impl Drop for Servers {
 }
 
 impl Servers {
-    /// Starts both.
-    pub fn start(rival: Rival, program: Option<&Path>, fsync: &str, dir: &Path) -> Result<Servers, CliError> {
+    /// Starts both, each on its CPUs if some are given.
+    pub fn start(
+        rival: Rival,
+        program: Option<&Path>,
+        fsync: &str,
+        dir: &Path,
+        cpus: Option<[Cpus; 2]>,
+    ) -> Result<Servers, CliError> {
         let program = program.map_or_else(|| PathBuf::from(rival.program()), Path::to_path_buf);
         let lacking = |cause: std::io::Error| {
             format!("{}: {cause}; install it, or say where it is: --rival-bin PATH", program.display())
@@ -91,20 +98,23 @@ impl Servers {
             version.split_whitespace().find_map(|word| word.strip_prefix("v=")).unwrap_or("of unknown version");
         let name = format!("{} {number}", rival.program().trim_end_matches("-server"));
         let mut servers = Servers { rival, name, children: Vec::new() };
-        for node in 1..=2 {
+        for (node, cpus) in [(1, cpus.map(|both| both[0])), (2, cpus.map(|both| both[1]))] {
             let own = dir.join(format!("rival-{node}"));
             std::fs::create_dir_all(&own).map_err(|cause| format!("{}: {cause}", own.display()))?;
             let address = free_address()?;
             let log = own.join("log");
-            let child = Command::new(&program)
+            let mut command = Command::new(&program);
+            command
                 .args(["--port", &address.port().to_string(), "--bind", "127.0.0.1", "--protected-mode", "no"])
                 .args(["--cluster-enabled", "yes", "--save", "", "--appendonly", "yes", "--appendfsync", fsync])
                 .args(["--logfile", &log.display().to_string(), "--dir"])
                 .arg(&own)
                 .stdout(Stdio::null())
-                .stderr(Stdio::inherit())
-                .spawn()
-                .map_err(lacking)?;
+                .stderr(Stdio::inherit());
+            if let Some(cpus) = cpus {
+                cpus.confine(&mut command);
+            }
+            let child = command.spawn().map_err(lacking)?;
             servers.children.push((child, address));
         }
         servers.wait()?;
