@@ -86,5 +86,9 @@ fn bench_move_prints_what_the_goals_are_about() {
     ] {
         assert!(report.pointer(field).is_some_and(|value| value.is_number()), "{field}");
     }
+    // Writes onto segments that the target did not hold yet, and onto such that it did.
+    for field in ["/shadow/elided_records", "/shadow/mirrored_records"] {
+        assert!(report.pointer(field).and_then(serde_json::Value::as_u64) > Some(0), "{field}: {report}");
+    }
     assert_eq!((&report["coordinator"], &report["passed"]), (&"embedded".into(), &true.into()));
 }
