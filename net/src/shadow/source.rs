@@ -203,7 +203,7 @@ pub struct Source {
     /// Looks since the target holds enough.
     waited_looks: u32,
     last: Option<Lsn>,
-    /// What was assigned when the target came to hold enough: until it has that, it stands behind by what gathers while
+    /// What was assigned when the target came to hold enough, once it does: until it has that, it stands behind by what gathers while
     /// nobody is in a hurry, and writers would wait for that.
     due: Option<Lsn>,
     enough: bool,
@@ -405,7 +405,7 @@ impl Source {
         let near = self.lag() <= self.limits.lag_max
             || patient && self.looks.front().is_some_and(|assigned| self.acked >= *assigned);
         let wanted = self.allowed || !self.limits.asynchronous;
-        if self.state == State::Copying && self.holds_enough() && caught_up && near && wanted {
+        if self.state == State::Copying && caught_up && near && wanted {
             self.become_state(State::Ready);
             actions.push(Action::SetSynchronous);
         }

@@ -146,7 +146,7 @@ async fn drive(options: &DemoOptions, requests: &[Request], nodes: &[cluster::No
         order: options.order.to_string(),
         keys: u64::from(workload.keys()),
         durability: "durable on both hosts before the acknowledgement".into(),
-        environment: moving::environment(moving::cpus::halves().is_some()),
+        environment: moving::environment(moving::cpus::halves()),
         signal,
         early: options.early.map(|percent| fill.report(f64::from(percent), moved.switchover.missing)),
         ..Report::default()

@@ -41,9 +41,8 @@ impl Drop for Node {
     }
 }
 
-/// Starts the nodes, each on its CPUs if some are given: the first one serves the coordinator.
-pub fn start(dir: &Path, config: NodeConfig, cpus: Option<[Cpus; 2]>) -> Result<Vec<Node>, CliError> {
-    let [on_first, on_second] = cpus.map_or([None; 2], |cpus| cpus.map(Some));
+/// Starts the nodes, each on its CPUs: the first one serves the coordinator.
+pub fn start(dir: &Path, config: NodeConfig, [on_first, on_second]: [Cpus; 2]) -> Result<Vec<Node>, CliError> {
     let control = free_udp()?;
     let first = start_node(dir, config, on_first, 1, control, None)?;
     let second = start_node(dir, config, on_second, 2, free_udp()?, Some(format!("1@{control}")))?;
@@ -53,7 +52,7 @@ pub fn start(dir: &Path, config: NodeConfig, cpus: Option<[Cpus; 2]>) -> Result<
 fn start_node(
     dir: &Path,
     config: NodeConfig,
-    cpus: Option<Cpus>,
+    cpus: Cpus,
     host: u32,
     control: SocketAddr,
     coordinator: Option<String>,
@@ -72,9 +71,7 @@ fn start_node(
     if let Some(coordinator) = coordinator {
         command.args(["--coordinator", &coordinator]);
     }
-    if let Some(cpus) = cpus {
-        cpus.confine(&mut command);
-    }
+    cpus.confine(&mut command);
     let mut child = command.spawn()?;
     let mut line = String::new();
     if let Some(stdout) = child.stdout.take() {

@@ -94,7 +94,7 @@ impl Driver<'_> {
 
     /// What has been assigned, if the next segment that the target holds may be the last: it is due before the switchover.
     pub(super) async fn look_before_last(&mut self) -> Vec<Action> {
-        if self.machine.missing() != 1 {
+        if self.machine.state() != State::Copying || self.machine.missing() != 1 {
             return Vec::new();
         }
         match self.partition.with(|partition| async move { Ok(partition.assigned()) }).await {

@@ -116,9 +116,9 @@ pub struct MoveOptions {
 }
 
 impl MoveOptions {
-    /// Those of each node, unless they share all.
-    fn cpus(&self) -> Option<[Cpus; 2]> {
-        if self.shared_cpus { None } else { cpus::halves() }
+    /// Those of each node.
+    fn cpus(&self) -> [Cpus; 2] {
+        if self.shared_cpus { cpus::SHARED } else { cpus::halves() }
     }
 }
 
@@ -338,7 +338,7 @@ async fn drive(options: &MoveOptions, nodes: &Nodes, bar: &ProgressBar) -> Resul
         order: options.order.to_string(),
         keys: keys.into(),
         durability: nodes.durability(options),
-        environment: moving::environment(options.cpus().is_some()),
+        environment: moving::environment(options.cpus()),
         ..Report::default()
     };
     match nodes {

@@ -80,13 +80,13 @@ impl Drop for Servers {
 }
 
 impl Servers {
-    /// Starts both, each on its CPUs if some are given.
+    /// Starts both, each on its CPUs.
     pub fn start(
         rival: Rival,
         program: Option<&Path>,
         fsync: &str,
         dir: &Path,
-        cpus: Option<[Cpus; 2]>,
+        cpus: [Cpus; 2],
     ) -> Result<Servers, CliError> {
         let program = program.map_or_else(|| PathBuf::from(rival.program()), Path::to_path_buf);
         let lacking = |cause: std::io::Error| {
@@ -98,7 +98,7 @@ impl Servers {
             version.split_whitespace().find_map(|word| word.strip_prefix("v=")).unwrap_or("of unknown version");
         let name = format!("{} {number}", rival.program().trim_end_matches("-server"));
         let mut servers = Servers { rival, name, children: Vec::new() };
-        for (node, cpus) in [(1, cpus.map(|both| both[0])), (2, cpus.map(|both| both[1]))] {
+        for (node, cpus) in (1..).zip(cpus) {
             let own = dir.join(format!("rival-{node}"));
             std::fs::create_dir_all(&own).map_err(|cause| format!("{}: {cause}", own.display()))?;
             let address = free_address()?;
@@ -111,9 +111,7 @@ impl Servers {
                 .arg(&own)
                 .stdout(Stdio::null())
                 .stderr(Stdio::inherit());
-            if let Some(cpus) = cpus {
-                cpus.confine(&mut command);
-            }
+            cpus.confine(&mut command);
             let child = command.spawn().map_err(lacking)?;
             servers.children.push((child, address));
         }
