@@ -80,7 +80,7 @@ where
 }
 
 /// Shortest and longest time that an executor sleeps without looking for work.
-const NAP_MIN: Duration = Duration::from_micros(250);
+const NAP_MIN: Duration = Duration::from_millis(1);
 const NAP_MAX: Duration = Duration::from_millis(50);
 
 /// Bounds what a defect of glommio costs: an executor whose preemption timer expires before it has run anything (its
@@ -135,12 +135,19 @@ pub fn spawn_detached(task: impl Future<Output = ()> + 'static) {
     glommio::spawn_local(task).detach();
 }
 
-/// Tasks that get what requests leave: flush, compaction, digests, copies.
+/// Tasks that get what requests leave: flush and compaction, which the host's own writes wait for, and what others ask for
+/// (copies, digests, scrubs).
 #[derive(Clone, Debug)]
 pub(crate) struct Background {
     /// Absent on a simulated machine, whose scheduler knows no classes: any order of tasks may happen.
-    queue: Option<Rc<TaskQueueHandle>>,
+    queues: Option<Rc<Queues>>,
     weight: Rc<Weight>,
+}
+
+#[derive(Debug)]
+struct Queues {
+    own: TaskQueueHandle,
+    for_others: TaskQueueHandle,
 }
 
 /// What requests weigh.
@@ -163,16 +170,24 @@ impl SharesManager for Weight {
 }
 
 impl Background {
-    /// A queue whose tasks give way after `preempt`.
+    /// Flush and compaction let the thread look at its sockets every `preempt`; what others ask for does more often.
     pub fn new(preempt: Duration) -> Background {
         let weight = Rc::new(Weight(Cell::new(*BACKGROUND_WEIGHT.start())));
         #[cfg(any(test, feature = "sim"))]
         if super::sim::current().is_some() {
-            return Background { queue: None, weight };
+            return Background { queues: None, weight };
         }
-        let shares = Shares::Dynamic(Rc::<Weight>::clone(&weight));
-        let queue = glommio::executor().create_task_queue(shares, Latency::Matters(preempt), "background");
-        Background { queue: Some(Rc::new(queue)), weight }
+        let executor = glommio::executor();
+        let own = Shares::Dynamic(Rc::<Weight>::clone(&weight));
+        let queues = Queues {
+            own: executor.create_task_queue(own, Latency::Matters(preempt), "background"),
+            for_others: executor.create_task_queue(
+                Shares::Static(*BACKGROUND_WEIGHT.start()),
+                Latency::Matters(preempt.min(PREEMPT_FOR_OTHERS)),
+                "for others",
+            ),
+        };
+        Background { queues: Some(Rc::new(queues)), weight }
     }
 
     /// Gives background work more of the core the sooner requests will have to wait for it: at an `urgency` of 0 the least,
@@ -183,35 +198,42 @@ impl Background {
         self.weight.0.set(weight.min(most));
     }
 
-    /// Runs a task in the background and returns its result.
+    /// Runs what others ask for and returns its result.
     /// Cancel: the task ends where it stands.
     pub async fn run<T: 'static>(&self, task: impl Future<Output = T> + 'static) -> T {
         #[cfg(any(test, feature = "sim"))]
         if let Some(machine) = super::sim::current() {
             return machine.spawn(task).await;
         }
-        self.spawn(task).await
+        self.spawn(task, |queues| queues.for_others).await
     }
 
-    /// Starts a task in the background that nobody waits for.
+    /// Starts a task of this host's own that nobody waits for.
     pub fn spawn_detached(&self, task: impl Future<Output = ()> + 'static) {
         #[cfg(any(test, feature = "sim"))]
         if let Some(machine) = super::sim::current() {
             return machine.spawn(task).detach();
         }
-        drop(self.spawn(task).detach());
+        drop(self.spawn(task, |queues| queues.own).detach());
     }
 
-    fn spawn<T: 'static>(&self, task: impl Future<Output = T> + 'static) -> glommio::Task<T> {
+    fn spawn<T: 'static>(
+        &self,
+        task: impl Future<Output = T> + 'static,
+        queue: impl Fn(&Queues) -> TaskQueueHandle,
+    ) -> glommio::Task<T> {
         let task = Sliced { task: Box::pin(task) };
-        let queue = self.queue.as_ref().map(|queue| glommio::spawn_local_into(task, **queue));
+        let queue = self.queues.as_ref().map(|queues| glommio::spawn_local_into(task, queue(queues)));
         match queue {
             Some(Ok(task)) => task,
-            Some(Err(cause)) => unreachable!("the background queue lives as long as its executor: {cause}"),
+            Some(Err(cause)) => unreachable!("the background queues live as long as their executor: {cause}"),
             None => unreachable!("only a simulated machine has no queue"),
         }
     }
 }
+
+/// How long work that others ask for keeps the thread from its sockets. A look at them costs 25 us.
+const PREEMPT_FOR_OTHERS: Duration = Duration::from_micros(100);
 
 /// How long background work keeps the core at a time: a request that comes meanwhile waits for it.
 const BACKGROUND_SLICE: Duration = Duration::from_micros(40);

@@ -1,17 +1,18 @@
-//! The scheduling class of a plane's thread, and the floor below which an idle-class plane is lifted.
+//! The scheduling class of a plane's threads, and the floor below which an idle-class plane is lifted.
 //!
 //! The kernel runs a thread of class idle only in what others leave (its weight is 3 against 1024), which is what bulk
-//! copying should get, until a busy machine leaves nothing: then connections would die of silence, and copies of waiting. So
-//! the plane's runtime beats, [`BEATS_PER_S`] times a second when it gets the core, and counts the jobs beside it and the bytes
-//! of its streams while one waits for more; a watchdog thread lifts a plane that is behind with any of them to the normal class
-//! until it has caught up, for at most [`LIFT_MS_MAX`] at a time. Beats alone say little of a transfer: each round trip waits for
-//! two such threads, and a socket that nobody empties loses packets.
+//! copying should get, until a busy machine leaves nothing: then connections would die of silence, and copies of waiting.
+//! The kernel counts for how long a thread ran and for how long it stood ready while others did
+//! (`/proc/self/task/*/schedstat`); a watchdog thread lifts a plane one of whose threads gets too little of what it wants to
+//! the normal class until it has caught up, for at most [`LIFT_MS_MAX`] at a time. How much a plane gets done says nothing of
+//! that: a copy that yields to requests does little, and must not be lifted for it.
 //!
 //! Leaving the idle class needs CAP_SYS_NICE or RLIMIT_NICE >= 20 (`LimitNICE=-0` in a systemd unit). Without them the
 //! plane stays idle and says so.
 
-use std::cell::RefCell;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -24,23 +25,17 @@ use thread_priority::{ThreadPriority, ThreadSchedulePolicy};
 
 use crate::error::{Error, Result};
 
-/// How long progress may stay below the floor before the plane is lifted.
-const WINDOW_MS: u64 = 200;
+/// How long a thread may get too little before the plane is lifted.
+const WINDOW_MS: u64 = 100;
 /// The longest time in the normal class in one go.
 const LIFT_MS_MAX: u64 = 100;
+/// A thread that waits longer than this many times what it runs gets too little.
+const WAIT_PER_RUN: u64 = 20;
+/// One that has waited for less of the window, in per cent, wants next to nothing.
+const WAIT_PERCENT_MIN: u64 = 25;
 /// What the library maps to niceness 0, the only value that class idle takes (it cannot be given as such).
 const NICENESS_0: u8 = 47;
-const TICK: Duration = Duration::from_millis(20);
-
-/// Beats of a plane that gets the core.
-const BEATS_PER_S: u64 = 50;
-/// Beats per second below which it is lifted: a fifth of the time.
-const FLOOR_PER_S: u64 = BEATS_PER_S / 5;
-
-/// Jobs beside a plane (a segment is compressed, or checked) per second below which it is lifted.
-const FLOOR_JOBS_PER_S: u64 = 5;
-/// Bytes per second below which it is lifted while a stream waits to send or to receive.
-const FLOOR_BYTES_PER_S: u64 = 8 << 20;
+const TICK: Duration = Duration::from_millis(50);
 
 /// What the watchdog is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,42 +46,42 @@ pub enum ClassChange {
     Lower,
 }
 
+/// What a thread has had of the cores, in nanoseconds since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuTimes {
+    /// It ran.
+    pub ran_ns: u64,
+    /// It was ready to run, and did not.
+    pub waited_ns: u64,
+}
+
 /// Decides when an idle-class thread is lifted. Pure: time and counters are inputs.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct FloorGuard {
-    floor_per_s: u64,
-    /// When the present account began, and what was done by then; `None` while nothing is queued.
-    account: Option<(u64, u64)>,
+    /// When the present account began, and what the thread had had by then.
+    account: Option<(u64, CpuTimes)>,
     lifted_at_ms: Option<u64>,
 }
 
 impl FloorGuard {
-    /// A guard of a thread that is in the idle class now.
-    #[must_use]
-    pub fn new(floor_per_s: u64) -> FloorGuard {
-        FloorGuard { floor_per_s, account: None, lifted_at_ms: None }
-    }
-
     /// Whether the thread is to be in the normal class.
     fn is_lifted(&self) -> bool {
         self.lifted_at_ms.is_some()
     }
 
     /// Takes the counters at `now_ms` (monotonic) and says what to change.
-    pub fn observe(&mut self, now_ms: u64, queued: u64, done: u64) -> Option<ClassChange> {
-        if queued == 0 {
-            self.account = None;
-            return self.lifted_at_ms.take().map(|_| ClassChange::Lower);
-        }
-        let (since_ms, done_before) = *self.account.get_or_insert((now_ms, done));
+    pub fn observe(&mut self, now_ms: u64, times: CpuTimes) -> Option<ClassChange> {
+        let (since_ms, before) = *self.account.get_or_insert((now_ms, times));
         let elapsed_ms = now_ms.saturating_sub(since_ms);
-        let owed = u128::from(self.floor_per_s) * u128::from(elapsed_ms) / 1000;
-        let kept = u128::from(done.saturating_sub(done_before)) >= owed;
+        let ran_ns = times.ran_ns.saturating_sub(before.ran_ns);
+        let waited_ns = times.waited_ns.saturating_sub(before.waited_ns);
+        let kept = waited_ns <= ran_ns.saturating_mul(WAIT_PER_RUN)
+            || waited_ns <= elapsed_ms * (1_000_000 / 100) * WAIT_PERCENT_MIN;
         if let Some(lifted_at_ms) = self.lifted_at_ms {
             if kept || now_ms.saturating_sub(lifted_at_ms) >= LIFT_MS_MAX {
                 self.lifted_at_ms = None;
                 // A new account: what a lift could not make good is not carried on, or lifts would follow back to back.
-                self.account = Some((now_ms, done));
+                self.account = Some((now_ms, times));
                 return Some(ClassChange::Lower);
             }
             return None;
@@ -95,7 +90,7 @@ impl FloorGuard {
             return None;
         }
         if kept {
-            self.account = Some((now_ms, done));
+            self.account = Some((now_ms, times));
             return None;
         }
         self.lifted_at_ms = Some(now_ms);
@@ -103,89 +98,64 @@ impl FloorGuard {
     }
 }
 
+/// A thread of a plane, and what the kernel says of it.
+#[derive(Clone, Debug)]
+struct Thread {
+    id: ThreadId,
+    /// Its folder in /proc.
+    folder: PathBuf,
+}
+
+impl Thread {
+    fn current() -> Thread {
+        let folder = PathBuf::from("/proc").join(std::fs::read_link("/proc/thread-self").unwrap_or_default());
+        Thread { id: thread_native_id(), folder }
+    }
+
+    /// What it has had so far, and whether it is ready to run now; `None` where the kernel does not tell.
+    fn look(&self) -> Option<(CpuTimes, bool)> {
+        let counters = std::fs::read_to_string(self.folder.join("schedstat")).ok()?;
+        let mut counters = counters.split_ascii_whitespace().map(str::parse);
+        let times = CpuTimes { ran_ns: counters.next()?.ok()?, waited_ns: counters.next()?.ok()? };
+        // "tid (name) state ...", and a name may have spaces and brackets.
+        let stat = std::fs::read_to_string(self.folder.join("stat")).ok()?;
+        Some((times, stat.rsplit_once(") ")?.1.starts_with('R')))
+    }
+}
+
+/// What a watchdog knows of one thread.
+#[derive(Debug, Default)]
+struct Watched {
+    guard: FloorGuard,
+    last: Option<(u64, CpuTimes)>,
+    /// It stands ready since the last look that showed something new; the kernel counts a wait when it ends.
+    waiting_ns: u64,
+}
+
+impl Watched {
+    /// Whether the thread is to be in the normal class.
+    fn observe(&mut self, now_ms: u64, times: CpuTimes, ready: bool) -> bool {
+        let since_ms = match self.last {
+            Some((since_ms, last)) if ready && last == times => since_ms,
+            _ => self.last.insert((now_ms, times)).0,
+        };
+        self.waiting_ns = (now_ms - since_ms) * 1_000_000;
+        self.guard.observe(now_ms, CpuTimes { waited_ns: times.waited_ns + self.waiting_ns, ..times });
+        self.guard.is_lifted()
+    }
+}
+
 /// The threads of one idle-class plane that are running.
 #[derive(Clone, Debug, Default)]
-pub(super) struct IdleThreads {
-    ids: Arc<Mutex<Vec<ThreadId>>>,
-    beats: Arc<Account>,
-    jobs: Arc<Account>,
-    transfers: Arc<Account>,
-}
-
-/// Work of one kind: how much is wanted now, and how much was done.
-#[derive(Debug, Default)]
-struct Account {
-    open: AtomicU64,
-    done: AtomicU64,
-}
-
-impl Account {
-    fn observed_by(&self, guard: &mut FloorGuard, now_ms: u64) -> bool {
-        guard.observe(now_ms, self.open.load(Ordering::Relaxed), self.done.load(Ordering::Relaxed));
-        guard.is_lifted()
-    }
-}
-
-/// A piece of work of an idle-class plane, from its being wanted to its end.
-#[derive(Debug)]
-pub(super) struct Open {
-    /// `None` on the thread of another plane, whose work is not counted.
-    account: Option<Arc<Account>>,
-    worth: u64,
-}
-
-impl Open {
-    /// A job beside the calling thread's plane.
-    pub fn job() -> Open {
-        Open::begin(1, |threads| &threads.jobs)
-    }
-
-    /// Bytes that a stream of the calling thread's plane sends or receives.
-    pub fn transfer(bytes: usize) -> Open {
-        Open::begin(bytes as u64, |threads| &threads.transfers)
-    }
-
-    fn begin(worth: u64, account: impl Fn(&IdleThreads) -> &Arc<Account>) -> Open {
-        let account = CURRENT.with_borrow(|threads| threads.as_ref().map(|threads| Arc::clone(account(threads))));
-        if let Some(account) = &account {
-            account.open.fetch_add(1, Ordering::Relaxed);
-        }
-        Open { account, worth }
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        if let Some(account) = &self.account {
-            account.open.fetch_sub(1, Ordering::Relaxed);
-            account.done.fetch_add(self.worth, Ordering::Relaxed);
-        }
-    }
-}
-
-thread_local! {
-    /// The idle-class plane that this thread belongs to.
-    static CURRENT: RefCell<Option<IdleThreads>> = const { RefCell::new(None) };
-}
+pub(super) struct IdleThreads(Arc<Mutex<Vec<Thread>>>);
 
 impl IdleThreads {
-    /// Shows the watchdog, for as long as it runs, that the plane's runtime gets the core.
-    pub async fn beat(self) {
-        self.beats.open.store(1, Ordering::Relaxed);
-        let mut ticker = tokio::time::interval(Duration::from_millis(1_000 / BEATS_PER_S));
-        loop {
-            ticker.tick().await;
-            self.beats.done.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
     /// Puts the calling thread into the idle class. SCHED_IDLE needs no privilege; where it fails, bulk copying competes
     /// with the shards.
     pub fn enter_or_warn(&self) {
-        let id = thread_native_id();
-        CURRENT.set(Some(self.clone()));
-        match set_policy(id, NormalThreadSchedulePolicy::Idle) {
-            Ok(()) => self.lock().push(id),
+        let thread = Thread::current();
+        match set_policy(thread.id, NormalThreadSchedulePolicy::Idle) {
+            Ok(()) => self.lock().push(thread),
             Err(what) => tracing::warn!(what, "a thread of the bulk plane runs in the normal scheduling class"),
         }
     }
@@ -193,15 +163,15 @@ impl IdleThreads {
     /// The calling thread ends: from here on its id may be another's.
     pub fn leave(&self) {
         let id = thread_native_id();
-        self.lock().retain(|other| *other != id);
+        self.lock().retain(|other| other.id != id);
     }
 
     fn set_policy(&self, policy: NormalThreadSchedulePolicy) -> std::result::Result<(), String> {
-        self.lock().iter().try_for_each(|id| set_policy(*id, policy))
+        self.lock().iter().try_for_each(|thread| set_policy(thread.id, policy))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<ThreadId>> {
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Thread>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -214,7 +184,7 @@ pub(super) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Watches threads whose runtime [beats](IdleThreads::beat).
+    /// Watches these threads.
     pub fn start(name: &str, watched: IdleThreads) -> Result<Watchdog> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = Arc::clone(&stop);
@@ -238,26 +208,32 @@ impl Drop for Watchdog {
     }
 }
 
-fn watch(watched: &IdleThreads, stop: &AtomicBool) {
+fn watch(threads: &IdleThreads, stop: &AtomicBool) {
     let started = Instant::now();
-    let IdleThreads { beats, jobs, transfers, .. } = watched;
-    let mut floors = [(beats, FLOOR_PER_S), (jobs, FLOOR_JOBS_PER_S), (transfers, FLOOR_BYTES_PER_S)]
-        .map(|(account, per_s)| (account, FloorGuard::new(per_s)));
+    let mut known: HashMap<PathBuf, Watched> = HashMap::new();
     let mut lifted = false;
-    let mut refused = false;
-    while !stop.load(Ordering::Acquire) && !refused {
+    while !stop.load(Ordering::Acquire) {
         std::thread::park_timeout(TICK);
         let now_ms = started.elapsed().as_millis() as u64;
-        // Each is looked at, also behind one that is behind.
-        let behind = floors.each_mut().map(|(account, guard)| account.observed_by(guard, now_ms));
-        if lifted == behind.contains(&true) {
+        let present: Vec<Thread> = threads.lock().clone();
+        known.retain(|folder, _| present.iter().any(|thread| thread.folder == *folder));
+        let mut behind = false;
+        for thread in present {
+            let Some((times, ready)) = thread.look() else {
+                // It may have ended meanwhile; the plane's own does not.
+                continue;
+            };
+            // Each is looked at, also behind one that is behind.
+            behind |= known.entry(thread.folder).or_default().observe(now_ms, times, ready);
+        }
+        if lifted == behind {
             continue;
         }
-        lifted = !lifted;
+        lifted = behind;
         let policy = if lifted { NormalThreadSchedulePolicy::Other } else { NormalThreadSchedulePolicy::Idle };
-        if let Err(what) = watched.set_policy(policy) {
+        if let Err(what) = threads.set_policy(policy) {
             tracing::warn!(lifted, what, "the bulk plane cannot change its scheduling class: it has no floor");
-            refused = true;
+            return;
         }
     }
 }
@@ -287,87 +263,83 @@ mod tests {
 
     use super::*;
 
-    const MIB: u64 = 1 << 20;
+    fn ms(ran: u64, waited: u64) -> CpuTimes {
+        CpuTimes { ran_ns: ran * 1_000_000, waited_ns: waited * 1_000_000 }
+    }
 
     #[test]
-    fn guard_without_work_never_lifts() {
-        let mut guard = FloorGuard::new(10 * MIB);
-        assert!((0..500).all(|tick| guard.observe(tick * 20, 0, 0).is_none()));
+    fn guard_never_lifts_who_wants_nothing_or_gets_a_twentieth() {
+        let mut rests = FloorGuard::default();
+        let mut wants_little = FloorGuard::default();
+        let mut gets = FloorGuard::default();
+        for now in (0..30_000).step_by(50) {
+            assert_eq!(rests.observe(now, ms(0, 0)), None);
+            assert_eq!(wants_little.observe(now, ms(0, now / 5)), None);
+            assert_eq!(gets.observe(now, ms(now / 20, now - now / 20)), None);
+        }
     }
 
     #[test]
     fn guard_starved_lifts_after_the_window_and_lowers_when_caught_up() {
-        let mut guard = FloorGuard::new(10 * MIB);
-        assert_eq!(guard.observe(1_000, MIB, 0), None);
-        assert_eq!(guard.observe(1_199, MIB, 0), None);
-        assert_eq!(guard.observe(1_200, MIB, 0), Some(ClassChange::Lift));
-        assert_eq!(guard.observe(1_220, MIB, MIB), None, "owes 2.2 MiB by now");
-        assert_eq!(guard.observe(1_240, MIB, 3 * MIB), Some(ClassChange::Lower));
-        assert_eq!(guard.observe(1_260, MIB, 3 * MIB), None, "a new account has begun");
+        let mut guard = FloorGuard::default();
+        assert_eq!(guard.observe(1_000, ms(7, 3_000)), None);
+        assert_eq!(guard.observe(1_099, ms(7, 3_099)), None);
+        assert_eq!(guard.observe(1_100, ms(7, 3_100)), Some(ClassChange::Lift));
+        assert_eq!(guard.observe(1_120, ms(11, 3_100)), None, "owed 5 ms");
+        assert_eq!(guard.observe(1_140, ms(12, 3_100)), Some(ClassChange::Lower));
+        assert_eq!(guard.observe(1_160, ms(12, 3_120)), None, "a new account has begun");
     }
 
     #[test]
     fn guard_lift_is_bounded_and_repeats_while_starved() {
-        let mut guard = FloorGuard::new(1_000 * MIB);
+        let mut guard = FloorGuard::default();
         let changes: Vec<_> =
-            (0..50).filter_map(|tick| guard.observe(tick * 20, MIB, 0).map(|c| (tick * 20, c))).collect();
+            (0..50).filter_map(|tick| guard.observe(tick * 20, ms(0, tick * 20)).map(|c| (tick * 20, c))).collect();
         use ClassChange::{Lift, Lower};
-        assert_eq!(changes, [(200, Lift), (300, Lower), (500, Lift), (600, Lower), (800, Lift), (900, Lower)]);
+        assert_eq!(changes[..4], [(100, Lift), (200, Lower), (300, Lift), (400, Lower)]);
     }
 
     #[test]
-    fn guard_lowers_when_the_work_is_gone() {
-        let mut guard = FloorGuard::new(MIB);
-        guard.observe(0, 1, 0);
-        assert_eq!(guard.observe(200, 1, 0), Some(ClassChange::Lift));
-        assert_eq!(guard.observe(210, 0, 1), Some(ClassChange::Lower));
-    }
-
-    #[test]
-    fn guard_floor_zero_or_kept_never_lifts() {
-        let mut zero = FloorGuard::new(0);
-        let mut kept = FloorGuard::new(MIB);
-        for tick in 0..500 {
-            assert_eq!(zero.observe(tick * 20, 1, 0), None);
-            assert_eq!(kept.observe(tick * 20, 1, tick * 20 * MIB / 1000 + tick), None);
-        }
+    fn thread_that_the_kernel_does_not_run_at_all_is_noticed() {
+        let mut watched = Watched::default();
+        let lifted: Vec<bool> = (0..6).map(|tick| watched.observe(tick * 50, ms(7, 3), true)).collect();
+        assert_eq!(lifted, [false, false, true, true, false, false]);
+        let mut rests = Watched::default();
+        assert!((0..100).all(|tick| !rests.observe(tick * 50, ms(7, 3), false)), "it is not ready");
     }
 
     proptest! {
         #[test]
-        fn guard_changes_alternate(steps in proptest::collection::vec((0u64..500, 0u64..3, 0u64..5_000_000), 1..200)) {
-            let mut guard = FloorGuard::new(2_000_000);
-            let (mut now, mut done, mut lifted) = (0, 0, false);
-            for (ms, queued, moved) in steps {
-                now += ms;
-                done += moved;
-                match guard.observe(now, queued, done) {
-                    Some(ClassChange::Lift) => { prop_assert!(!lifted && queued > 0); lifted = true; }
+        fn guard_changes_alternate(steps in proptest::collection::vec((0u64..500, 0u64..30, 0u64..500), 1..200)) {
+            let mut guard = FloorGuard::default();
+            let (mut now, mut times, mut lifted) = (0, (0, 0), false);
+            for (passed, ran, waited) in steps {
+                now += passed;
+                times = (times.0 + ran, times.1 + waited);
+                match guard.observe(now, ms(times.0, times.1)) {
+                    Some(ClassChange::Lift) => { prop_assert!(!lifted); lifted = true; }
                     Some(ClassChange::Lower) => { prop_assert!(lifted); lifted = false; }
-                    None => prop_assert!(!lifted || queued > 0),
+                    None => {}
                 }
+                prop_assert_eq!(lifted, guard.is_lifted());
             }
         }
     }
 
     #[test]
-    fn jobs_of_an_idle_plane_are_counted_from_any_of_its_threads() {
-        drop(Open::job());
-        let threads = IdleThreads::default();
-        let count = |account: &Account| (account.open.load(Ordering::Relaxed), account.done.load(Ordering::Relaxed));
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                threads.enter_or_warn();
-                let (job, _bytes) = (Open::job(), Open::transfer(300));
-                assert_eq!((count(&threads.jobs), count(&threads.transfers)), ((1, 0), (1, 0)));
-                std::thread::spawn(move || drop(job)).join().unwrap();
-            });
-        });
-        assert_eq!(
-            (count(&threads.jobs), count(&threads.transfers)),
-            ((0, 1), (0, 300)),
-            "the first job was of no plane"
-        );
+    fn kernel_tells_how_long_a_thread_ran_and_that_it_is_ready() {
+        let thread = Thread::current();
+        let (before, ready) = thread.look().unwrap();
+        assert!(ready, "it runs");
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(20) {
+            std::hint::spin_loop();
+        }
+        // The counter is brought up to date when the thread gives way, or at the scheduler's tick.
+        std::thread::sleep(Duration::from_millis(1));
+        let (after, _) = thread.look().unwrap();
+        let ns = (after.ran_ns - before.ran_ns) + (after.waited_ns - before.waited_ns);
+        assert!((15_000_000..2_000_000_000).contains(&ns), "{ns} ns of 20 ms");
     }
 
     #[test]

@@ -175,9 +175,6 @@ impl Plane {
                 class::Watchdog::start(config.name, threads.clone())
             });
             runtime.block_on(async {
-                if let Some(threads) = idle {
-                    tokio::spawn(threads.beat());
-                }
                 match open_endpoint(&config) {
                     Ok(quic) => {
                         let endpoint = quic.endpoint.clone();
@@ -231,12 +228,7 @@ pub(crate) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + '
     if antumbra_engine::sim::now().is_some() {
         return Ok(work());
     }
-    let job = class::Open::job();
-    let counted = move || {
-        let _job = job;
-        work()
-    };
-    tokio::task::spawn_blocking(counted).await.map_err(|cause| Error::protocol(format!("work beside a plane: {cause}")))
+    tokio::task::spawn_blocking(work).await.map_err(|cause| Error::protocol(format!("work beside a plane: {cause}")))
 }
 
 fn open_endpoint(config: &PlaneConfig) -> Result<QuicHandle> {

@@ -1,7 +1,5 @@
 //! The two ends of a stream: QUIC's, or those of a simulated network.
 
-use super::class::Open;
-
 /// Why a stream carries nothing any more.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
@@ -38,10 +36,7 @@ impl SendStream {
     /// The connection is lost, or the receiver has stopped.
     pub async fn write_all(&mut self, bytes: &[u8]) -> Result<(), StreamEnded> {
         match self {
-            SendStream::Quic(stream) => {
-                let _open = Open::transfer(bytes.len());
-                stream.write_all(bytes).await.map_err(ended)
-            }
+            SendStream::Quic(stream) => stream.write_all(bytes).await.map_err(ended),
             #[cfg(feature = "sim")]
             SendStream::Simulated(stream) => stream.write_all(bytes).await,
         }
@@ -89,10 +84,7 @@ impl RecvStream {
     /// The stream ends before, or the connection is lost.
     pub async fn read_exact(&mut self, bytes: &mut [u8]) -> Result<(), StreamEnded> {
         match self {
-            RecvStream::Quic(stream) => {
-                let _open = Open::transfer(bytes.len());
-                stream.read_exact(bytes).await.map_err(ended)
-            }
+            RecvStream::Quic(stream) => stream.read_exact(bytes).await.map_err(ended),
             #[cfg(feature = "sim")]
             RecvStream::Simulated(stream) => stream.read_exact(bytes).await,
         }

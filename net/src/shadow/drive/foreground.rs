@@ -1,7 +1,7 @@
 //! The foreground comes first: the copy's rate follows what requests at both ends see. Without I/O.
 //!
-//! During its first looks a copy hardly moves; what requests see then is the quiet state, and a little more than that is
-//! what they may see later.
+//! During its first looks a copy hardly moves; what requests see in the quietest of them is the quiet state (a move's first
+//! steps disturb some of them), and a little more than that is what they may see later.
 
 use std::time::Duration;
 
@@ -74,9 +74,8 @@ impl Foreground {
         if seen.set_point.is_none() {
             seen.quiet.push(p99);
             if seen.quiet.len() == QUIET_LOOKS {
-                seen.quiet.sort_unstable();
-                let median = seen.quiet[QUIET_LOOKS / 2];
-                seen.set_point = Some(SET_POINT_MIN.max(median * SET_POINT_PERCENT / 100));
+                let quietest = seen.quiet.iter().min().copied().unwrap_or_default();
+                seen.set_point = Some(SET_POINT_MIN.max(quietest * SET_POINT_PERCENT / 100));
             }
             return;
         }
