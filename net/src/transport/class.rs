@@ -127,9 +127,8 @@ impl Thread {
 #[derive(Debug, Default)]
 struct Watched {
     guard: FloorGuard,
+    /// The last look that showed something new.
     last: Option<(u64, CpuTimes)>,
-    /// It stands ready since the last look that showed something new; the kernel counts a wait when it ends.
-    waiting_ns: u64,
 }
 
 impl Watched {
@@ -139,8 +138,9 @@ impl Watched {
             Some((since_ms, last)) if ready && last == times => since_ms,
             _ => self.last.insert((now_ms, times)).0,
         };
-        self.waiting_ns = (now_ms - since_ms) * 1_000_000;
-        self.guard.observe(now_ms, CpuTimes { waited_ns: times.waited_ns + self.waiting_ns, ..times });
+        // The kernel counts a wait when it ends.
+        let waiting_ns = (now_ms - since_ms) * 1_000_000;
+        self.guard.observe(now_ms, CpuTimes { waited_ns: times.waited_ns + waiting_ns, ..times });
         self.guard.is_lifted()
     }
 }
@@ -217,14 +217,19 @@ fn watch(threads: &IdleThreads, stop: &AtomicBool) {
         let now_ms = started.elapsed().as_millis() as u64;
         let present: Vec<Thread> = threads.lock().clone();
         known.retain(|folder, _| present.iter().any(|thread| thread.folder == *folder));
-        let mut behind = false;
+        let (mut told, mut behind) = (present.is_empty(), false);
         for thread in present {
-            let Some((times, ready)) = thread.look() else {
-                // It may have ended meanwhile; the plane's own does not.
-                continue;
-            };
-            // Each is looked at, also behind one that is behind.
-            behind |= known.entry(thread.folder).or_default().observe(now_ms, times, ready);
+            // It may have ended meanwhile; the plane's own does not.
+            if let Some((times, ready)) = thread.look() {
+                told = true;
+                behind |= known.entry(thread.folder).or_default().observe(now_ms, times, ready);
+            }
+        }
+        if !told {
+            tracing::warn!(
+                "no /proc/self/task/*/schedstat in this kernel: the bulk plane has no floor on a busy machine"
+            );
+            return;
         }
         if lifted == behind {
             continue;
