@@ -14,7 +14,7 @@ use futures_util::future::join_all;
 use crate::config::EngineConfig;
 use crate::error::{Error, Result};
 use crate::io::runtime::{self, RuntimeHandle, RuntimeOptions};
-use crate::io::{fs, ring};
+use crate::io::{callers, fs};
 use crate::shard::Shard;
 use crate::types::ShardId;
 
@@ -177,7 +177,7 @@ async fn serve(shard: Rc<Shard>, queue: ShardQueue) -> Result<()> {
         }
     });
     let jobs = queue.jobs.downgrade();
-    ring::interrupt_when(move || jobs.upgrade().is_some_and(|jobs| !jobs.is_empty()));
+    callers::interrupt_when(move || jobs.upgrade().is_some_and(|jobs| !jobs.is_empty()));
     while let Ok(job) = queue.jobs.recv().await {
         job(Rc::clone(&shard));
         // Jobs that end at once must not keep the tasks of earlier ones waiting.

@@ -8,6 +8,7 @@
 //! kernel, at no cost: the choice is one enum variant that is not compiled in.
 
 pub(crate) mod bug;
+pub(crate) mod callers;
 pub(crate) mod direct;
 pub(crate) mod fs;
 pub(crate) mod lock;

@@ -2,6 +2,8 @@
 
 use std::cell::Cell;
 use std::future::Future;
+use std::io;
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use glommio::{ExecutorJoinHandle, Latency, LocalExecutorBuilder, Placement, Shar
 
 use crate::error::{Error, Result};
 
+use super::callers;
 use super::watchdog::Beat;
 
 /// Memory that an executor registers with its ring; small, since it counts against `ulimit -l`.
@@ -126,6 +129,14 @@ impl<T> Future for KeepAwake<T> {
     }
 }
 
+/// The thread looks for requests on `socket` also while background work keeps it, or a wait for the device; until it is closed.
+///
+/// # Errors
+/// The system's, mostly a limit of what may be watched.
+pub fn watch(socket: &impl AsRawFd) -> io::Result<()> {
+    callers::watch(socket)
+}
+
 /// Starts a task in the caller's queue that nobody waits for.
 pub fn spawn_detached(task: impl Future<Output = ()> + 'static) {
     #[cfg(any(test, feature = "sim"))]
@@ -135,8 +146,8 @@ pub fn spawn_detached(task: impl Future<Output = ()> + 'static) {
     glommio::spawn_local(task).detach();
 }
 
-/// Tasks that get what requests leave: flush and compaction, which the host's own writes wait for, and what others ask for
-/// (copies, digests, scrubs).
+/// Tasks that get what requests leave: flush and compaction, which get more of the core the sooner the host's own writes have to
+/// wait for them, and what others ask for (copies, digests, scrubs).
 #[derive(Clone, Debug)]
 pub(crate) struct Background {
     /// Absent on a simulated machine, whose scheduler knows no classes: any order of tasks may happen.
@@ -170,7 +181,7 @@ impl SharesManager for Weight {
 }
 
 impl Background {
-    /// Flush and compaction let the thread look at its sockets every `preempt`; what others ask for does more often.
+    /// Two queues whose tasks let the thread look at its rings every `preempt` at the latest.
     pub fn new(preempt: Duration) -> Background {
         let weight = Rc::new(Weight(Cell::new(*BACKGROUND_WEIGHT.start())));
         #[cfg(any(test, feature = "sim"))]
@@ -183,7 +194,7 @@ impl Background {
             own: executor.create_task_queue(own, Latency::Matters(preempt), "background"),
             for_others: executor.create_task_queue(
                 Shares::Static(*BACKGROUND_WEIGHT.start()),
-                Latency::Matters(preempt.min(PREEMPT_FOR_OTHERS)),
+                Latency::Matters(preempt),
                 "for others",
             ),
         };
@@ -231,9 +242,6 @@ impl Background {
         }
     }
 }
-
-/// How long work that others ask for keeps the thread from its sockets. A look at them costs 25 us.
-const PREEMPT_FOR_OTHERS: Duration = Duration::from_micros(100);
 
 /// How long background work keeps the core at a time: a request that comes meanwhile waits for it.
 const BACKGROUND_SLICE: Duration = Duration::from_micros(40);
@@ -289,6 +297,7 @@ pub async fn yield_now() {
     super::ring::hurry();
     match SLICE_END.get() {
         // The preemption timer alone would give background work as long a turn as requests.
+        Some(end) if Instant::now() >= end && callers::are_waiting() => callers::serve().await,
         Some(end) if Instant::now() >= end => glommio::executor().yield_task_queue_now().await,
         _ => glommio::yield_if_needed().await,
     }

@@ -369,6 +369,9 @@ impl Server {
         };
         // The client may have gone already.
         let Ok((address, local)) = set_up() else { return };
+        if let Err(cause) = runtime::watch(&stream) {
+            tracing::debug!(%cause, %address, "requests may wait for background work");
+        }
         let user = self.service.users.load().unnamed();
         let name = user.as_ref().map_or(String::new(), |user| user.name.clone());
         let Some(client) = self.service.clients.enter(address, local, name, config.limits.connections_max) else {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use futures_lite::{AsyncReadExt, future};
 
-use super::{Ring, is_interrupted};
-use crate::io::runtime;
+use super::Ring;
+use crate::io::{callers, runtime};
 
 /// The longest time that the thread waits for the device without sleeping. To sleep and to be woken costs a thread of glommio more
 /// than 100 us of its core, and delays the answer by 40 us.
@@ -17,10 +17,12 @@ const SPIN_MAX_LOG: Duration = Duration::from_micros(400);
 /// The longest time without a sleep, however soon answers come: the executor looks at glommio's rings before it sleeps.
 const AWAKE_MAX: Duration = Duration::from_micros(500);
 /// A thread that looks lets the kernel's workers run, whose work the log's answer may be. When that took longer, another thread
-/// computes on this core, and was given a slice of the scheduler's (3 to 5 ms) each time.
+/// computes on this core, and was given a slice of the scheduler's (3 to 5 ms), even if it is of the idle class.
 const GIVEN_WAY_MAX: Duration = Duration::from_micros(300);
 /// For how long the thread sleeps at once behind that: who is woken comes sooner than who has given way.
 const CROWDED: Duration = Duration::from_millis(50);
+/// The same for a thread that serves sockets, whose clients pay for each such slice.
+const CROWDED_SERVING: Duration = Duration::from_secs(1);
 /// Waits in a row that took longer, behind which only one in some is tried.
 const VAIN_MAX: u32 = 8;
 const VAIN_RETRY: u32 = 64;
@@ -59,7 +61,7 @@ impl Patience {
         } else {
             return false;
         };
-        if is_interrupted() || self.awake_since.elapsed() >= AWAKE_MAX {
+        if glommio::executor().need_preempt() || self.awake_since.elapsed() >= AWAKE_MAX {
             return false;
         }
         let turns = runtime::background_turns();
@@ -87,7 +89,8 @@ impl Patience {
 
     /// Lets the kernel's workers run, unless others would.
     fn gives_way(&mut self) -> bool {
-        if self.crowded_at.is_some_and(|crowded| crowded.elapsed() < CROWDED) {
+        let rest = if callers::has_sockets() { CROWDED_SERVING } else { CROWDED };
+        if self.crowded_at.is_some_and(|crowded| crowded.elapsed() < rest) {
             return false;
         }
         let before = Instant::now();
@@ -127,6 +130,10 @@ pub(super) async fn idle(ring: Weak<Ring>) {
             } else if patience.lasts(&ring) {
                 if ring.look() {
                     patience.pays();
+                } else if callers::are_waiting() {
+                    drop(ring);
+                    callers::serve().await;
+                    continue;
                 }
             } else {
                 ring.arm();

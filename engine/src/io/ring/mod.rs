@@ -54,7 +54,6 @@ static STROKE: [u8; 1] = [1];
 
 thread_local! {
     static OF_THREAD: OnceCell<Rc<Ring>> = const { OnceCell::new() };
-    static INTERRUPTS: RefCell<Vec<Box<dyn Fn() -> bool>>> = const { RefCell::new(Vec::new()) };
     static LOG_AWAITED: Cell<usize> = const { Cell::new(0) };
 }
 
@@ -73,16 +72,6 @@ impl Drop for LogAwaited {
     fn drop(&mut self) {
         LOG_AWAITED.set(LOG_AWAITED.get() - 1);
     }
-}
-
-/// A thread that waits for the device does so without sleeping for a while; it stops when `is_wanted` says that something has
-/// come from another thread.
-pub(crate) fn interrupt_when(is_wanted: impl Fn() -> bool + 'static) {
-    INTERRUPTS.with_borrow_mut(|interrupts| interrupts.push(Box::new(is_wanted)));
-}
-
-fn is_interrupted() -> bool {
-    glommio::executor().need_preempt() || INTERRUPTS.with_borrow(|interrupts| interrupts.iter().any(|wanted| wanted()))
 }
 
 /// What to do with a file.
