@@ -297,8 +297,13 @@ pub async fn yield_now() {
     super::ring::hurry();
     match SLICE_END.get() {
         // The preemption timer alone would give background work as long a turn as requests.
-        Some(end) if Instant::now() >= end && callers::are_waiting() => callers::serve().await,
-        Some(end) if Instant::now() >= end => glommio::executor().yield_task_queue_now().await,
+        Some(end) if Instant::now() >= end => {
+            if callers::are_waiting() {
+                callers::serve().await;
+            } else {
+                glommio::executor().yield_task_queue_now().await;
+            }
+        }
         _ => glommio::yield_if_needed().await,
     }
 }
