@@ -24,10 +24,11 @@ pub(crate) fn interrupt_when(is_wanted: impl Fn() -> bool + 'static) {
     QUEUES.with_borrow_mut(|queues| queues.push(Box::new(is_wanted)));
 }
 
-/// This thread is wanted when `socket` has something to read, until it is closed.
+/// The thread looks for requests on `socket` also while background work keeps it, or a wait for the device; until it is closed.
 ///
-/// Errors: the system's, mostly a limit of what may be watched; requests of this socket may wait a little longer then.
-pub(super) fn watch(socket: &impl AsRawFd) -> io::Result<()> {
+/// # Errors
+/// The system's, mostly a limit of what may be watched; requests of this socket may wait a little longer then.
+pub fn watch(socket: &impl AsRawFd) -> io::Result<()> {
     SOCKETS.with(|sockets| {
         let watched = match sockets.get() {
             Some(watched) => watched,

@@ -2,8 +2,6 @@
 
 use std::cell::Cell;
 use std::future::Future;
-use std::io;
-use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,6 +12,8 @@ use glommio::timer::Timer;
 use glommio::{ExecutorJoinHandle, Latency, LocalExecutorBuilder, Placement, Shares, SharesManager, TaskQueueHandle};
 
 use crate::error::{Error, Result};
+
+pub use super::callers::watch;
 
 use super::callers;
 use super::watchdog::Beat;
@@ -127,14 +127,6 @@ impl<T> Future for KeepAwake<T> {
         }
         Poll::Pending
     }
-}
-
-/// The thread looks for requests on `socket` also while background work keeps it, or a wait for the device; until it is closed.
-///
-/// # Errors
-/// The system's, mostly a limit of what may be watched.
-pub fn watch(socket: &impl AsRawFd) -> io::Result<()> {
-    callers::watch(socket)
 }
 
 /// Starts a task in the caller's queue that nobody waits for.

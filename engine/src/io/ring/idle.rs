@@ -106,8 +106,8 @@ impl Patience {
     }
 }
 
-/// Runs behind all tasks that are ready: hands over what they have asked for, looks for answers as long as nobody else wants the
-/// core, and arms the bell before the thread sleeps.
+/// Runs behind all tasks that are ready: hands over what they have asked for, looks for answers, in between serves whoever wants
+/// the thread, and arms the bell before it sleeps.
 pub(super) async fn idle(ring: Weak<Ring>) {
     let mut patience = Patience::new();
     loop {
